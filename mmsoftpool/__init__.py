@@ -1,0 +1,1 @@
+"""SoftPool for MMDetection."""

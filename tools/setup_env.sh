@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Creates a virtual environment with everything the project needs: torch, mmcv, mmdet, the linters.
+# Usage: tools/setup_env.sh [VENV_DIR]     (`make env` calls it with .venv)
+# Safe to call again: what is already there is kept, and a build that was interrupted starts anew.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+venv=${1:-.venv}
+python=${PYTHON:-python3}
+
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+if [ ! -x "$venv/bin/pip" ]; then
+  command -v "$python" >/dev/null || die "no '$python' found; install Python 3.10 or newer, or name one: make env PYTHON=python3.11"
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    die "$("$python" --version) is too old, Python 3.10 or newer is needed; name one: make env PYTHON=python3.11"
+  echo "== creating $venv with $("$python" --version)"
+  "$python" -m venv "$venv" || die "could not create $venv (on Debian and Ubuntu: apt-get install python3-venv)"
+fi
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
+
+echo "== torch and the build tools"
+pip install -q -c constraints.txt torch
+pip install -q -c constraints.txt 'setuptools>=80' wheel packaging psutil ninja
+
+if ! "$venv/bin/python" -c 'import mmcv.ops' 2>/dev/null; then
+  # torch must not be replaced by mmcv's build, hence no build isolation (here and below).
+  mmcv=(install --no-build-isolation -c constraints.txt onedl-mmengine onedl-mmcv)
+  echo "== mmcv (looking for a prebuilt wheel)"
+  if ! pip "${mmcv[@]}" -q --only-binary onedl-mmcv 2>/dev/null; then
+    command -v c++ >/dev/null || command -v g++ >/dev/null ||
+      die "there is no prebuilt mmcv for this torch and no C++ compiler to build it (on Debian and Ubuntu: apt-get install g++)"
+    echo "== mmcv: no prebuilt wheel fits this torch, so its operators are compiled now."
+    echo "   This takes 15 to 60 minutes, once, and pip is silent meanwhile except for a line a minute."
+    hide_gpu=()
+    if "$venv/bin/python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' &&
+        [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ] && ! command -v nvcc >/dev/null; then
+      echo "   There is a GPU but no CUDA compiler (nvcc): mmcv's operators are built for the CPU only."
+      echo "   Wheels with the CUDA operators are at https://mmwheels.onedl.ai (python -m pip install onedl-mim,"
+      echo "   then mim install onedl-mmcv). SoftPool itself does not need them."
+      hide_gpu=(CUDA_VISIBLE_DEVICES=)
+    fi
+    env "${hide_gpu[@]}" "$venv/bin/python" -m pip --disable-pip-version-check "${mmcv[@]}"
+  fi
+  "$venv/bin/python" -c 'import mmcv.ops' || die "mmcv was installed but its operators do not load (see above)"
+fi
+
+echo "== mmdetection and mmsoftpool"
+pip install -q --no-build-isolation -c constraints.txt -e '.[mmdet,test]'
