@@ -1,1 +1,31 @@
-"""SoftPool for MMDetection."""
+"""SoftPool for MMDetection.
+
+Needs torch alone. Where mmengine and mmdet are installed, the modules and backbones are registered
+as well, so that ``custom_imports = dict(imports=['mmsoftpool'])`` is all that a config needs.
+"""
+
+import importlib.util
+import warnings
+from importlib.metadata import version
+
+from .ops import SoftPool1d, SoftPool2d, SoftPool3d, soft_pool1d, soft_pool2d, soft_pool3d
+
+__version__ = version("mmsoftpool")
+__all__ = [
+    "SoftPool1d",
+    "SoftPool2d",
+    "SoftPool3d",
+    "soft_pool1d",
+    "soft_pool2d",
+    "soft_pool3d",
+]
+
+if importlib.util.find_spec("mmengine") is not None:
+    try:
+        from . import models  # noqa: F401
+    except Exception as error:  # mmdet checks mmcv's version by assert, mmcv's ops may not load
+        warnings.warn(
+            "mmsoftpool: OpenMMLab's packages are installed but cannot be imported, so nothing is "
+            f"registered for configs: {type(error).__name__}: {error}",
+            stacklevel=2,
+        )

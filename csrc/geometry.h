@@ -1,0 +1,63 @@
+// The shape arithmetic of a pooling, shared by every backend. No torch in here.
+#pragma once
+
+#include <cstdint>
+
+namespace mmsoftpool {
+
+// One spatial axis. Output o covers the inputs o * stride - pad + k * dilation, k in [0, kernel);
+// those outside [0, in) are absent from the window: they have no weight.
+struct Axis {
+  int64_t in = 1;
+  int64_t out = 1;
+  int64_t kernel = 1;
+  int64_t stride = 1;
+  int64_t pad = 0; // before the first element; what comes after the last needs no number here
+  int64_t dilation = 1;
+
+  int64_t first_input(int64_t o) const { return o * stride - pad; }
+
+  // The outputs whose tap k lies inside the input are the range [begin_out(k), end_out(k)).
+  int64_t begin_out(int64_t k) const {
+    const int64_t missing = pad - k * dilation;
+    const int64_t begin = missing <= 0 ? 0 : (missing + stride - 1) / stride;
+    return begin < out ? begin : out;
+  }
+  int64_t end_out(int64_t k) const {
+    const int64_t room = in - 1 + pad - k * dilation;
+    const int64_t end = room < 0 ? 0 : room / stride + 1;
+    return end < out ? end : out;
+  }
+};
+
+// Output size as torch's own pools have it: in ceil_mode the last window starts inside the input
+// or the padding before it.
+inline int64_t output_size(
+    int64_t in, int64_t kernel, int64_t stride, int64_t pad_before, int64_t pad_after,
+    int64_t dilation, bool ceil_mode) {
+  const int64_t span = in + pad_before + pad_after - dilation * (kernel - 1) - 1;
+  if (span < 0) {
+    return 0;
+  }
+  int64_t out = (span + (ceil_mode ? stride - 1 : 0)) / stride + 1;
+  if (ceil_mode && (out - 1) * stride >= in + pad_before) {
+    --out;
+  }
+  return out;
+}
+
+// A pooling of `planes` independent volumes (batch times channels) of depth x height x width.
+// 1d and 2d pools leave the leading axes at their defaults.
+struct Geometry {
+  int64_t planes = 0;
+  Axis depth, height, width;
+
+  int64_t in_plane() const { return depth.in * height.in * width.in; }
+  int64_t out_plane() const { return depth.out * height.out * width.out; }
+  int64_t out_rows() const { return planes * depth.out * height.out; }
+};
+
+// 'exact' is the derivative of the forward; 'paper' is section 3.2 of the paper, the weight alone.
+enum class Gradient { exact, paper };
+
+} // namespace mmsoftpool

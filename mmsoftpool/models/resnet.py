@@ -1,0 +1,42 @@
+"""ResNet with SoftPool in its stem (Stergiou et al., ICCV 2021, section 4.4)."""
+
+from mmdet.models.backbones import ResNet
+from mmdet.registry import MODELS
+
+
+@MODELS.register_module()
+class SoftPoolResNet(ResNet):
+    """mmdet's :class:`~mmdet.models.backbones.ResNet` with another pool after the first
+    convolution, its only pooling layer.
+
+    The state dict has the keys of mmdet's ResNet, so ImageNet checkpoints load with nothing missing
+    and nothing left over.
+
+    Note:
+        With ``frozen_stages >= 0`` the stem is frozen and gets no gradient, so the pool's backward
+        never runs. mmdet's detection configs set ``frozen_stages=1``: there the choice of
+        ``gradient`` makes no difference.
+
+    Args:
+        *args: As for mmdet's ResNet; all depths (18, 34, 50, 101, 152).
+        stem_pool (dict): Config of the pool in the stem, for ``MODELS.build``. Defaults to
+            ``dict(type='SoftPool2d', kernel_size=3, stride=2, padding=1)``, the grid of the max
+            pool that it replaces. ``dict(type='SoftPool2d', kernel_size=2, stride=2)`` is what the
+            authors' code does.
+        **kwargs: As for mmdet's ResNet.
+
+    Example:
+        >>> import torch
+        >>> backbone = SoftPoolResNet(depth=18).eval()
+        >>> [tuple(level.shape) for level in backbone(torch.rand(1, 3, 32, 32))]
+        [(1, 64, 8, 8), (1, 128, 4, 4), (1, 256, 2, 2), (1, 512, 1, 1)]
+    """
+
+    def __init__(
+        self,
+        *args,
+        stem_pool=dict(type="SoftPool2d", kernel_size=3, stride=2, padding=1),
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.maxpool = MODELS.build(stem_pool)  # the name that ResNet.forward calls

@@ -1,0 +1,75 @@
+"""SoftPool as modules, with the arguments of ``nn.MaxPool1d`` and its kin."""
+
+from torch import Tensor, nn
+
+from . import functional as F
+
+
+class _SoftPoolNd(nn.Module):
+    def __init__(
+        self,
+        kernel_size,
+        stride=None,
+        padding=0,
+        dilation=1,
+        ceil_mode: bool = False,
+        *,
+        gradient: str = "exact",
+    ):
+        super().__init__()
+        # Bad arguments are reported where the module is built, not where it first runs.
+        F.check_pooling(
+            self._axes, kernel_size, stride, padding, dilation, ceil_mode, gradient
+        )
+        self.kernel_size = kernel_size
+        self.stride = kernel_size if stride is None else stride
+        self.padding = padding
+        self.dilation = dilation
+        self.ceil_mode = ceil_mode
+        self.gradient = gradient
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._function(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+            gradient=self.gradient,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
+            f"dilation={self.dilation}, ceil_mode={self.ceil_mode}, gradient={self.gradient!r}"
+        )
+
+
+class SoftPool1d(_SoftPoolNd):
+    """Module form of :func:`mmsoftpool.soft_pool1d`, same arguments; (N, C, L) or (C, L)."""
+
+    _axes = 1
+    _function = staticmethod(F.soft_pool1d)
+
+
+class SoftPool2d(_SoftPoolNd):
+    """Module form of :func:`mmsoftpool.soft_pool2d`, same arguments. A drop-in for
+    ``nn.MaxPool2d``; in a config ``dict(type='SoftPool2d', kernel_size=3, stride=2, padding=1)``.
+
+    Example:
+        >>> import torch
+        >>> SoftPool2d(kernel_size=3, stride=2, padding=1)(torch.rand(1, 64, 56, 56)).shape
+        torch.Size([1, 64, 28, 28])
+    """
+
+    _axes = 2
+    _function = staticmethod(F.soft_pool2d)
+
+
+class SoftPool3d(_SoftPoolNd):
+    """Module form of :func:`mmsoftpool.soft_pool3d`, same arguments; (N, C, D, H, W) or
+    (C, D, H, W)."""
+
+    _axes = 3
+    _function = staticmethod(F.soft_pool3d)

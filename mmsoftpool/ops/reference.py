@@ -1,0 +1,200 @@
+"""SoftPool in plain PyTorch: slow, readable, and what the compiled kernels are held against.
+
+Softmax over the k^d strided slices of the input, one per tap of the window. Runs on every device
+that PyTorch has and takes over wherever no compiled kernel is there.
+
+Source: Stergiou et al., "Refining activation downsampling with SoftPool", ICCV 2021, section 3.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def output_size(
+    size: int,
+    kernel_size: int,
+    stride: int,
+    padding: Sequence[int],
+    dilation: int,
+    ceil_mode: bool,
+) -> int:
+    """Output size of one axis, as torch's own pools have it.
+
+    Args:
+        size: Input size.
+        kernel_size: Window size in taps.
+        stride: Distance of neighbouring windows.
+        padding: Absent elements (before, after) the input.
+        dilation: Distance of neighbouring taps.
+        ceil_mode: Whether a last, incomplete window counts. It does if it starts inside the input
+            or the padding before it.
+    """
+    before, after = padding
+    span = size + before + after - dilation * (kernel_size - 1) - 1
+    out = (span + (stride - 1 if ceil_mode else 0)) // stride + 1
+    if ceil_mode and (out - 1) * stride >= size + before:
+        out -= 1
+    return out
+
+
+def output_sizes(
+    sizes: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> list[int]:
+    """:func:`output_size` of every axis; ``padding`` is flat: before and after of each axis."""
+    pairs = zip(padding[0::2], padding[1::2], strict=True)
+    axes = zip(sizes, kernel_size, stride, pairs, dilation, strict=True)
+    return [output_size(*axis, ceil_mode) for axis in axes]
+
+
+class _Windows:
+    """The windows of a pooling over (N, C, spatial...) tensors, as a stack of strided slices."""
+
+    def __init__(self, sizes, kernel_size, stride, padding, dilation, ceil_mode):
+        self.sizes = list(sizes)
+        outs = output_sizes(sizes, kernel_size, stride, padding, dilation, ceil_mode)
+        self.before = padding[0::2]
+        # What the last window needs after the input; ceil_mode can ask for more than the padding.
+        after = [
+            max(0, (o - 1) * s + (k - 1) * d + 1 - n - p)
+            for n, o, k, s, p, d in zip(
+                sizes, outs, kernel_size, stride, self.before, dilation, strict=True
+            )
+        ]
+        # F.pad wants the last axis first.
+        self.pad = [
+            p for pair in zip(reversed(self.before), reversed(after), strict=True) for p in pair
+        ]
+        self.taps = [
+            (
+                ...,
+                *(
+                    slice(i * d, i * d + (o - 1) * s + 1, s)
+                    for i, d, o, s in zip(tap, dilation, outs, stride, strict=True)
+                ),
+            )
+            for tap in itertools.product(*map(range, kernel_size))
+        ]
+
+    def gather(self, x: Tensor, absent: float) -> Tensor:
+        """(taps, N, C, out...) with ``absent`` for what is outside the input."""
+        padded = F.pad(x, self.pad, value=absent)
+        return torch.stack([padded[tap] for tap in self.taps])
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """The transpose of :meth:`gather`: adds every tap to the element that it came from."""
+        shape = [
+            n + before + after
+            for n, before, after in zip(
+                self.sizes, reversed(self.pad[0::2]), reversed(self.pad[1::2]), strict=True
+            )
+        ]
+        padded = values.new_zeros(*values.shape[1:3], *shape)
+        for tap, value in zip(self.taps, values, strict=True):
+            padded[tap] += value
+        inside = (slice(p, p + n) for p, n in zip(self.before, self.sizes, strict=True))
+        return padded[(..., *inside)]
+
+
+def _softmax(taps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights of every window, eq. 1, from its taps (taps, ...).
+
+    Returns:
+        ``w`` (taps, ...), the weights; ``shifted`` (taps, ...), x - max; ``top`` (...), the max;
+        ``mean`` (...), sum of w * shifted, so that the output (eq. 2) is top + mean. A tap that is
+        absent or -inf weighs exactly 0; a window of nothing else has w = 0 and mean = -inf.
+    """
+    limits = torch.finfo(taps.dtype)
+    floor = math.log(limits.tiny)
+    top = taps.amax(0).clamp(min=limits.min)
+    shifted = (taps - top).clamp(min=floor)
+    exponentials = torch.where(shifted <= floor, 0, shifted.exp())
+    total = exponentials.sum(0)
+    empty = total == 0
+    w = exponentials / torch.where(empty, 1, total)
+    mean = torch.where(empty, -math.inf, (w * shifted).sum(0))
+    return w, shifted, top, mean
+
+
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def soft_pool(
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    gradient: str,
+) -> Tensor:
+    """Forward pass of ``torch.ops.mmsoftpool.soft_pool``, see :mod:`mmsoftpool.ops.library`."""
+    windows = _Windows(input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
+    _, _, top, mean = _softmax(windows.gather(input.to(_compute_dtype(input.dtype)), -math.inf))
+    return (top + mean).to(input.dtype)
+
+
+def soft_pool_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    gradient: str,
+) -> Tensor:
+    """Gradient of the input: g w (1 + x - y) for ``'exact'``, g w (section 3.2) for ``'paper'``."""
+    dtype = _compute_dtype(input.dtype)
+    windows = _Windows(input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
+    w, shifted, _, mean = _softmax(windows.gather(input.to(dtype), -math.inf))
+    grads = grad_output.to(dtype) * w
+    if gradient == "exact":
+        grads = grads * (1 + (shifted - mean.clamp(min=torch.finfo(dtype).min)))
+    return windows.scatter(grads).to(input.dtype)
+
+
+def soft_pool_double_backward(
+    grad_grad_input: Tensor,
+    grad_output: Tensor,
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    gradient: str,
+) -> tuple[Tensor, Tensor]:
+    """Derivative of :func:`soft_pool_backward`, differentiable again.
+
+    With v for ``grad_grad_input``, h_i = 1 + x_i - y and u = sum v_i w_i h_i, the gradient of
+    grad_output is u and that of x_j is g w_j ((v_j - sum v_i w_i) h_j + v_j - u). The paper's
+    gradient is the same with h = 1 and without the terms that come from the derivative of h.
+
+    Returns:
+        The gradients of ``grad_output`` and ``input``.
+    """
+    dtype = _compute_dtype(input.dtype)
+    windows = _Windows(input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
+    w, shifted, _, mean = _softmax(windows.gather(input.to(dtype), -math.inf))
+    v = windows.gather(grad_grad_input.to(dtype), 0.0)
+    v_mean = (v * w).sum(0)
+    if gradient == "exact":
+        h = 1 + (shifted - mean.clamp(min=torch.finfo(dtype).min))
+        u = (v * w * h).sum(0)
+        grads = w * ((v - v_mean) * h + v - u)
+    else:
+        u = v_mean
+        grads = w * (v - v_mean)
+    grad_input = windows.scatter(grad_output.to(dtype) * grads)
+    return u.to(grad_output.dtype), grad_input.to(input.dtype)
