@@ -1,0 +1,35 @@
+#!/usr/bin/env python
+"""Draws a small detection data set in COCO format: textured shapes with boxes and masks.
+
+Example: python tools/make_shapes.py data/shapes
+"""
+
+import argparse
+
+from mmsoftpool import apis
+from mmsoftpool.datasets.shapes import make_shapes
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("root", help="folder for the data set")
+    for name, default, help in (
+        ("train", 800, "number of training images"),
+        ("val", 100, "number of validation images"),
+        ("size", 160, "height and width of the images in pixels, at least 64"),
+        ("seed", 0, "seed: the same seed draws the same images"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=default, help=f"{help} (default: %(default)s)"
+        )
+    args = parser.parse_args()
+    try:
+        make_shapes(**vars(args))
+    except (ValueError, OSError) as error:
+        raise apis.UserError(str(error)) from error
+
+
+if __name__ == "__main__":
+    apis.run_tool(main)

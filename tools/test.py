@@ -1,0 +1,34 @@
+#!/usr/bin/env python
+"""Evaluates a detector from a config and a checkpoint, as MMDetection's tools/test.py does.
+
+Example: python tools/test.py configs/retinanet_r50_softpool.py \\
+             work_dirs/retinanet_r50_softpool/epoch_12.pth --show-dir pictures
+"""
+
+import argparse
+
+from mmsoftpool import apis
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="config file")
+    parser.add_argument("checkpoint", help="checkpoint file or URL")
+    parser.add_argument("--out", metavar="FILE.pkl", help="pickle file for the predictions")
+    parser.add_argument("--show", action="store_true", help="show the predictions in a window")
+    parser.add_argument(
+        "--show-dir", metavar="DIR", help="folder for pictures of predictions and ground truth"
+    )
+    parser.add_argument(
+        "--wait-time", type=float, default=2, help="seconds per window (default: %(default)s)"
+    )
+    apis.add_common_arguments(parser)
+    args = parser.parse_args()
+    cfg = apis.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    apis.test(cfg, args.checkpoint, args.out, args.show, args.show_dir, args.wait_time)
+
+
+if __name__ == "__main__":
+    apis.run_tool(main)
