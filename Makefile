@@ -22,3 +22,31 @@ $(VENV)/.installed: constraints.txt pyproject.toml tools/setup_env.sh
 $(VENV)/.built: $(VENV)/.installed setup.py $(CSRC)
 	$(PY) -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
+
+# `train --resume` goes on where an interrupted demo stopped, and skips a training that is complete.
+DEMO      := configs/demo_retinanet_softpool.py
+DEMO_RUN  := work_dirs/demo_retinanet_softpool
+demo: env
+	$(PY) tools/make_shapes.py data/shapes
+	$(PY) tools/train.py $(DEMO) --resume
+	$(PY) tools/test.py $(DEMO) $(DEMO_RUN)/epoch_12.pth \
+	  --out $(DEMO_RUN)/predictions.pkl --show-dir $(DEMO_RUN)/pictures
+	$(PY) tools/draw_run.py $(DEMO) --predictions $(DEMO_RUN)/predictions.pkl
+	@echo "The COCO table is above; every image with its detections is in $(DEMO_RUN)/pictures."
+	@echo "To train anew: rm -r $(DEMO_RUN)"
+
+test: env lint
+	$(PY) -m pytest
+
+lint: env
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CSRC)
+
+format: env
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(BIN)/clang-format -i $(CSRC)
+
+clean:
+	rm -rf build dist *.egg-info mmsoftpool/*.so $(VENV)/.built

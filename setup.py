@@ -162,8 +162,9 @@ class BuildLibraries(build_ext):
         say(shlex.join(command))
         if subprocess.run(command).returncode != 0:
             raise SystemExit(
-                f"mmsoftpool: {command[0]} failed, see its messages above (pip shows them with -v). "
-                "MMSOFTPOOL_CUDA=0 builds without the CUDA library, CXX=... takes another compiler."
+                f"mmsoftpool: {command[0]} failed, see its messages above (pip shows them with "
+                "-v). MMSOFTPOOL_CUDA=0 builds without the CUDA library, CXX=... takes another "
+                "compiler."
             )
 
 

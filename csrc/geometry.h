@@ -12,7 +12,7 @@ struct Axis {
   int64_t out = 1;
   int64_t kernel = 1;
   int64_t stride = 1;
-  int64_t pad = 0; // before the first element; what comes after the last needs no number here
+  int64_t pad = 0;  // before the first element; what comes after the last needs no number here
   int64_t dilation = 1;
 
   int64_t first_input(int64_t o) const { return o * stride - pad; }
@@ -60,4 +60,4 @@ struct Geometry {
 // 'exact' is the derivative of the forward; 'paper' is section 3.2 of the paper, the weight alone.
 enum class Gradient { exact, paper };
 
-} // namespace mmsoftpool
+}  // namespace mmsoftpool

@@ -24,7 +24,7 @@ pip install -q -c constraints.txt 'setuptools>=80' wheel packaging psutil ninja
 
 if ! "$venv/bin/python" -c 'import mmcv.ops' 2>/dev/null; then
   # torch must not be replaced by mmcv's build, hence no build isolation (here and below).
-  mmcv=(install --no-build-isolation -c constraints.txt onedl-mmengine onedl-mmcv)
+  mmcv=(install --no-build-isolation -c constraints.txt onedl-mmengine onedl-mmcv onedl-mmdetection)
   echo "== mmcv (looking for a prebuilt wheel)"
   if ! pip "${mmcv[@]}" -q --only-binary onedl-mmcv 2>/dev/null; then
     command -v c++ >/dev/null || command -v g++ >/dev/null ||

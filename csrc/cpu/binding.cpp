@@ -21,7 +21,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 
-// input: (N, C, spatial...); the lists have one entry per spatial axis, padding two: (before, after).
+// input: (N, C, spatial...); the lists have one entry per spatial axis, padding two: (before,
+// after).
 Geometry make_geometry(
     const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
     const Ints& dilation, bool ceil_mode) {
@@ -47,8 +48,8 @@ Geometry make_geometry(
         axis.in >= 1 && axis.kernel >= 1 && axis.stride >= 1 && axis.dilation >= 1 && before >= 0 &&
             before <= axis.kernel / 2 && after >= 0 && after <= axis.kernel / 2,
         "soft_pool: invalid pooling of axis ", i, " (size ", axis.in, ", kernel ", axis.kernel,
-        ", stride ", axis.stride, ", padding (", before, ", ", after, "), dilation ",
-        axis.dilation, ")");
+        ", stride ", axis.stride, ", padding (", before, ", ", after, "), dilation ", axis.dilation,
+        ")");
     axis.out = mmsoftpool::output_size(
         axis.in, axis.kernel, axis.stride, before, after, axis.dilation, ceil_mode);
     STD_TORCH_CHECK(axis.out >= 1, "soft_pool: axis ", i, " has no output");
@@ -139,8 +140,7 @@ Tensor soft_pool_backward(
             wide_grad, wide, kernel_size, stride, padding, dilation, ceil_mode, gradient),
         dtype);
   }
-  const auto mode =
-      gradient == "exact" ? mmsoftpool::Gradient::exact : mmsoftpool::Gradient::paper;
+  const auto mode = gradient == "exact" ? mmsoftpool::Gradient::exact : mmsoftpool::Gradient::paper;
   const Tensor grad_out = torch::stable::contiguous(grad_output);
   const Tensor in = torch::stable::contiguous(input);
   Tensor grad_input = torch::stable::new_empty(in, in.sizes());
@@ -154,7 +154,7 @@ Tensor soft_pool_backward(
   return grad_input;
 }
 
-} // namespace
+}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(mmsoftpool, CPU, library) {
   library.impl("soft_pool", TORCH_BOX(&soft_pool));

@@ -31,7 +31,7 @@ MMSOFTPOOL_INLINE float exp_nonpositive(float x) {
   constexpr float rounder = 12582912.0f;
   const float shifted = x * 1.442695041f + rounder;
   const float n = shifted - rounder;
-  float r = x - n * 0.693359375f; // ln2 in two parts: the product with the first is exact
+  float r = x - n * 0.693359375f;  // ln2 in two parts: the product with the first is exact
   r = r - n * -2.12194440e-4f;
   // Minimax polynomial for e^r on [-ln2/2, ln2/2] (coefficients of Cephes' expf).
   float p = 1.9875691500e-4f;
@@ -43,7 +43,7 @@ MMSOFTPOOL_INLINE float exp_nonpositive(float x) {
   p = p * r * r + r + 1.0f;
   uint32_t bits;
   std::memcpy(&bits, &shifted, sizeof(bits));
-  bits = (bits + 127u) << 23; // 2^n
+  bits = (bits + 127u) << 23;  // 2^n
   float scale;
   std::memcpy(&scale, &bits, sizeof(scale));
   return p * scale;
@@ -51,4 +51,4 @@ MMSOFTPOOL_INLINE float exp_nonpositive(float x) {
 
 MMSOFTPOOL_INLINE double exp_nonpositive(double x) { return std::exp(x); }
 
-} // namespace mmsoftpool::cpu
+}  // namespace mmsoftpool::cpu

@@ -19,4 +19,4 @@ void soft_pool_backward(
     const Geometry& geometry, Gradient gradient, const T* grad_output, const T* input,
     T* grad_input, int64_t begin, int64_t end);
 
-} // namespace mmsoftpool::cpu
+}  // namespace mmsoftpool::cpu

@@ -16,7 +16,7 @@ _LICENSE = "Public domain: drawn by mmsoftpool.datasets.shapes"
 
 
 def _outline(name: str, size: float, angle: float) -> np.ndarray:
-    """(points, 2) outline around the origin; ``size`` is the side of the upright bounding square."""
+    """(points, 2) outline around the origin, inside a circle of diameter ``size``."""
     points = {"disc": 40, "square": 4, "triangle": 3, "star": 10}[name]
     turns = 2 * np.pi * np.arange(points) / points + angle
     radius = np.full(points, size / 2)
@@ -104,7 +104,9 @@ def make_shapes(root, train: int = 800, val: int = 100, size: int = 160, seed: i
         for i in track(range(count), description=f"drawing {root / split}"):
             image, objects = _draw(np.random.default_rng((seed, number, i)), size)
             file_name = f"{i:06d}.jpg"
-            if not cv2.imwrite(str(root / split / file_name), image, [cv2.IMWRITE_JPEG_QUALITY, 95]):
+            if not cv2.imwrite(
+                str(root / split / file_name), image, [cv2.IMWRITE_JPEG_QUALITY, 95]
+            ):
                 raise OSError(f"cannot write {root / split / file_name}")
             images.append(dict(id=i, file_name=file_name, height=size, width=size, license=1))
             for shape in objects:

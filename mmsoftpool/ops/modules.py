@@ -18,9 +18,7 @@ class _SoftPoolNd(nn.Module):
     ):
         super().__init__()
         # Bad arguments are reported where the module is built, not where it first runs.
-        F.check_pooling(
-            self._axes, kernel_size, stride, padding, dilation, ceil_mode, gradient
-        )
+        F.check_pooling(self._axes, kernel_size, stride, padding, dilation, ceil_mode, gradient)
         self.kernel_size = kernel_size
         self.stride = kernel_size if stride is None else stride
         self.padding = padding

@@ -1,0 +1,110 @@
+"""Pictures of a run: its loss and AP curves, and its detections beside the ground truth."""
+
+import json
+from pathlib import Path
+
+import cv2
+import matplotlib
+
+matplotlib.use("Agg")  # files only; no window system is needed
+import matplotlib.pyplot as plt
+from matplotlib.patches import Rectangle
+from pycocotools.coco import COCO
+
+_COLOURS = plt.get_cmap("tab10").colors
+
+
+def plot_curves(work_dir, out) -> None:
+    """Draws training loss and validation AP over the epochs of a run.
+
+    Args:
+        work_dir (str | Path): Work directory of the run; a resumed run's logs are joined.
+        out (str | Path): Picture file.
+
+    Raises:
+        FileNotFoundError: If there is no log with a training loss.
+    """
+    losses, scores = {}, {}
+    for log in sorted(Path(work_dir).glob("*/vis_data/scalars.json")):
+        for line in log.read_text().splitlines():
+            entry = json.loads(line)
+            if "loss" in entry:
+                losses[entry["step"]] = entry
+            else:  # a validation; `step` is its epoch
+                for key, value in entry.items():
+                    if key.endswith("_mAP"):
+                        scores.setdefault(key.split("/")[-1], {})[entry["step"]] = value
+    if not losses:
+        raise FileNotFoundError(f"no training log (*/vis_data/scalars.json) in {work_dir}")
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    steps = sorted(losses)
+    for key in [k for k in losses[steps[-1]] if k.startswith("loss")]:
+        left.plot(steps, [losses[s].get(key) for s in steps], label=key, lw=1.5)
+    left.set(xlabel="iteration", ylabel="training loss", yscale="log")
+    for key, values in scores.items():
+        epochs = sorted(values)
+        label = {"bbox_mAP": "box AP", "segm_mAP": "mask AP"}.get(key, key)
+        right.plot(epochs, [values[e] for e in epochs], "o-", ms=3, label=label)
+    right.set(xlabel="epoch", ylabel="AP@[.50:.95], val", ylim=(0, 1))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(frameon=False)
+    figure.savefig(out, dpi=150)
+    plt.close(figure)
+
+
+def draw_detections(
+    predictions: list[dict], ann_file, out, count: int = 6, score_thr: float = 0.3
+) -> None:
+    """Draws ground truth (above) and detections (below) of a few images.
+
+    Args:
+        predictions: What ``tools/test.py --out`` writes: one dict per image.
+        ann_file (str | Path): The COCO annotations that they belong to.
+        out (str | Path): Picture file.
+        count: Number of images, those with the most objects. Defaults to 6.
+        score_thr: Lowest score of a detection that is drawn. Defaults to 0.3.
+    """
+    coco = COCO(str(ann_file))
+    names = [category["name"] for category in coco.loadCats(coco.getCatIds())]
+    index = {category: i for i, category in enumerate(coco.getCatIds())}
+    predictions = sorted(
+        predictions, key=lambda p: (-len(coco.getAnnIds(imgIds=p["img_id"])), p["img_id"])
+    )[:count]
+    figure, grid = plt.subplots(
+        2,
+        len(predictions),
+        figsize=(2.4 * len(predictions), 5),
+        squeeze=False,
+        layout="constrained",
+    )
+    for (above, below), prediction in zip(grid.T, predictions, strict=True):
+        image = cv2.cvtColor(cv2.imread(prediction["img_path"]), cv2.COLOR_BGR2RGB)
+        for axes in (above, below):
+            axes.imshow(image)
+            axes.set(xticks=[], yticks=[])
+        for annotation in coco.loadAnns(coco.getAnnIds(imgIds=prediction["img_id"])):
+            label = index[annotation["category_id"]]
+            _draw_box(above, annotation["bbox"], label, names[label])
+        found = prediction["pred_instances"]
+        for box, score, label in zip(
+            found["bboxes"], found["scores"], found["labels"], strict=True
+        ):
+            if score >= score_thr:
+                x1, y1, x2, y2 = box.tolist()
+                text = f"{names[label]} {score:.2f}"
+                _draw_box(below, (x1, y1, x2 - x1, y2 - y1), int(label), text)
+    grid[0, 0].set_ylabel("ground truth")
+    grid[1, 0].set_ylabel("detections")
+    figure.savefig(out, dpi=150)
+    plt.close(figure)
+
+
+def _draw_box(axes, box, label: int, text: str) -> None:
+    x, y, width, height = box
+    colour = _COLOURS[label % len(_COLOURS)]
+    axes.add_patch(Rectangle((x, y), width, height, fill=False, ec=colour, lw=1.8))
+    style = dict(facecolor=colour, edgecolor="none", pad=1)
+    axes.text(x, y, text, color="white", fontsize=6.5, va="bottom", bbox=style, clip_on=True)
