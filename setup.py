@@ -107,9 +107,9 @@ class BuildLibraries(build_ext):
     def build_extension(self, ext):
         library = Path(self.get_ext_fullpath(ext.name))
         # A library of an earlier build must not be taken for this one's.
-        in_source = Path(__file__).parent / self.get_ext_filename(ext.name)
-        for stale in (library, in_source):
-            stale.unlink(missing_ok=True)
+        library.unlink(missing_ok=True)
+        if self.inplace or self.editable_mode:
+            (Path(__file__).parent / self.get_ext_filename(ext.name)).unlink(missing_ok=True)
         cxx = find_cxx()
         if self.torch_version < TORCH_TARGET:
             return say(

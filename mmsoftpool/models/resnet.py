@@ -22,12 +22,12 @@ class SoftPoolResNet(ResNet):
         stem_pool (dict): Config of the pool in the stem, for ``MODELS.build``. Defaults to
             ``dict(type='SoftPool2d', kernel_size=3, stride=2, padding=1)``, the grid of the max
             pool that it replaces. ``dict(type='SoftPool2d', kernel_size=2, stride=2)`` is what the
-            authors' code does.
+            authors' code does, ``dict(type='torch.nn.MaxPool2d', ...)`` what mmdet does.
         **kwargs: As for mmdet's ResNet.
 
     Example:
         >>> import torch
-        >>> backbone = SoftPoolResNet(depth=18).eval()
+        >>> backbone = SoftPoolResNet(depth=18)
         >>> [tuple(level.shape) for level in backbone(torch.rand(1, 3, 32, 32))]
         [(1, 64, 8, 8), (1, 128, 4, 4), (1, 256, 2, 2), (1, 512, 1, 1)]
     """

@@ -1,0 +1,37 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def coco_root():
+    """A small cut of COCO 2017 in the standard layout."""
+    root = SHARED / "data" / "coco"
+    if not (root / "annotations" / "instances_train2017.json").exists():
+        pytest.skip(f"no COCO photos at {root}")
+    return root
+
+
+@pytest.fixture
+def run_script():
+    """Runs a Python script of the project as a user would; returns the finished process."""
+
+    def run(*args, cwd=ROOT, check=True, **env):
+        result = subprocess.run(
+            [sys.executable, *map(str, args)],
+            cwd=cwd,
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+        )
+        if check and result.returncode != 0:
+            pytest.fail(f"{args} ended with {result.returncode}:\n{result.stdout}{result.stderr}")
+        return result
+
+    return run

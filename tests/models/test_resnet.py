@@ -1,0 +1,82 @@
+import mmdet.registry
+import mmengine.registry
+import pytest
+import torch
+from mmdet.models.backbones import ResNet
+from mmengine.runner import load_checkpoint
+
+from mmsoftpool import SoftPool2d, soft_pool2d
+from mmsoftpool.models import SoftPoolResNet
+
+
+@pytest.mark.parametrize("registry", [mmengine.registry.MODELS, mmdet.registry.MODELS])
+def test_soft_pool_builds_from_the_registries(registry):
+    pool = registry.build(dict(type="SoftPool2d", kernel_size=3, stride=2, padding=1))
+    assert type(pool) is SoftPool2d and (pool.kernel_size, pool.stride, pool.padding) == (3, 2, 1)
+    for name in ("SoftPool1d", "SoftPool3d"):
+        assert type(registry.build(dict(type=name, kernel_size=2))).__name__ == name
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+def test_state_dict_is_that_of_mmdets_resnet(depth):
+    ours = mmdet.registry.MODELS.build(dict(type="SoftPoolResNet", depth=depth)).state_dict()
+    theirs = ResNet(depth).state_dict()
+    assert list(ours) == list(theirs)
+    assert all(ours[key].shape == theirs[key].shape for key in ours)
+
+
+def test_a_checkpoint_of_mmdets_resnet_loads_with_nothing_missing_or_left_over(tmp_path):
+    theirs = ResNet(50)
+    torch.save(dict(state_dict=theirs.state_dict()), tmp_path / "resnet50.pth")
+    ours = SoftPoolResNet(50)
+    load_checkpoint(ours, str(tmp_path / "resnet50.pth"), strict=True)
+    assert all(v.equal(theirs.state_dict()[k]) for k, v in ours.state_dict().items())
+    with_init_cfg = SoftPoolResNet(
+        50, init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "resnet50.pth"))
+    )
+    with_init_cfg.init_weights()
+    assert with_init_cfg.layer4[2].conv3.weight.equal(theirs.layer4[2].conv3.weight)
+
+
+@pytest.mark.parametrize("deep_stem", [False, True])
+@pytest.mark.parametrize(
+    ("stem_pool", "args"),
+    [
+        ({}, (3, 2, 1)),
+        (dict(stem_pool=dict(type="SoftPool2d", kernel_size=2, stride=2)), (2, 2)),
+    ],
+)
+def test_forward_is_mmdets_with_the_pool_replaced(deep_stem, stem_pool, args):
+    ours = SoftPoolResNet(18, deep_stem=deep_stem, **stem_pool)
+    theirs = ResNet(18, deep_stem=deep_stem)
+    for backbone in (ours, theirs):
+        backbone.eval()
+    theirs.load_state_dict(ours.state_dict())
+    theirs.maxpool.forward = lambda x: soft_pool2d(x, *args)
+    x = torch.randn(2, 3, 64, 96)
+    levels = ours(x)
+    assert [tuple(level.shape) for level in levels] == [
+        (2, 64, 16, 24),
+        (2, 128, 8, 12),
+        (2, 256, 4, 6),
+        (2, 512, 2, 3),
+    ]
+    for level, other in zip(levels, theirs(x), strict=True):
+        torch.testing.assert_close(level, other)
+
+
+@pytest.mark.parametrize("name", ["torch.nn.MaxPool2d", torch.nn.MaxPool2d])
+def test_torchs_own_pools_can_be_the_stem_pool(name):
+    stem_pool = dict(type=name, kernel_size=3, stride=2, padding=1)
+    assert type(SoftPoolResNet(18, stem_pool=stem_pool).maxpool) is torch.nn.MaxPool2d
+
+
+@pytest.mark.parametrize(("frozen_stages", "runs"), [(-1, True), (0, False), (1, False)])
+def test_the_pools_backward_runs_only_if_the_stem_trains(frozen_stages, runs):
+    backbone = SoftPoolResNet(18, frozen_stages=frozen_stages)
+    backbone.train()
+    calls = []
+    backbone.maxpool.register_full_backward_hook(lambda *_: calls.append(1))
+    backbone(torch.randn(1, 3, 64, 64))[-1].sum().backward()
+    assert bool(calls) == runs
+    assert (backbone.conv1.weight.grad is not None) == runs

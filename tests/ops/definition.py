@@ -1,0 +1,48 @@
+"""SoftPool by its definition: a loop over windows in float64, written from eq. 1 and 2 alone."""
+
+import itertools
+import math
+
+import torch
+
+
+def windows(size, out, kernel_size, stride, before, dilation):
+    """For every output position, the input positions of its window that exist."""
+    for position in itertools.product(*map(range, out)):
+        starts = [o * s - p for o, s, p in zip(position, stride, before, strict=True)]
+        taps = itertools.product(*map(range, kernel_size))
+        places = (
+            tuple(b + t * d for b, t, d in zip(starts, tap, dilation, strict=True)) for tap in taps
+        )
+        inside = [
+            place for place in places if all(0 <= i < n for i, n in zip(place, size, strict=True))
+        ]
+        yield position, inside
+
+
+def soft_pool(x, out, kernel_size, stride, before, dilation, grad_output=None, gradient="exact"):
+    """Value and input gradient in float64.
+
+    Args:
+        x: (N, C, spatial...).
+        out: Output size of every axis; what torch's own pools say.
+        kernel_size, stride, before, dilation: One number per axis; ``before`` is the padding.
+        grad_output: (N, C, out...); ones by default.
+    """
+    x = x.double()
+    y = x.new_empty(*x.shape[:2], *out)
+    grad = torch.zeros_like(x)
+    g = torch.ones_like(y) if grad_output is None else grad_output.double()
+    for n, c in itertools.product(*map(range, x.shape[:2])):
+        plane = x[n, c]
+        for position, inside in windows(x.shape[2:], out, kernel_size, stride, before, dilation):
+            taps = [plane[place].item() for place in inside]
+            largest = max(taps)
+            weights = [math.exp(tap - largest) for tap in taps]
+            weights = [weight / math.fsum(weights) for weight in weights]
+            value = math.fsum(w * tap for w, tap in zip(weights, taps, strict=True))
+            y[(n, c, *position)] = value
+            for place, w, tap in zip(inside, weights, taps, strict=True):
+                slope = w * (1 + tap - value) if gradient == "exact" else w
+                grad[(n, c, *place)] += g[(n, c, *position)].item() * slope
+    return y, grad

@@ -1,0 +1,141 @@
+"""Configs, and what a user gets wrong with them."""
+
+import json
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from mmsoftpool import apis
+
+from .conftest import ROOT
+
+CONFIGS = ["retinanet_r50_softpool", "mask_rcnn_r50_softpool", "demo_retinanet_softpool"]
+
+
+def config(name):
+    return str(ROOT / "configs" / f"{name}.py")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_build_the_detector_with_the_soft_pool_stem(name):
+    from mmdet.registry import MODELS
+
+    cfg = apis.load_config(config(name))
+    assert cfg.custom_imports == dict(imports=["mmsoftpool"])
+    init_default_scope("mmdet")
+    model = MODELS.build(cfg.model)
+    assert repr(model.backbone.maxpool).startswith("SoftPool2d(kernel_size=3, stride=2, padding=1")
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        ("retinanet_r50_softpool", "retinanet/retinanet_r50_fpn_1x_coco"),
+        ("mask_rcnn_r50_softpool", "mask_rcnn/mask-rcnn_r50_fpn_1x_coco"),
+    ],
+)
+def test_coco_configs_differ_from_mmdets_in_the_backbone_alone(tmp_path, name, base):
+    (tmp_path / "base.py").write_text(f"_base_ = 'mmdet::{base}.py'")
+    ours, theirs = Config.fromfile(config(name)), Config.fromfile(tmp_path / "base.py")
+    assert ours.pop("custom_imports") and ours.data_root == "data/coco/"
+    backbone, other = ours.model.pop("backbone"), theirs.model.pop("backbone")
+    assert ours._cfg_dict == theirs._cfg_dict
+    assert {k for k in backbone if backbone[k] != other.get(k)} == {"type", "init_cfg"}
+    assert backbone.keys() == other.keys()
+
+
+@pytest.mark.parametrize("root", ["/elsewhere/images", "/elsewhere/images/"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_option_moves_all_data(name, root):
+    cfg = apis.load_config(config(name), dict(data_root=root))
+    for split in ("train", "val", "test"):
+        assert cfg[f"{split}_dataloader"].dataset.data_root == "/elsewhere/images/"
+    for split in ("val", "test"):
+        path = cfg[f"{split}_evaluator"].ann_file
+        assert path.startswith("/elsewhere/images/annotations/instances_val") and "//" not in path
+    cfg.pop("data_source", None)  # a text
+    assert Config.fromfile(config(name)).data_root not in cfg.dump()
+
+
+def test_other_options_and_the_work_dir():
+    options = {"train_dataloader.batch_size": 5, "model.backbone.depth": 101}
+    cfg = apis.load_config(config("retinanet_r50_softpool"), options)
+    assert (cfg.train_dataloader.batch_size, cfg.model.backbone.depth) == (5, 101)
+    assert cfg.work_dir == "work_dirs/retinanet_r50_softpool"
+    assert apis.load_config(config("retinanet_r50_softpool"), None, "/x").work_dir == "/x"
+
+
+class TestMistakes:
+    @pytest.fixture
+    def cfg(self, tmp_path):
+        """A config whose data set is complete."""
+        for split in ("train2017", "val2017"):
+            (tmp_path / split).mkdir()
+            (tmp_path / split / "1.jpg").touch()
+            (tmp_path / "annotations").mkdir(exist_ok=True)
+            (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps({}))
+        path = config("retinanet_r50_softpool")
+        return apis.load_config(path, dict(data_root=str(tmp_path)), str(tmp_path / "work"))
+
+    def test_a_complete_data_set_passes(self, cfg):
+        apis.check_data(cfg, "train", "val", "test")
+
+    @pytest.mark.parametrize("split", ["train", "val"])
+    def test_missing_annotations(self, cfg, tmp_path, split):
+        path = tmp_path / "annotations" / f"instances_{split}2017.json"
+        path.unlink()
+        with pytest.raises(apis.UserError) as info:
+            apis.train(cfg)
+        message = str(info.value)
+        assert f"no {split} annotations at {path}" in message
+        assert "cocodataset.org" in message and "--cfg-options data_root=DIR" in message
+
+    def test_missing_or_empty_image_folder(self, cfg, tmp_path):
+        (tmp_path / "val2017" / "1.jpg").unlink()
+        with pytest.raises(apis.UserError, match=f"no val images in {tmp_path}/val2017"):
+            apis.check_data(cfg, "val")
+        (tmp_path / "val2017").rmdir()
+        with pytest.raises(apis.UserError, match=f"no test images in {tmp_path}/val2017"):
+            apis.test(cfg, "x.pth")
+
+    def test_the_demo_says_how_to_draw_its_data(self, tmp_path):
+        cfg = apis.load_config(config("demo_retinanet_softpool"), dict(data_root=str(tmp_path)))
+        with pytest.raises(apis.UserError, match=r"tools/make_shapes\.py"):
+            apis.train(cfg)
+
+    def test_missing_config(self, tmp_path):
+        with pytest.raises(apis.UserError, match=f"no config file at {tmp_path}/x.py"):
+            apis.load_config(str(tmp_path / "x.py"))
+
+    def test_a_config_without_data_root(self, tmp_path):
+        (tmp_path / "x.py").write_text("model = dict()")
+        with pytest.raises(apis.UserError, match="has no data_root"):
+            apis.load_config(str(tmp_path / "x.py"), dict(data_root="y"))
+
+    def test_missing_checkpoints(self, cfg, tmp_path):
+        missing = str(tmp_path / "x.pth")
+        with pytest.raises(apis.UserError, match=f"no checkpoint at {missing}"):
+            apis.test(cfg, missing)
+        with pytest.raises(apis.UserError, match=f"no checkpoint at {missing}"):
+            apis.train(cfg, resume=missing)
+        cfg.load_from = None
+        cfg.model.backbone.init_cfg.checkpoint = missing
+        with pytest.raises(apis.UserError, match=f"no pretrained weights at {missing}"):
+            apis.train(cfg)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_mixed_precision_without_a_gpu(self, cfg):
+        with pytest.raises(apis.UserError, match="--amp needs a GPU"):
+            apis.train(cfg, amp=True)
+
+    def test_learning_rate_scaling_without_a_base(self, cfg):
+        cfg.pop("auto_scale_lr")
+        with pytest.raises(apis.UserError, match="--auto-scale-lr"):
+            apis.train(cfg, auto_scale_lr=True)
+
+    def test_predictions_of_another_format(self, cfg, tmp_path):
+        (tmp_path / "x.pth").touch()
+        with pytest.raises(apis.UserError, match=r"--out must end in \.pkl"):
+            apis.test(cfg, str(tmp_path / "x.pth"), out="x.json")

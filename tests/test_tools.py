@@ -1,0 +1,132 @@
+"""The command lines, run as a user runs them."""
+
+import pickle
+import re
+
+import pytest
+import torch
+
+from mmsoftpool.datasets.shapes import make_shapes
+
+DEMO = "configs/demo_retinanet_softpool.py"
+
+# A detector and its real pipeline, shrunk until a CPU trains it in seconds.
+SMALL = (
+    "model.backbone.init_cfg=None",
+    "train_cfg.max_epochs=1",
+    "default_hooks.logger.interval=1",
+    "model.data_preprocessor.pad_size_divisor=32",
+    *(f"{split}_dataloader.num_workers=0" for split in ("train", "val", "test")),
+    *(f"{split}_dataloader.persistent_workers=False" for split in ("train", "val", "test")),
+    *(f"{split}_dataloader.dataset.indices=4" for split in ("train", "val", "test")),
+    "train_dataloader.dataset.pipeline.2.scale=(192,128)",
+    "val_dataloader.dataset.pipeline.1.scale=(192,128)",
+    "test_dataloader.dataset.pipeline.1.scale=(192,128)",
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "score_thr", "metrics"),
+    [
+        ("configs/retinanet_r50_softpool.py", "model.test_cfg.score_thr=0", ["bbox"]),
+        ("configs/mask_rcnn_r50_softpool.py", "model.test_cfg.rcnn.score_thr=0", ["bbox", "segm"]),
+    ],
+)
+def test_r50_trains_saves_resumes_and_evaluates_on_coco(
+    run_script, coco_root, tmp_path, config, score_thr, metrics
+):
+    options = ("--work-dir", tmp_path, "--cfg-options", f"data_root={coco_root}", *SMALL, score_thr)
+    first = run_script("tools/train.py", config, *options).stdout
+    losses = [float(x) for x in re.findall(r"Epoch\(train\) .* loss: ([\d.]+)", first)]
+    assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)
+    for metric in metrics:
+        assert re.search(rf"Epoch\(val\) \[1\].*coco/{metric}_mAP: [\d.]+", first)
+    assert (tmp_path / "epoch_1.pth").exists()
+
+    second = run_script(
+        "tools/train.py", config, "--resume", *options, "train_cfg.max_epochs=2"
+    ).stdout
+    assert f"resuming from {tmp_path}/epoch_1.pth" in second
+    assert re.findall(r"Epoch\(train\) +\[(\d)\]\[(\d)/2\]", second) == [("2", "1"), ("2", "2")]
+
+    predictions = tmp_path / "predictions.pkl"
+    pictures = tmp_path / "pictures"
+    test = run_script(
+        "tools/test.py", config, tmp_path / "epoch_2.pth", "--out", predictions,
+        "--show-dir", pictures, *options,
+    ).stdout  # fmt: skip
+    for metric in metrics:
+        assert re.search(rf"Epoch\(test\).*coco/{metric}_mAP: [\d.]+", test)
+    found = pickle.loads(predictions.read_bytes())
+    assert len(found) == len(list(pictures.iterdir())) == 4
+    assert all(torch.isfinite(p["pred_instances"]["bboxes"]).all() for p in found)
+    assert all(("masks" in p["pred_instances"]) == ("segm" in metrics) for p in found)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A folder with a small data set in shapes/."""
+    path = tmp_path_factory.mktemp("demo")
+    make_shapes(path / "shapes", train=16, val=4)
+    return path
+
+
+class TestDemo:
+    def test_runs_as_make_demo_does(self, run_script, run_dir):
+        options = ("--work-dir", run_dir / "run", "--cfg-options", f"data_root={run_dir}/shapes")
+        small = (
+            "train_cfg.max_epochs=2",
+            "default_hooks.logger.interval=1",
+            "model.test_cfg.score_thr=0",
+        )
+        run_script("tools/train.py", DEMO, "--resume", *options, *small)
+        done = run_script("tools/train.py", DEMO, "--resume", *options, *small).stdout
+        assert "Epoch(train)" not in done  # nothing is left to train
+        out = run_script(
+            "tools/test.py", DEMO, run_dir / "run" / "epoch_2.pth",
+            "--out", run_dir / "predictions.pkl", *options, *small,
+        ).stdout  # fmt: skip
+        assert "Average Precision" in out
+        run_script(
+            "tools/draw_run.py", DEMO, "--predictions", run_dir / "predictions.pkl", *options
+        )
+        for name in ("curves.png", "detections.png"):
+            assert (run_dir / "run" / name).stat().st_size > 10_000
+
+    def test_a_checkpoint_of_another_model_is_refused(self, run_script, run_dir):
+        for name, content in (("other", {"x": torch.zeros(1)}), ("broken", None)):
+            path = run_dir / f"{name}.pth"
+            torch.save(dict(state_dict=content), path) if content else path.write_bytes(b"PK\3\4")
+            result = run_script(
+                "tools/test.py", DEMO, path, "--work-dir", run_dir / "refused",
+                "--cfg-options", f"data_root={run_dir}/shapes", check=False,
+            )  # fmt: skip
+            assert result.returncode == 2
+            assert f"error: {path} does not fit the model or is damaged" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tools/train.py", "configs/missing.py"], "error: no config file at /"),
+        (
+            ["tools/train.py", DEMO, "--cfg-options", "data_root=/missing"],
+            "error: no train annotations at /missing/annotations/instances_train.json; draw",
+        ),
+        (["tools/test.py", "configs/missing.py", "x.pth"], "error: no config file at /"),
+        (["tools/make_shapes.py", "/tmp/x", "--train", "0"], "error: train must be at least 1"),
+        (["tools/draw_run.py", DEMO, "--work-dir", "/missing"], "error: no training log"),
+    ],
+)
+def test_a_mistake_is_one_line_and_no_traceback(run_script, arguments, message):
+    result = run_script(*arguments, check=False)
+    assert result.returncode == 2
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith(message), result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("tool", ["train", "test", "make_shapes", "draw_run"])
+def test_help(run_script, tool):
+    text = run_script(f"tools/{tool}.py", "--help").stdout
+    assert "Example: python tools/" in text
