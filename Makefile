@@ -29,7 +29,7 @@ DEMO_RUN  := work_dirs/demo_retinanet_softpool
 demo: env
 	$(PY) tools/make_shapes.py data/shapes
 	$(PY) tools/train.py $(DEMO) --resume
-	$(PY) tools/test.py $(DEMO) $(DEMO_RUN)/epoch_12.pth \
+	$(PY) tools/test.py $(DEMO) $(DEMO_RUN)/epoch_16.pth \
 	  --out $(DEMO_RUN)/predictions.pkl --show-dir $(DEMO_RUN)/pictures
 	$(PY) tools/draw_run.py $(DEMO) --predictions $(DEMO_RUN)/predictions.pkl
 	@echo "The COCO table is above; every image with its detections is in $(DEMO_RUN)/pictures."

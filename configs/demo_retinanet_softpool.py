@@ -77,7 +77,7 @@ val_evaluator = dict(
 )
 test_evaluator = val_evaluator
 
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=1)
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=16, val_interval=1)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
@@ -92,7 +92,7 @@ param_scheduler = [
         by_epoch=True,
         convert_to_iter_based=True,
         begin=1,
-        end=12,
+        end=16,
         eta_min=2e-5,
     ),
 ]

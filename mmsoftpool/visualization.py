@@ -56,7 +56,7 @@ def plot_curves(work_dir, out) -> None:
 
 
 def draw_detections(
-    predictions: list[dict], ann_file, out, count: int = 6, score_thr: float = 0.3
+    predictions: list[dict], ann_file, out, count: int = 6, score_thr: float = 0.4
 ) -> None:
     """Draws ground truth (above) and detections (below) of a few images.
 
@@ -64,14 +64,15 @@ def draw_detections(
         predictions: What ``tools/test.py --out`` writes: one dict per image.
         ann_file (str | Path): The COCO annotations that they belong to.
         out (str | Path): Picture file.
-        count: Number of images, those with the most objects. Defaults to 6.
-        score_thr: Lowest score of a detection that is drawn. Defaults to 0.3.
+        count: Number of images, the first ones with several objects. Defaults to 6.
+        score_thr: Lowest score of a detection that is drawn. Defaults to 0.4.
     """
     coco = COCO(str(ann_file))
     names = [category["name"] for category in coco.loadCats(coco.getCatIds())]
     index = {category: i for i, category in enumerate(coco.getCatIds())}
+    # Stable: images with fewer than three objects come last, the rest stay in order.
     predictions = sorted(
-        predictions, key=lambda p: (-len(coco.getAnnIds(imgIds=p["img_id"])), p["img_id"])
+        predictions, key=lambda p: -min(3, len(coco.getAnnIds(imgIds=p["img_id"])))
     )[:count]
     figure, grid = plt.subplots(
         2,
@@ -107,4 +108,14 @@ def _draw_box(axes, box, label: int, text: str) -> None:
     colour = _COLOURS[label % len(_COLOURS)]
     axes.add_patch(Rectangle((x, y), width, height, fill=False, ec=colour, lw=1.8))
     style = dict(facecolor=colour, edgecolor="none", pad=1)
-    axes.text(x, y, text, color="white", fontsize=6.5, va="bottom", bbox=style, clip_on=True)
+    axes.annotate(
+        text,
+        (x, y),
+        (1, -2 if y < 8 else 2),  # above the box, or inside it at the upper edge of the image
+        textcoords="offset points",
+        va="top" if y < 8 else "bottom",
+        color="white",
+        fontsize=6.5,
+        bbox=style,
+        annotation_clip=False,
+    )
