@@ -193,6 +193,8 @@ def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume=No
     try:
         runner.train()
     except (urllib.error.URLError, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != "torchvision":
+            raise
         raise UserError(
             f"the pretrained weights cannot be had ({error}); name a file with --cfg-options "
             "model.backbone.init_cfg.checkpoint=FILE, or start from random weights with "

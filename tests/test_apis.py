@@ -1,6 +1,7 @@
 """Configs, and what a user gets wrong with them."""
 
 import json
+import urllib.error
 
 import pytest
 import torch
@@ -123,6 +124,15 @@ class TestMistakes:
         cfg.load_from = None
         cfg.model.backbone.init_cfg.checkpoint = missing
         with pytest.raises(apis.UserError, match=f"no pretrained weights at {missing}"):
+            apis.train(cfg)
+
+    def test_pretrained_weights_out_of_reach(self, cfg, monkeypatch):
+        class Unreachable:
+            def train(self):
+                raise urllib.error.URLError("no network")
+
+        monkeypatch.setattr(apis.Runner, "from_cfg", lambda cfg: Unreachable())
+        with pytest.raises(apis.UserError, match=r"no network.*init_cfg\.checkpoint=FILE"):
             apis.train(cfg)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

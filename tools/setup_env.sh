@@ -32,7 +32,7 @@ if ! "$venv/bin/python" -c 'import mmcv.ops' 2>/dev/null; then
     echo "== mmcv: no prebuilt wheel fits this torch, so its operators are compiled now."
     echo "   This takes 15 to 60 minutes, once, and pip is silent meanwhile except for a line a minute."
     hide_gpu=()
-    if "$venv/bin/python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' &&
+    if "$venv/bin/python" -W ignore -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' &&
         [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ] && ! command -v nvcc >/dev/null; then
       echo "   There is a GPU but no CUDA compiler (nvcc): mmcv's operators are built for the CPU only."
       echo "   Wheels with the CUDA operators are at https://mmwheels.onedl.ai (python -m pip install onedl-mim,"
@@ -41,7 +41,7 @@ if ! "$venv/bin/python" -c 'import mmcv.ops' 2>/dev/null; then
     fi
     env "${hide_gpu[@]}" "$venv/bin/python" -m pip --disable-pip-version-check "${mmcv[@]}"
   fi
-  "$venv/bin/python" -c 'import mmcv.ops' || die "mmcv was installed but its operators do not load (see above)"
+  "$venv/bin/python" -c 'import mmcv.ops' || die "mmcv was installed but does not load, see above (if libGL is missing, on Debian and Ubuntu: apt-get install libgl1 libglib2.0-0)"
 fi
 
 echo "== mmdetection and mmsoftpool"
