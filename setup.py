@@ -35,6 +35,8 @@ CXX_FLAGS = [
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
+    # Vectors are passed between functions that are always inlined: no ABI is involved.
+    "-Wno-psabi",
 ]
 
 

@@ -17,17 +17,7 @@ struct Axis {
 
   int64_t first_input(int64_t o) const { return o * stride - pad; }
 
-  // The outputs whose tap k lies inside the input are the range [begin_out(k), end_out(k)).
-  int64_t begin_out(int64_t k) const {
-    const int64_t missing = pad - k * dilation;
-    const int64_t begin = missing <= 0 ? 0 : (missing + stride - 1) / stride;
-    return begin < out ? begin : out;
-  }
-  int64_t end_out(int64_t k) const {
-    const int64_t room = in - 1 + pad - k * dilation;
-    const int64_t end = room < 0 ? 0 : room / stride + 1;
-    return end < out ? end : out;
-  }
+  int64_t span() const { return (kernel - 1) * dilation + 1; }
 };
 
 // Output size as torch's own pools have it: in ceil_mode the last window starts inside the input
@@ -46,15 +36,20 @@ inline int64_t output_size(
   return out;
 }
 
-// A pooling of `planes` independent volumes (batch times channels) of depth x height x width.
-// 1d and 2d pools leave the leading axes at their defaults.
+// How a tensor lies in memory: (batch, channels, depth, height, width), or with the channels last.
+enum class Layout { contiguous, channels_last };
+
+// A pooling of a batch of volumes. 1d and 2d pools leave the leading axes at their defaults.
 struct Geometry {
-  int64_t planes = 0;
+  Layout layout = Layout::contiguous;
+  int64_t batch = 0;
+  int64_t channels = 0;
   Axis depth, height, width;
 
+  int64_t planes() const { return batch * channels; }
   int64_t in_plane() const { return depth.in * height.in * width.in; }
   int64_t out_plane() const { return depth.out * height.out * width.out; }
-  int64_t out_rows() const { return planes * depth.out * height.out; }
+  int64_t taps() const { return depth.kernel * height.kernel * width.kernel; }
 };
 
 // 'exact' is the derivative of the forward; 'paper' is section 3.2 of the paper, the weight alone.

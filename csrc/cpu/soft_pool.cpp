@@ -1,208 +1,592 @@
 #include "soft_pool.h"
 
 #include <algorithm>
-#include <limits>
-#include <memory>
-
-#include "exp.h"
+#include <vector>
 
 namespace mmsoftpool::cpu {
 namespace {
 
-// A run of neighbouring outputs of one row is worked on together, tap by tap: every inner loop goes
-// over the run, so it vectorises whatever the kernel, stride and dilation are.
-constexpr int64_t max_run = 256;
-constexpr int64_t buffer_elements =
-    8192;  // what one run may take: it should stay in the L1/L2 cache
+// One scheme for all: every tap of a row of windows is a contiguous run of numbers somewhere, so
+// that the inner loops are plain vector loads.
+//
+// - Channels last, a run is the channels of one pixel, and it lies in the tensor itself.
+// - Contiguous, a run is a row of neighbouring windows. Rows are copied once into a small cache,
+//   converted to the type computed with, framed by -inf for what is absent, and split by column
+//   modulo the stride: tap k of all windows of the row is then contiguous.
+//
+// The backward adds into rows of the same form, in the type computed with, and writes a row to
+// grad_input when no window to come reaches it. No atomics; always the same order of additions.
 
-// The windows of a run: row k of `taps` holds tap k of every output.
 template <typename T>
-struct Run {
-  explicit Run(const Geometry& g)
-      : taps(g.depth.kernel * g.height.kernel * g.width.kernel),
-        length(std::clamp<int64_t>(buffer_elements / taps, 16, max_run)),
-        buffer(new T[(2 * taps + 3) * length]),
-        shifted(buffer.get()),
-        weight(shifted + taps * length),
-        top(weight + taps * length),
-        sum(top + length),
-        mean(sum + length) {}
+using Pointers = std::vector<T*>;
 
-  int64_t taps, length;
-  std::unique_ptr<T[]> buffer;
-  T* shifted;  // x - max of its window, not below exp_floor
-  T* weight;   // e^shifted: the softmax weight before its division by sum
-  T* top;      // max of the window
-  T* sum;      // sum of weight
-  T* mean;     // sum of weight * shifted / sum: the output less top
-};
-
-// Where a row of outputs reads its taps: calls visit(tap, inputs, k) for the rows of the window
-// that exist, with `inputs` at the row's first element and k the tap's place along the width.
+// Calls visit(d, h) for the rows of the input that the windows of output row (od, oh) reach.
 template <typename Visit>
-MMSOFTPOOL_INLINE void for_each_tap(const Geometry& g, int64_t od, int64_t oh, Visit&& visit) {
-  int64_t tap = 0;
+MMSOFTPOOL_INLINE void for_each_row(const Geometry& g, int64_t od, int64_t oh, Visit&& visit) {
   for (int64_t kd = 0; kd < g.depth.kernel; ++kd) {
     const int64_t d = g.depth.first_input(od) + kd * g.depth.dilation;
     for (int64_t kh = 0; kh < g.height.kernel; ++kh) {
       const int64_t h = g.height.first_input(oh) + kh * g.height.dilation;
-      if (d < 0 || d >= g.depth.in || h < 0 || h >= g.height.in) {
-        continue;
-      }
-      for (int64_t kw = 0; kw < g.width.kernel; ++kw) {
-        visit(tap++, (d * g.height.in + h) * g.width.in, kw);
+      if (d >= 0 && d < g.depth.in && h >= 0 && h < g.height.in) {
+        visit(d, h);
       }
     }
   }
 }
 
-// Fills the run with the weights of the outputs [ow, ow + n) of row (od, oh); returns the number of
-// taps that it holds. Equation 1 of the paper, with the maximum of the window taken off first.
-template <typename T>
-MMSOFTPOOL_INLINE int64_t load_run(
-    const Geometry& g, const T* plane, int64_t od, int64_t oh, int64_t ow, int64_t n, Run<T>& run) {
-  constexpr T absent = -std::numeric_limits<T>::infinity();
-  // Not below the lowest number: for a window of -inf alone x - top must not be -inf + inf.
-  std::fill_n(run.top, n, std::numeric_limits<T>::lowest());
-  int64_t taps = 0;
-  for_each_tap(g, od, oh, [&](int64_t tap, int64_t row, int64_t kw) MMSOFTPOOL_INLINE_LAMBDA {
-    T* const x = run.shifted + tap * run.length;
-    const int64_t begin = std::clamp<int64_t>(g.width.begin_out(kw) - ow, 0, n);
-    const int64_t end = std::clamp<int64_t>(g.width.end_out(kw) - ow, begin, n);
-    const T* const inputs = plane + row + g.width.first_input(ow) + kw * g.width.dilation;
-    std::fill_n(x, begin, absent);
-    if (g.width.stride == 1) {
-      for (int64_t i = begin; i < end; ++i) {
-        x[i] = inputs[i];
+// The outputs of one vector of windows whose taps lie at taps[t] + i. K is the number of taps
+// where it is known when compiling, else 0.
+template <int K, typename S, typename Load>
+MMSOFTPOOL_INLINE typename S::Vec pool(int64_t taps, Load&& load) {
+  const int64_t n = K ? K : taps;
+  Windows<S> windows;
+  for (int64_t t = 0; t < n; ++t) {
+    windows.see(load(t));
+  }
+  for (int64_t t = 0; t < n; ++t) {
+    typename S::Vec x = load(t);
+    windows.weight(x);
+  }
+  return windows.output();
+}
+
+// Calls add(t, gradient of tap t) for one vector of windows. `scratch` has room
+// for a vector per tap; where their number is known, registers do.
+template <int K, typename S, typename Load, typename Add>
+MMSOFTPOOL_INLINE void spread(
+    int64_t taps, Gradient gradient, typename S::Vec grad_output, typename S::Scalar* scratch,
+    Load&& load, Add&& add) {
+  using Vec = typename S::Vec;
+  const int64_t n = K ? K : taps;
+  Vec registers[K ? K : 1];
+  const auto weight = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA {
+    return K ? registers[t] : S::load(scratch + t * S::lanes);
+  };
+  Windows<S> windows;
+  for (int64_t t = 0; t < n; ++t) {
+    windows.see(load(t));
+  }
+  for (int64_t t = 0; t < n; ++t) {
+    Vec x = load(t);
+    const Vec w = windows.weight(x);
+    if constexpr (K != 0) {
+      registers[t] = w;
+    } else {
+      S::store(w, scratch + t * S::lanes);
+    }
+  }
+  const auto empty = windows.sum == Vec{};
+  const Vec quotient = grad_output / windows.sum;
+  const Vec scale = empty ? Vec{} : quotient;
+  if (gradient == Gradient::paper) {
+    for (int64_t t = 0; t < n; ++t) {
+      add(t, scale * weight(t));
+    }
+    return;
+  }
+  // 1 + x - y = (x - top) + (1 - mean). x - top is held above its floor, where the weight is 0.
+  const Vec mean = windows.mean / windows.sum;
+  const Vec offset = S::splat(1) - (empty ? Vec{} : mean);
+  const Vec floor = S::splat(Windows<S>::floor);
+  for (int64_t t = 0; t < n; ++t) {
+    const Vec x = load(t) - windows.top;
+    add(t, scale * weight(t) * ((x <= floor ? floor : x) + offset));
+  }
+}
+
+// Runs body(std::integral_constant<int, K>) with the number of taps as a constant for the windows
+// that networks have.
+template <typename Body>
+MMSOFTPOOL_INLINE void with_taps(int64_t taps, Body&& body) {
+  switch (taps) {
+    case 4:
+      return body(std::integral_constant<int, 4>());
+    case 9:
+      return body(std::integral_constant<int, 9>());
+    default:
+      return body(std::integral_constant<int, 0>());
+  }
+}
+
+// ---- contiguous ----------------------------------------------------------------------------
+
+// A row of the input, split by column modulo the stride. Column c is at place p = c + pad; places
+// p, p + stride, p + 2 stride ... are neighbours. `slack` elements at the end of each part may be
+// read and written beyond the last window.
+struct SplitRow {
+  SplitRow(const Axis& axis, int64_t slack)
+      : axis(axis),
+        part(
+            std::max((axis.out - 1) * axis.stride + axis.span() - 1, axis.in - 1 + axis.pad) /
+                axis.stride +
+            1 + slack),
+        size(part * axis.stride) {}
+
+  // Where tap k of the first window is; that of the next window follows it.
+  int64_t offset(int64_t k) const {
+    const int64_t place = k * axis.dilation;
+    return place % axis.stride * part + place / axis.stride;
+  }
+
+  // Calls visit(column, place in the split row, number, column step) for runs of columns.
+  template <typename Visit>
+  MMSOFTPOOL_INLINE void for_each_run(Visit&& visit) const {
+    for (int64_t phase = 0; phase < axis.stride; ++phase) {
+      int64_t column = (phase - axis.pad) % axis.stride;
+      column += column < 0 ? axis.stride : 0;
+      if (column < axis.in) {
+        const int64_t number = (axis.in - 1 - column) / axis.stride + 1;
+        visit(column, phase * part + (column + axis.pad) / axis.stride, number);
       }
-    } else if (g.width.stride == 2) {
-      for (int64_t i = begin; i < end; ++i) {
-        x[i] = inputs[2 * i];
+    }
+  }
+
+  const Axis& axis;
+  int64_t part, size;
+};
+
+template <typename S, typename T>
+MMSOFTPOOL_INLINE void split_row(const SplitRow& layout, const T* row, Compute<T>* split) {
+  using A = Compute<T>;
+  const int64_t stride = layout.axis.stride;
+  layout.for_each_run([&](int64_t column, int64_t place, int64_t number) MMSOFTPOOL_INLINE_LAMBDA {
+    A* const to = split + place;
+    const T* const from = row + column;
+    if constexpr (std::is_same_v<T, A>) {
+      if (stride == 2) {  // a constant, which the compiler vectorises
+        for (int64_t i = 0; i < number; ++i) {
+          to[i] = from[2 * i];
+        }
+      } else {
+        for (int64_t i = 0; i < number; ++i) {
+          to[i] = from[stride * i];
+        }
       }
     } else {
-      for (int64_t i = begin; i < end; ++i) {
-        x[i] = inputs[g.width.stride * i];
+      T buffer[S::lanes];
+      for (int64_t i = 0; i < number; i += S::lanes) {
+        const int64_t n = std::min(S::lanes, number - i);
+        for (int64_t j = 0; j < n; ++j) {
+          buffer[j] = from[stride * (i + j)];
+        }
+        S::store_first(S::load(buffer), to + i, n);
       }
     }
-    std::fill(x + end, x + n, absent);
-    for (int64_t i = 0; i < n; ++i) {
-      run.top[i] = x[i] > run.top[i] ? x[i] : run.top[i];  // passes over NaN, which shows up below
-    }
-    taps = tap + 1;
   });
-
-  std::fill_n(run.sum, n, T(0));
-  std::fill_n(run.mean, n, T(0));
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    T* const x = run.shifted + tap * run.length;
-    T* const w = run.weight + tap * run.length;
-    for (int64_t i = 0; i < n; ++i) {
-      // Comparisons with NaN are false: a NaN tap, or inf - inf, stays NaN through both selects.
-      const T difference = x[i] - run.top[i];
-      const T shifted = difference <= exp_floor<T>() ? exp_floor<T>() : difference;
-      const T exponential = exp_nonpositive(shifted);
-      const T weight = difference <= exp_floor<T>() ? T(0) : exponential;
-      x[i] = shifted;
-      w[i] = weight;
-      run.sum[i] += weight;
-      run.mean[i] += weight * shifted;
-    }
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    const T mean = run.mean[i] / run.sum[i];
-    run.mean[i] = run.sum[i] == T(0) ? absent : mean;  // nothing but -inf or padding
-  }
-  return taps;
 }
 
-template <typename T>
-MMSOFTPOOL_INLINE void forward_rows(
-    const Geometry& g, const T* input, T* output, int64_t begin, int64_t end) {
-  Run<T> run(g);
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t oh = row % g.height.out;
-    const int64_t od = row / g.height.out % g.depth.out;
-    const T* const plane = input + row / (g.height.out * g.depth.out) * g.in_plane();
-    T* const out = output + row * g.width.out;
-    for (int64_t ow = 0; ow < g.width.out; ow += run.length) {
-      const int64_t n = std::min(run.length, g.width.out - ow);
-      load_run(g, plane, od, oh, ow, n, run);
-      for (int64_t i = 0; i < n; ++i) {
-        out[ow + i] = run.top[i] + run.mean[i];  // equation 2
+// Writes a row of gradients and sets its sums back to 0.
+template <typename S, typename T>
+MMSOFTPOOL_INLINE void merge_row(const SplitRow& layout, Compute<T>* split, T* row) {
+  using A = Compute<T>;
+  const int64_t stride = layout.axis.stride;
+  layout.for_each_run([&](int64_t column, int64_t place, int64_t number) MMSOFTPOOL_INLINE_LAMBDA {
+    const A* const from = split + place;
+    T* const to = row + column;
+    if constexpr (std::is_same_v<T, A>) {
+      for (int64_t i = 0; i < number; ++i) {
+        to[stride * i] = from[i];
       }
-    }
-  }
-}
-
-template <typename T>
-MMSOFTPOOL_INLINE void backward_planes(
-    const Geometry& g, Gradient gradient, const T* grad_output, const T* input, T* grad_input,
-    int64_t begin, int64_t end) {
-  Run<T> run(g);
-  for (int64_t plane = begin; plane < end; ++plane) {
-    T* const grad_plane = grad_input + plane * g.in_plane();
-    std::fill_n(grad_plane, g.in_plane(), T(0));
-    for (int64_t od = 0; od < g.depth.out; ++od) {
-      for (int64_t oh = 0; oh < g.height.out; ++oh) {
-        const T* const grad_row =
-            grad_output + ((plane * g.depth.out + od) * g.height.out + oh) * g.width.out;
-        for (int64_t ow = 0; ow < g.width.out; ow += run.length) {
-          const int64_t n = std::min(run.length, g.width.out - ow);
-          load_run(g, input + plane * g.in_plane(), od, oh, ow, n, run);
-          // From here on sum holds grad_output / sum, 0 for a window without weight, and mean
-          // what comes off 1 + shifted: 1 + x - y is 1 + shifted - mean.
-          for (int64_t i = 0; i < n; ++i) {
-            const bool empty = run.sum[i] == T(0);
-            const T scale = grad_row[ow + i] / run.sum[i];
-            run.sum[i] = empty ? T(0) : scale;
-            run.mean[i] = empty ? T(0) : run.mean[i];
-          }
-          for_each_tap(
-              g, od, oh, [&](int64_t tap, int64_t row, int64_t kw) MMSOFTPOOL_INLINE_LAMBDA {
-                const T* const x = run.shifted + tap * run.length;
-                const T* const w = run.weight + tap * run.length;
-                const int64_t first = std::clamp<int64_t>(g.width.begin_out(kw) - ow, 0, n);
-                const int64_t last = std::clamp<int64_t>(g.width.end_out(kw) - ow, first, n);
-                T* const grad = grad_plane + row + g.width.first_input(ow) + kw * g.width.dilation;
-                // One tap of different windows is never the same element, hence the pragma.
-                if (gradient == Gradient::exact) {
-#pragma GCC ivdep
-                  for (int64_t i = first; i < last; ++i) {
-                    grad[g.width.stride * i] += run.sum[i] * w[i] * (T(1) + (x[i] - run.mean[i]));
-                  }
-                } else {
-#pragma GCC ivdep
-                  for (int64_t i = first; i < last; ++i) {
-                    grad[g.width.stride * i] += run.sum[i] * w[i];
-                  }
-                }
-              });
+    } else {
+      T buffer[S::lanes];
+      for (int64_t i = 0; i < number; i += S::lanes) {
+        const int64_t n = std::min(S::lanes, number - i);
+        S::store(S::load_first(from + i, n), buffer);
+        for (int64_t j = 0; j < n; ++j) {
+          to[stride * (i + j)] = buffer[j];
         }
       }
     }
+  });
+  std::fill_n(split, layout.size, A(0));
+}
+
+// Rows of the form of SplitRow, each under the number of its row in the input. Rows that one window
+// reaches never share a slot.
+template <typename A>
+class RowCache {
+ public:
+  RowCache(const Geometry& g, const SplitRow& layout, A fill, bool keep_all)
+      : height_(g.height.in),
+        span_d_(keep_all ? g.depth.in : std::min(g.depth.span(), g.depth.in)),
+        span_h_(keep_all ? g.height.in : std::min(g.height.span(), g.height.in)),
+        size_(layout.size),
+        tags_(span_d_ * span_h_, -1),
+        rows_(span_d_ * span_h_ * size_, fill) {}
+
+  int64_t& tag(int64_t d, int64_t h) { return tags_[slot(d, h)]; }
+  A* row(int64_t d, int64_t h) { return rows_.data() + slot(d, h) * size_; }
+
+ private:
+  int64_t slot(int64_t d, int64_t h) const { return d % span_d_ * span_h_ + h % span_h_; }
+
+  int64_t height_, span_d_, span_h_, size_;
+  std::vector<int64_t> tags_;
+  std::vector<A> rows_;
+};
+
+// The input side, the same for forward and backward: finds or makes the rows that the windows of an
+// output row reach and lists where their taps are.
+template <typename S, typename T>
+class Taps {
+ public:
+  using A = Compute<T>;
+
+  Taps(const Geometry& g, const SplitRow& layout)
+      : g_(g),
+        layout_(layout),
+        cache_(g, layout, -std::numeric_limits<A>::infinity(), false),
+        offsets_(g.width.kernel) {
+    for (int64_t k = 0; k < g.width.kernel; ++k) {
+      offsets_[k] = layout.offset(k);
+    }
+    pointers_.reserve(g.taps());
+  }
+
+  MMSOFTPOOL_INLINE const Pointers<const A>& at(
+      const T* input, int64_t plane, int64_t od, int64_t oh) {
+    pointers_.clear();
+    for_each_row(g_, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
+      const int64_t number = (plane * g_.depth.in + d) * g_.height.in + h;
+      A* const row = cache_.row(d, h);
+      if (cache_.tag(d, h) != number) {
+        cache_.tag(d, h) = number;
+        split_row<S>(layout_, input + number * g_.width.in, row);
+      }
+      for (const int64_t offset : offsets_) {
+        pointers_.push_back(row + offset);
+      }
+    });
+    return pointers_;
+  }
+
+  const std::vector<int64_t>& offsets() const { return offsets_; }
+
+ private:
+  const Geometry& g_;
+  const SplitRow& layout_;
+  RowCache<A> cache_;
+  std::vector<int64_t> offsets_;
+  Pointers<const A> pointers_;
+};
+
+template <int Bytes, typename T>
+MMSOFTPOOL_INLINE void forward_contiguous(
+    const Geometry& g, const T* input, T* output, int64_t begin, int64_t end) {
+  using S = Simd<Compute<T>, Bytes>;
+  const SplitRow layout(g.width, S::lanes);
+  Taps<S, T> taps(g, layout);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t oh = row % g.height.out;
+    const int64_t od = row / g.height.out % g.depth.out;
+    const auto& at = taps.at(input, row / (g.height.out * g.depth.out), od, oh);
+    T* const out = output + row * g.width.out;
+    with_taps(at.size(), [&](auto constant) MMSOFTPOOL_INLINE_LAMBDA {
+      const auto* const* const tap = at.data();
+      int64_t ow = 0;
+      const auto load = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + ow); };
+      for (; ow + S::lanes <= g.width.out; ow += S::lanes) {
+        S::store(pool<constant.value, S>(at.size(), load), out + ow);
+      }
+      if (ow < g.width.out) {
+        S::store_first(pool<constant.value, S>(at.size(), load), out + ow, g.width.out - ow);
+      }
+    });
   }
 }
 
-// One library for every x86-64: the loops above are compiled once per instruction set, and the
-// widest that the machine has is taken at run time. Elsewhere the base has its vectors already.
-#if defined(__x86_64__)
-#define MMSOFTPOOL_COMPILE_FOR(NAME, TARGET)                                                     \
-  namespace NAME {                                                                               \
-  template <typename T>                                                                          \
-  __attribute__((target(TARGET))) void forward(                                                  \
-      const Geometry& g, const T* input, T* output, int64_t begin, int64_t end) {                \
-    forward_rows(g, input, output, begin, end);                                                  \
-  }                                                                                              \
-  template <typename T>                                                                          \
-  __attribute__((target(TARGET))) void backward(                                                 \
-      const Geometry& g, Gradient gradient, const T* grad_output, const T* input, T* grad_input, \
-      int64_t begin, int64_t end) {                                                              \
-    backward_planes(g, gradient, grad_output, input, grad_input, begin, end);                    \
-  }                                                                                              \
+template <int Bytes, typename T>
+MMSOFTPOOL_INLINE void backward_contiguous(
+    const Geometry& g, Gradient gradient, const T* grad_output, const T* input, T* grad_input,
+    int64_t begin, int64_t end) {
+  using A = Compute<T>;
+  using S = Simd<A, Bytes>;
+  using Vec = typename S::Vec;
+  const SplitRow layout(g.width, S::lanes);
+  Taps<S, T> taps(g, layout);
+  // Windows that overlap in depth come back to a row after the whole slice in between.
+  const bool keep_all = g.depth.kernel > 1;
+  RowCache<A> sums(g, layout, A(0), keep_all);
+  Pointers<A> grads;
+  grads.reserve(g.taps());
+  std::vector<A> scratch(g.taps() * S::lanes);
+  Vec lane{};
+  for (int64_t i = 0; i < S::lanes; ++i) {
+    lane[i] = A(i);
   }
-MMSOFTPOOL_COMPILE_FOR(avx2, "avx2,fma")
-MMSOFTPOOL_COMPILE_FOR(avx512, "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
-#undef MMSOFTPOOL_COMPILE_FOR
+
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const int64_t first_row = plane * g.depth.in * g.height.in;
+    int64_t written = 0;  // rows of the plane that are in grad_input
+    const auto write_until = [&](int64_t rows) MMSOFTPOOL_INLINE_LAMBDA {
+      for (; written < rows; ++written) {
+        const int64_t d = written / g.height.in, h = written % g.height.in;
+        T* const to = grad_input + (first_row + written) * g.width.in;
+        if (sums.tag(d, h) == first_row + written) {
+          merge_row<S>(layout, sums.row(d, h), to);
+        } else {
+          std::fill_n(to, g.width.in, T{});  // no window reaches this row
+        }
+      }
+    };
+    for (int64_t od = 0; od < g.depth.out; ++od) {
+      for (int64_t oh = 0; oh < g.height.out; ++oh) {
+        if (!keep_all) {
+          const int64_t h = std::clamp<int64_t>(g.height.first_input(oh), 0, g.height.in);
+          write_until(g.depth.first_input(od) * g.height.in + h);
+        }
+        const auto& at = taps.at(input, plane, od, oh);
+        grads.clear();
+        for_each_row(g, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
+          sums.tag(d, h) = first_row + d * g.height.in + h;
+          for (const int64_t offset : taps.offsets()) {
+            grads.push_back(sums.row(d, h) + offset);
+          }
+        });
+        const T* const grad_row =
+            grad_output + ((plane * g.depth.out + od) * g.height.out + oh) * g.width.out;
+        with_taps(at.size(), [&](auto constant) MMSOFTPOOL_INLINE_LAMBDA {
+          const A* const* const tap = at.data();
+          A* const* const grad = grads.data();
+          int64_t ow = 0;
+          const auto load = [&](int64_t t)
+                                MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + ow); };
+          for (; ow + S::lanes <= g.width.out; ow += S::lanes) {
+            spread<constant.value, S>(
+                at.size(), gradient, S::load(grad_row + ow), scratch.data(), load,
+                [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
+                  S::store(S::load(grad[t] + ow) + v, grad[t] + ow);
+                });
+          }
+          if (const int64_t rest = g.width.out - ow; rest > 0) {
+            // The lanes beyond may stand on columns of real windows, or on a NaN.
+            const auto live = lane < S::splat(A(rest));
+            spread<constant.value, S>(
+                at.size(), gradient, S::load_first(grad_row + ow, rest), scratch.data(), load,
+                [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
+                  S::store(S::load(grad[t] + ow) + (live ? v : Vec{}), grad[t] + ow);
+                });
+          }
+        });
+      }
+    }
+    write_until(g.depth.in * g.height.in);
+  }
+}
+
+// ---- channels last -------------------------------------------------------------------------
+
+// Calls visit(number of taps, of places) with the pixels that window ow reaches; rows are those of
+// for_each_row, as offsets in pixels.
+template <typename Visit>
+MMSOFTPOOL_INLINE void for_each_pixel(const Axis& axis, int64_t ow, Visit&& visit) {
+  for (int64_t k = 0; k < axis.kernel; ++k) {
+    const int64_t w = axis.first_input(ow) + k * axis.dilation;
+    if (w >= 0 && w < axis.in) {
+      visit(w);
+    }
+  }
+}
+
+template <int Bytes, typename T>
+MMSOFTPOOL_INLINE void forward_channels_last(
+    const Geometry& g, const T* input, T* output, int64_t begin, int64_t end) {
+  using S = Simd<Compute<T>, Bytes>;
+  Pointers<const T> rows, taps;
+  rows.reserve(g.depth.kernel * g.height.kernel);
+  taps.reserve(g.taps());
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t oh = row % g.height.out;
+    const int64_t od = row / g.height.out % g.depth.out;
+    const T* const image = input + row / (g.height.out * g.depth.out) * g.in_plane() * g.channels;
+    rows.clear();
+    for_each_row(g, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
+      rows.push_back(image + (d * g.height.in + h) * g.width.in * g.channels);
+    });
+    for (int64_t ow = 0; ow < g.width.out; ++ow) {
+      taps.clear();
+      for (const T* const from : rows) {
+        for_each_pixel(g.width, ow, [&](int64_t w) MMSOFTPOOL_INLINE_LAMBDA {
+          taps.push_back(from + w * g.channels);
+        });
+      }
+      T* const out = output + (row * g.width.out + ow) * g.channels;
+      with_taps(taps.size(), [&](auto constant) MMSOFTPOOL_INLINE_LAMBDA {
+        const T* const* const tap = taps.data();
+        int64_t c = 0;
+        for (; c + S::lanes <= g.channels; c += S::lanes) {
+          S::store(
+              pool<constant.value, S>(
+                  taps.size(),
+                  [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + c); }),
+              out + c);
+        }
+        if (const int64_t rest = g.channels - c; rest > 0) {
+          const auto load = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA {
+            return S::load_first(tap[t] + c, rest);
+          };
+          S::store_first(pool<0, S>(taps.size(), load), out + c, rest);
+        }
+      });
+    }
+  }
+}
+
+// Channels of an item of the backward: few enough that the rows of sums stay in the L2 cache.
+constexpr int64_t block_channels = 16;
+
+template <int Bytes, typename T>
+MMSOFTPOOL_INLINE void backward_channels_last(
+    const Geometry& g, Gradient gradient, const T* grad_output, const T* input, T* grad_input,
+    int64_t begin, int64_t end) {
+  using A = Compute<T>;
+  using S = Simd<A, Bytes>;
+  using Vec = typename S::Vec;
+  static_assert(block_channels % S::lanes == 0);
+  const int64_t blocks = (g.channels + block_channels - 1) / block_channels;
+  const bool keep_all = g.depth.kernel > 1;
+  // A row of sums: block_channels for each pixel. SplitRow's form is not needed here.
+  Axis pixels;
+  pixels.in = pixels.out = g.width.in * block_channels;
+  const SplitRow layout(pixels, 0);
+  RowCache<A> sums(g, layout, A(0), keep_all);
+  Pointers<const T> rows, taps;
+  Pointers<A> sum_rows, grads;
+  std::vector<A> scratch(g.taps() * S::lanes);
+
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item / blocks;
+    const int64_t c0 = item % blocks * block_channels;
+    const int64_t width = std::min(block_channels, g.channels - c0);
+    const T* const image = input + n * g.in_plane() * g.channels + c0;
+    T* const grad_image = grad_input + n * g.in_plane() * g.channels + c0;
+    const int64_t first_row = item * g.depth.in * g.height.in;
+    int64_t written = 0;
+    const auto write_until = [&](int64_t end_row) MMSOFTPOOL_INLINE_LAMBDA {
+      for (; written < end_row; ++written) {
+        const int64_t d = written / g.height.in, h = written % g.height.in;
+        T* const to = grad_image + written * g.width.in * g.channels;
+        A* const from = sums.row(d, h);
+        const bool reached = sums.tag(d, h) == first_row + written;
+        for (int64_t w = 0; w < g.width.in; ++w) {
+          for (int64_t c = 0; c < width; c += S::lanes) {
+            A* const sum = from + w * block_channels + c;
+            const Vec v = reached ? S::load(sum) : Vec{};
+            if (width - c >= S::lanes) {
+              S::store(v, to + w * g.channels + c);
+            } else {
+              S::store_first(v, to + w * g.channels + c, width - c);
+            }
+            if (reached) {
+              S::store(Vec{}, sum);
+            }
+          }
+        }
+      }
+    };
+    for (int64_t od = 0; od < g.depth.out; ++od) {
+      for (int64_t oh = 0; oh < g.height.out; ++oh) {
+        if (!keep_all) {
+          const int64_t h = std::clamp<int64_t>(g.height.first_input(oh), 0, g.height.in);
+          write_until(g.depth.first_input(od) * g.height.in + h);
+        }
+        rows.clear();
+        sum_rows.clear();
+        for_each_row(g, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
+          sums.tag(d, h) = first_row + d * g.height.in + h;
+          rows.push_back(image + (d * g.height.in + h) * g.width.in * g.channels);
+          sum_rows.push_back(sums.row(d, h));
+        });
+        const T* const grad_row =
+            grad_output +
+            (((n * g.depth.out + od) * g.height.out + oh) * g.width.out) * g.channels + c0;
+        for (int64_t ow = 0; ow < g.width.out; ++ow) {
+          taps.clear();
+          grads.clear();
+          for (size_t r = 0; r < rows.size(); ++r) {
+            for_each_pixel(g.width, ow, [&](int64_t w) MMSOFTPOOL_INLINE_LAMBDA {
+              taps.push_back(rows[r] + w * g.channels);
+              grads.push_back(sum_rows[r] + w * block_channels);
+            });
+          }
+          const T* const grad_pixel = grad_row + ow * g.channels;
+          with_taps(taps.size(), [&](auto constant) MMSOFTPOOL_INLINE_LAMBDA {
+            int64_t c = 0;
+            const auto add = [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
+              S::store(S::load(grads[t] + c) + v, grads[t] + c);
+            };
+            for (; c + S::lanes <= width; c += S::lanes) {
+              spread<constant.value, S>(
+                  taps.size(), gradient, S::load(grad_pixel + c), scratch.data(),
+                  [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(taps[t] + c); }, add);
+            }
+            if (const int64_t rest = width - c; rest > 0) {
+              spread<0, S>(
+                  taps.size(), gradient, S::load_first(grad_pixel + c, rest), scratch.data(),
+                  [&](int64_t t)
+                      MMSOFTPOOL_INLINE_LAMBDA { return S::load_first(taps[t] + c, rest); },
+                  add);
+            }
+          });
+        }
+      }
+    }
+    write_until(g.depth.in * g.height.in);
+  }
+}
+
+// ---- instruction sets ----------------------------------------------------------------------
+
+template <int Bytes, typename T>
+MMSOFTPOOL_INLINE void forward(
+    const Geometry& g, const T* input, T* output, int64_t begin, int64_t end) {
+  if (g.layout == Layout::contiguous) {
+    forward_contiguous<Bytes>(g, input, output, begin, end);
+  } else {
+    forward_channels_last<Bytes>(g, input, output, begin, end);
+  }
+}
+
+template <int Bytes, typename T>
+MMSOFTPOOL_INLINE void backward(
+    const Geometry& g, Gradient gradient, const T* grad_output, const T* input, T* grad_input,
+    int64_t begin, int64_t end) {
+  if (g.layout == Layout::contiguous) {
+    backward_contiguous<Bytes>(g, gradient, grad_output, input, grad_input, begin, end);
+  } else {
+    backward_channels_last<Bytes>(g, gradient, grad_output, input, grad_input, begin, end);
+  }
+}
+
+// One library for every x86-64: the code above is compiled once per instruction set, and the widest
+// that the machine has is taken at run time. Elsewhere 16 bytes are what every machine has.
+#if defined(__x86_64__)
+#define MMSOFTPOOL_AVX2 __attribute__((target("avx2,fma")))
+#define MMSOFTPOOL_AVX512 \
+  __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+
+template <typename T>
+MMSOFTPOOL_AVX2 void forward_avx2(
+    const Geometry& g, const T* input, T* output, int64_t begin, int64_t end) {
+  forward<32>(g, input, output, begin, end);
+}
+template <typename T>
+MMSOFTPOOL_AVX512 void forward_avx512(
+    const Geometry& g, const T* input, T* output, int64_t begin, int64_t end) {
+  forward<64>(g, input, output, begin, end);
+}
+template <typename T>
+MMSOFTPOOL_AVX2 void backward_avx2(
+    const Geometry& g, Gradient gradient, const T* grad_output, const T* input, T* grad_input,
+    int64_t begin, int64_t end) {
+  backward<32>(g, gradient, grad_output, input, grad_input, begin, end);
+}
+template <typename T>
+MMSOFTPOOL_AVX512 void backward_avx512(
+    const Geometry& g, Gradient gradient, const T* grad_output, const T* input, T* grad_input,
+    int64_t begin, int64_t end) {
+  backward<64>(g, gradient, grad_output, input, grad_input, begin, end);
+}
 
 const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
@@ -212,41 +596,52 @@ const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
 
 }  // namespace
 
-template <typename T>
-void soft_pool_forward(
-    const Geometry& geometry, const T* input, T* output, int64_t begin, int64_t end) {
-#if defined(__x86_64__)
-  if (has_avx512) {
-    return avx512::forward(geometry, input, output, begin, end);
-  }
-  if (has_avx2) {
-    return avx2::forward(geometry, input, output, begin, end);
-  }
-#endif
-  forward_rows(geometry, input, output, begin, end);
+int64_t forward_items(const Geometry& g) {
+  const int64_t rows = g.depth.out * g.height.out;
+  return g.layout == Layout::contiguous ? g.planes() * rows : g.batch * rows;
+}
+
+int64_t backward_items(const Geometry& g) {
+  const int64_t blocks = (g.channels + block_channels - 1) / block_channels;
+  return g.layout == Layout::contiguous ? g.planes() : g.batch * blocks;
 }
 
 template <typename T>
-void soft_pool_backward(
+void pool_forward(const Geometry& geometry, const T* input, T* output, int64_t begin, int64_t end) {
+#if defined(__x86_64__)
+  if (has_avx512) {
+    return forward_avx512(geometry, input, output, begin, end);
+  }
+  if (has_avx2) {
+    return forward_avx2(geometry, input, output, begin, end);
+  }
+#endif
+  forward<16>(geometry, input, output, begin, end);
+}
+
+template <typename T>
+void pool_backward(
     const Geometry& geometry, Gradient gradient, const T* grad_output, const T* input,
     T* grad_input, int64_t begin, int64_t end) {
 #if defined(__x86_64__)
   if (has_avx512) {
-    return avx512::backward(geometry, gradient, grad_output, input, grad_input, begin, end);
+    return backward_avx512(geometry, gradient, grad_output, input, grad_input, begin, end);
   }
   if (has_avx2) {
-    return avx2::backward(geometry, gradient, grad_output, input, grad_input, begin, end);
+    return backward_avx2(geometry, gradient, grad_output, input, grad_input, begin, end);
   }
 #endif
-  backward_planes(geometry, gradient, grad_output, input, grad_input, begin, end);
+  backward<16>(geometry, gradient, grad_output, input, grad_input, begin, end);
 }
 
-#define MMSOFTPOOL_INSTANTIATE(T)                                                      \
-  template void soft_pool_forward<T>(const Geometry&, const T*, T*, int64_t, int64_t); \
-  template void soft_pool_backward<T>(                                                 \
+#define MMSOFTPOOL_INSTANTIATE(T)                                                 \
+  template void pool_forward<T>(const Geometry&, const T*, T*, int64_t, int64_t); \
+  template void pool_backward<T>(                                                 \
       const Geometry&, Gradient, const T*, const T*, T*, int64_t, int64_t);
 MMSOFTPOOL_INSTANTIATE(float)
 MMSOFTPOOL_INSTANTIATE(double)
+MMSOFTPOOL_INSTANTIATE(Half)
+MMSOFTPOOL_INSTANTIATE(BFloat16)
 #undef MMSOFTPOOL_INSTANTIATE
 
 }  // namespace mmsoftpool::cpu

@@ -2,20 +2,24 @@
 #pragma once
 
 #include "../geometry.h"
+#include "simd.h"
 
 namespace mmsoftpool::cpu {
 
-// Both tensors are contiguous (planes, depth, height, width); T is float or double.
+// The work comes in independent items, which the caller hands out in ranges [begin, end). What an
+// item computes does not depend on the range that it is in, so neither do the results.
+// T is float, double, Half or BFloat16.
 
-// Writes the output rows [begin, end) of geometry.out_rows(). Rows are independent of each other.
-template <typename T>
-void soft_pool_forward(
-    const Geometry& geometry, const T* input, T* output, int64_t begin, int64_t end);
+int64_t forward_items(const Geometry& geometry);  // rows of outputs
 
-// Writes grad_input for the planes [begin, end). Planes are independent of each other; within one
-// the windows are added in a fixed order, so the result does not depend on the number of threads.
 template <typename T>
-void soft_pool_backward(
+void pool_forward(const Geometry& geometry, const T* input, T* output, int64_t begin, int64_t end);
+
+int64_t backward_items(const Geometry& geometry);  // planes, or blocks of channels of one image
+
+// Writes all of grad_input that belongs to the items.
+template <typename T>
+void pool_backward(
     const Geometry& geometry, Gradient gradient, const T* grad_output, const T* input,
     T* grad_input, int64_t begin, int64_t end);
 

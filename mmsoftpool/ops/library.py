@@ -75,17 +75,26 @@ def _load_compiled() -> dict[str, str]:
 BACKENDS = _load_compiled()
 
 
+def _empty(input, sizes):
+    return torch.empty(
+        sizes,
+        dtype=input.dtype,
+        device=input.device,
+        memory_format=reference.memory_format(input),
+    )
+
+
 @torch.library.register_fake("mmsoftpool::soft_pool", lib=_library)
 def _(input, kernel_size, stride, padding, dilation, ceil_mode, gradient):
     sizes = reference.output_sizes(
         input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode
     )
-    return input.new_empty(*input.shape[:2], *sizes)
+    return _empty(input, (*input.shape[:2], *sizes))
 
 
 @torch.library.register_fake("mmsoftpool::soft_pool_backward", lib=_library)
 def _(grad_output, input, kernel_size, stride, padding, dilation, ceil_mode, gradient):
-    return input.new_empty(input.shape)
+    return _empty(input, input.shape)
 
 
 def _setup_forward(ctx, inputs, output):

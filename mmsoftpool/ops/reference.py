@@ -125,6 +125,16 @@ def _softmax(taps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return w, shifted, top, mean
 
 
+def memory_format(input: Tensor) -> torch.memory_format:
+    """The layout that results have: the input's if that is channels last, else contiguous."""
+    if not input.is_contiguous():
+        for format in (torch.channels_last, torch.channels_last_3d):
+            dims = 4 if format == torch.channels_last else 5
+            if input.dim() == dims and input.is_contiguous(memory_format=format):
+                return format
+    return torch.contiguous_format
+
+
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -141,7 +151,7 @@ def soft_pool(
     """Forward pass of ``torch.ops.mmsoftpool.soft_pool``, see :mod:`mmsoftpool.ops.library`."""
     windows = _Windows(input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
     _, _, top, mean = _softmax(windows.gather(input.to(_compute_dtype(input.dtype)), -math.inf))
-    return (top + mean).to(input.dtype)
+    return (top + mean).to(input.dtype).contiguous(memory_format=memory_format(input))
 
 
 def soft_pool_backward(
@@ -161,7 +171,8 @@ def soft_pool_backward(
     grads = grad_output.to(dtype) * w
     if gradient == "exact":
         grads = grads * (1 + (shifted - mean.clamp(min=torch.finfo(dtype).min)))
-    return windows.scatter(grads).to(input.dtype)
+    grad_input = windows.scatter(grads).to(input.dtype)
+    return grad_input.contiguous(memory_format=memory_format(input))
 
 
 def soft_pool_double_backward(

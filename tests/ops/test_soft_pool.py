@@ -105,6 +105,29 @@ class TestValue:
             y.double(), expected(x, (3, 2, 1, 1, False))[0], rtol=rtol, atol=0
         )
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+    def test_16_bit_types_round_once_and_keep_their_special_values(self, backend, dtype, format):
+        limits = torch.finfo(dtype)
+        subnormal = limits.smallest_normal / 4
+        values = [0.0, -0.0, limits.max, limits.min, limits.tiny, -subnormal, inf, -inf, nan, 1.0]
+        values += torch.randn(38, generator=torch.Generator().manual_seed(2)).tolist()
+        x = torch.tensor(values).to(dtype).reshape(1, 16, 1, 3).contiguous(memory_format=format)
+        same = x.masked_fill(x == inf, nan)  # inf in a window gives NaN
+        torch.testing.assert_close(soft_pool2d(x, 1), same, rtol=0, atol=0, equal_nan=True)
+        # The float32 result, rounded to nearest even by torch.
+        x = torch.randn(2, 19, 9, 11, generator=torch.Generator().manual_seed(3)).to(dtype)
+        x = (x * torch.logspace(-6, 3, 19)[:, None, None].to(dtype)).contiguous(
+            memory_format=format
+        )
+        assert soft_pool2d(x, 3, 2, 1).equal(soft_pool2d(x.float(), 3, 2, 1).to(dtype))
+        g = torch.randn(2, 19, 5, 6, generator=torch.Generator().manual_seed(4)).to(dtype)
+        arguments = functional.check_pooling(2, 3, 2, 1)
+        backward = torch.ops.mmsoftpool.soft_pool_backward
+        assert backward(g, x, *arguments).equal(
+            backward(g.float(), x.float(), *arguments).to(dtype)
+        )
+
     def test_a_window_of_equal_values_gives_that_value(self, backend):
         for value in (0.0, -3.25, 1e-38, 3.4e38, -3.4e38):
             x = torch.full((1, 1, 6, 6), value)
@@ -141,15 +164,44 @@ class TestValue:
         torch.testing.assert_close(y.double(), value, rtol=1e-6, atol=0)
         torch.testing.assert_close(pool(x[0], 3, 2, 1), y[0], rtol=1e-6, atol=0)
 
-    def test_any_strides_in(self, backend):
+    @pytest.mark.parametrize("pooling", POOLINGS)
+    @pytest.mark.parametrize("channels", [1, 3, 16, 37])  # around the width of a vector
+    def test_channels_last_is_the_definition_and_stays_channels_last(
+        self, backend, pooling, channels
+    ):
+        x = torch.rand(2, channels, 7, 9, generator=torch.Generator().manual_seed(6)) * 6
+        last = x.to(memory_format=torch.channels_last).requires_grad_()
+        y, truth = expected(x, pooling)
+        value = soft_pool2d(last, *pooling)
+        torch.testing.assert_close(value.double(), y, rtol=1e-6, atol=0)
+        (grad,) = torch.autograd.grad(value.sum(), last)
+        torch.testing.assert_close(grad.double(), truth, rtol=0, atol=1e-5)
+        if channels > 1:
+            assert value.is_contiguous(memory_format=torch.channels_last)
+            assert grad.is_contiguous(memory_format=torch.channels_last)
+
+    def test_channels_last_3d(self, backend):
+        x = torch.rand(2, 5, 6, 7, 8, generator=torch.Generator().manual_seed(6))
+        last = x.to(memory_format=torch.channels_last_3d)
+        value, grads = [], []
+        for t in (x, last):
+            t.requires_grad_()
+            value.append(soft_pool3d(t, 3, 2, 1))
+            grads += torch.autograd.grad(value[-1].sum(), t)
+        assert value[1].is_contiguous(memory_format=torch.channels_last_3d)
+        torch.testing.assert_close(value[1], value[0], rtol=1e-6, atol=0)
+        torch.testing.assert_close(grads[1], grads[0], rtol=0, atol=1e-6)
+
+    def test_any_other_strides_give_a_contiguous_result(self, backend):
         x = torch.randn(2, 4, 9, 10, generator=torch.Generator().manual_seed(6))
         y = soft_pool2d(x, 3, 2, 1)
         for other in (
-            x.to(memory_format=torch.channels_last),
             x.transpose(2, 3).contiguous().transpose(2, 3),
             torch.stack([x, x], -1)[..., 1],
+            torch.cat([x, x], 1).to(memory_format=torch.channels_last)[:, :4],
         ):
             assert not other.is_contiguous()
+            assert soft_pool2d(other, 3, 2, 1).is_contiguous()
             torch.testing.assert_close(soft_pool2d(other, 3, 2, 1), y, rtol=0, atol=1e-6)
 
     def test_unbatched_input_is_left_alone(self, backend):
@@ -259,8 +311,9 @@ class TestGradient:
         (grad,) = torch.autograd.grad(soft_pool2d(x, 2).sum(), x)
         torch.testing.assert_close(F.avg_pool2d(grad, 2) * 4, torch.ones_like(grad[..., :4, :4]))
 
-    def test_does_not_depend_on_the_number_of_threads(self):
-        x = torch.randn(3, 5, 33, 47, requires_grad=True)
+    @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+    def test_does_not_depend_on_the_number_of_threads(self, format):
+        x = torch.randn(3, 5, 33, 47).to(memory_format=format).requires_grad_()
         threads = torch.get_num_threads()
         results = []
         try:
@@ -354,12 +407,13 @@ class TestModule:
 
 
 class TestPyTorch:
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
     @pytest.mark.parametrize("gradient", ["exact", "paper"])
-    def test_opcheck(self, dtype, gradient):
+    def test_opcheck(self, dtype, format, gradient):
         arguments = functional.check_pooling(2, 3, 2, 1, gradient=gradient)
-        x = torch.randn(2, 3, 7, 9, dtype=dtype, requires_grad=True)
-        g = torch.randn(2, 3, 4, 5, dtype=dtype, requires_grad=True)
+        x = torch.randn(2, 3, 7, 9, dtype=dtype).to(memory_format=format).requires_grad_()
+        g = torch.randn(2, 3, 4, 5, dtype=dtype).to(memory_format=format).requires_grad_()
         torch.library.opcheck(torch.ops.mmsoftpool.soft_pool.default, (x, *arguments))
         torch.library.opcheck(torch.ops.mmsoftpool.soft_pool_backward.default, (g, x, *arguments))
 
