@@ -157,6 +157,8 @@ class BuildLibraries(build_ext):
 
     def nvcc_command(self, nvcc, cxx):
         command = [nvcc, "-std=c++17", "-O3", "-DUSE_CUDA", "-cudart=static", f"-ccbin={cxx[0]}"]
+        # numeric_limits in device code.
+        command += ["--expt-relaxed-constexpr"]
         command += ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "--threads=0"]
         return command + gencode_flags(nvcc, every=not (self.inplace or self.editable_mode))
 

@@ -3,6 +3,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define MMSOFTPOOL_HOST_DEVICE __host__ __device__
+#else
+#define MMSOFTPOOL_HOST_DEVICE
+#endif
+
 namespace mmsoftpool {
 
 // One spatial axis. Output o covers the inputs o * stride - pad + k * dilation, k in [0, kernel);
@@ -15,9 +21,9 @@ struct Axis {
   int64_t pad = 0;  // before the first element; what comes after the last needs no number here
   int64_t dilation = 1;
 
-  int64_t first_input(int64_t o) const { return o * stride - pad; }
+  MMSOFTPOOL_HOST_DEVICE int64_t first_input(int64_t o) const { return o * stride - pad; }
 
-  int64_t span() const { return (kernel - 1) * dilation + 1; }
+  MMSOFTPOOL_HOST_DEVICE int64_t span() const { return (kernel - 1) * dilation + 1; }
 };
 
 // Output size as torch's own pools have it: in ceil_mode the last window starts inside the input
@@ -46,10 +52,12 @@ struct Geometry {
   int64_t channels = 0;
   Axis depth, height, width;
 
-  int64_t planes() const { return batch * channels; }
-  int64_t in_plane() const { return depth.in * height.in * width.in; }
-  int64_t out_plane() const { return depth.out * height.out * width.out; }
-  int64_t taps() const { return depth.kernel * height.kernel * width.kernel; }
+  MMSOFTPOOL_HOST_DEVICE int64_t planes() const { return batch * channels; }
+  MMSOFTPOOL_HOST_DEVICE int64_t in_plane() const { return depth.in * height.in * width.in; }
+  MMSOFTPOOL_HOST_DEVICE int64_t out_plane() const { return depth.out * height.out * width.out; }
+  MMSOFTPOOL_HOST_DEVICE int64_t taps() const {
+    return depth.kernel * height.kernel * width.kernel;
+  }
 };
 
 // 'exact' is the derivative of the forward; 'paper' is section 3.2 of the paper, the weight alone.

@@ -1,0 +1,146 @@
+"""What the CUDA threads do, run on the host: windows, tiles and memory accesses without a GPU.
+
+Every tensor stands between margins of NaN: a read outside shows up in the result, a write outside
+in the margin.
+"""
+
+import ctypes
+import math
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmsoftpool.ops import functional, reference
+
+MARGIN = 64
+
+
+@pytest.fixture(scope="module")
+def host_library(tmp_path_factory):
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    path = tmp_path_factory.mktemp("build") / "cuda_on_host.so"
+    subprocess.run(
+        [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared",
+         "-fsanitize=undefined", "-fno-sanitize-recover",
+         str(Path(__file__).with_name("cuda_on_host.cpp")), "-o", str(path)],
+        check=True,
+    )  # fmt: skip
+    return ctypes.CDLL(str(path))
+
+
+def framed(shape, like=None, shift=0):
+    """A tensor inside a larger one of NaN; returns both. ``shift`` moves it off its alignment."""
+    count = math.prod(shape)
+    whole = torch.full((count + 2 * MARGIN,), math.nan)
+    inside = whole[MARGIN + shift : MARGIN + shift + count].view(shape)
+    if like is not None:
+        inside.copy_(like)
+    return whole, inside
+
+
+def run_on_host(library, x, pooling, grad_output, *, gradient, rows, variant="auto", shift=0):
+    """The value and gradient that the CUDA threads compute, and whether they worked in strips.
+
+    ``x`` and ``grad_output`` are in the order of memory: channels last if they say so.
+    """
+    kernel_size, stride, padding, dilation, _, _ = pooling
+    last = reference.memory_format(x) != torch.contiguous_format
+    spatial = len(kernel_size)
+    shape = [int(last), x.shape[0], x.shape[1]]
+    shape += [1, 1, 1, 1, 0, 1] * (3 - spatial)
+    for i in range(spatial):
+        shape += [x.shape[2 + i], grad_output.shape[2 + i], kernel_size[i], stride[i]]
+        shape += [padding[2 * i], dilation[i]]
+    order = [0, *range(2, x.dim()), 1] if last else [*range(x.dim())]
+    back = [order.index(i) for i in range(x.dim())]
+    in_memory = [t.permute(order).contiguous() for t in (grad_output, x)]
+    frames = [framed(t.shape, t, shift) for t in (*in_memory, *in_memory)]
+    frames[2][1].fill_(math.nan), frames[3][1].fill_(math.nan)
+    pointers = [ctypes.c_void_p(inside.data_ptr()) for _, inside in frames]
+    arguments = ((ctypes.c_int64 * len(shape))(*shape), ctypes.c_int64(rows), gradient == "exact")
+    if variant == "wide":
+        library.run_wide(*arguments, *pointers)
+        strip = True
+    else:
+        strip = bool(library.run(*arguments, variant == "any", *pointers))
+    for whole, inside in frames[2:]:
+        margins = (whole[: MARGIN + shift], whole[MARGIN + shift + inside.numel() :])
+        assert all(margin.isnan().all() for margin in margins), "written outside"
+    return frames[2][1].permute(back), frames[3][1].permute(back), strip
+
+
+def check(library, x, pooling, **options):
+    gradient = options["gradient"]
+    pooling = functional.check_pooling(x.dim() - 2, *pooling, gradient=gradient)
+    y = torch.ops.mmsoftpool.soft_pool(x, *pooling)
+    g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    grad = torch.ops.mmsoftpool.soft_pool_backward(g, x, *pooling)
+    value, grad_input, strip = run_on_host(library, x, pooling, g, **options)
+    torch.testing.assert_close(value, y, rtol=1e-6, atol=1e-6, equal_nan=True)
+    torch.testing.assert_close(grad_input, grad, rtol=1e-5, atol=3e-6, equal_nan=True)
+    return strip
+
+
+STEMS = [(2, 2), (3, 2, 1), (3, 2), (3, 2, 1, 1, True), (2, 2, 0, 1, True)]
+
+
+@pytest.mark.parametrize("gradient", ["exact", "paper"])
+@pytest.mark.parametrize("rows", [1, 2, 16])
+@pytest.mark.parametrize("pooling", STEMS)
+@pytest.mark.parametrize("size", [(8, 8), (7, 16), (9, 13), (32, 24), (3, 3), (16, 4), (5, 40)])
+def test_strips(host_library, size, pooling, rows, gradient):
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    x[0, 0, 1, 1], x[1, 2, 2, 2] = math.nan, -math.inf
+    options = dict(rows=rows, gradient=gradient)
+    assert check(host_library, x, pooling, **options)
+    assert check(host_library, x, pooling, variant="wide", **options)
+    assert check(host_library, x, pooling, shift=1, **options)
+    last = torch.randn(2, 8, *size, generator=torch.Generator().manual_seed(0))
+    last = last.to(memory_format=torch.channels_last)
+    assert check(host_library, last, pooling, **options)
+
+
+@pytest.mark.parametrize("channels", [4, 6])
+def test_what_strips_cannot_take_goes_the_general_way(host_library, channels):
+    x = torch.randn(1, channels, 8, 8).to(memory_format=torch.channels_last)
+    options = dict(rows=4, gradient="exact")
+    assert check(host_library, x, (3, 2, 1), **options) == (channels == 4)
+    assert not check(host_library, x, (3, 2, 1), shift=1, **options)
+    for pooling in ((3, 1, 1), (5, 2, 2), (3, 2, 1, 2), ((3, 2), 2), (3, 3)):
+        assert not check(host_library, x.contiguous(), pooling, **options)
+
+
+ANY = [
+    ((17,), (3, 2, 1)),
+    ((9, 11), (3, 1, 1)),
+    ((9, 11), ((3, 2), (1, 3), (1, 0), (2, 1), True)),
+    ((9, 11), (3, 5, 1)),
+    ((12, 10), (5, 2, 2, 2, True)),
+    ((1, 1), (2, 1, 1, 2)),
+    ((9, 11), (3, 2, ((1, 0), (0, 1)))),
+    ((5, 6, 7), (3, 2, 1)),
+    ((5, 6, 7), (2, 2, 0, 1, True)),
+    ((4, 6, 5), ((1, 3, 2), (1, 2, 1), (0, 1, 1), (1, 2, 3))),
+]
+FORMATS = {1: [], 2: [torch.channels_last], 3: [torch.channels_last_3d]}
+
+
+@pytest.mark.parametrize("gradient", ["exact", "paper"])
+@pytest.mark.parametrize(
+    ("size", "pooling", "format"),
+    [
+        (size, pooling, format)
+        for size, pooling in ANY
+        for format in (torch.contiguous_format, *FORMATS[len(size)])
+    ],
+)
+def test_any_pooling(host_library, size, pooling, format, gradient):
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    x.view(-1)[5], x.view(-1)[-1] = -math.inf, math.inf
+    x = x.contiguous(memory_format=format)
+    check(host_library, x, pooling, rows=1, gradient=gradient, variant="any")
