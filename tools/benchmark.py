@@ -1,0 +1,181 @@
+#!/usr/bin/env python
+"""Times SoftPool beside other pools, or detectors beside each other, in one run.
+
+Examples:
+  python tools/benchmark.py op
+  python tools/benchmark.py op --dtype float32 --kernel 3,2,1 --json op.json --plot op.png
+  python tools/benchmark.py model configs/retinanet_r50_softpool.py --size 800 1344
+"""
+
+import argparse
+import itertools
+import json
+import os
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mmsoftpool import apis, benchmark
+
+
+def kernel(text: str) -> tuple[int, int, int]:
+    try:
+        size, stride, padding = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be kernel_size,stride,padding, such as 3,2,1"
+        ) from None
+    return size, stride, padding
+
+
+def show(title: str, rows: list[dict], columns: dict[str, str], base: dict) -> None:
+    """Prints rows as a table: times in ms, memory in MiB, and ratios to the row ``base``."""
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(columns.values()):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        cells = []
+        for key in columns:
+            part, _, ratio = key.partition("/")
+            value = row.get(part)
+            if value is None:
+                cells.append(row.get("error", "")[:60] if key == "forward" else "")
+            elif ratio:
+                cells.append(f"{value / base[part]:.2f}" if base.get(part) else "")
+            elif part.endswith("_memory"):
+                cells.append(f"{value / 2**20:.0f}")
+            elif part.endswith("_bandwidth"):
+                cells.append(f"{value / 1e9:.0f}")
+            elif part.endswith("_of_copy"):
+                cells.append(f"{value:.0%}")
+            else:
+                cells.append(f"{value * 1e3:.2f}" if isinstance(value, float) else str(value))
+        table.add_row(*cells)
+    Console(width=None if os.isatty(1) else 160).print(table)
+
+
+def plot(rows: list[dict], path: str) -> None:
+    """Bars of forward and backward time, a panel per case."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    cases = {}
+    for row in rows:
+        if "backward" in row:
+            title = "{device} {dtype}\n{layout}\nk, s, p = {pooling}".format(**row)
+            cases.setdefault(title, []).append(row)
+    figure, grid = plt.subplots(
+        1, len(cases), figsize=(3.4 * len(cases) + 1, 3.6), squeeze=False, layout="constrained"
+    )
+    for axes, (title, case) in zip(grid[0], cases.items(), strict=True):
+        names = [row["method"] for row in case]
+        for part, left, colour in (("forward", 0.0, "tab:blue"), ("backward", 0.4, "tab:orange")):
+            heights = [row[part] * 1e3 for row in case]
+            axes.barh([i + left for i in range(len(case))], heights, 0.38, label=part, color=colour)
+        axes.set_yticks([i + 0.2 for i in range(len(case))], names if axes is grid[0, 0] else [])
+        axes.set_title(title, fontsize=8)
+        axes.set(xlabel="ms (log)", xscale="log")
+        axes.invert_yaxis()
+    grid[0, 0].legend(frameon=False, fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+def run_op(args) -> list[dict]:
+    rows = []
+    cases = list(itertools.product(args.dtype, args.layout, args.kernel))
+    for i, (dtype, layout, pooling) in enumerate(cases):
+        title = f"{i + 1}/{len(cases)}: {args.device}, {dtype}, {layout}, k, s, p = {pooling}"
+        print(f"{title} ...", flush=True)
+        case = benchmark.benchmark_pooling(
+            args.device, dtype, layout, pooling, tuple(args.shape), args.rounds
+        )
+        columns = {
+            "method": "method",
+            "forward": "fwd ms",
+            "forward/ratio": "/ ours",
+            "backward": "bwd ms",
+            "backward/ratio": "/ ours",
+            "both": "both ms",
+            "both/ratio": "/ ours",
+            "forward_bandwidth": "fwd GB/s",
+            "forward_bandwidth_of_copy": "of copy",
+            "backward_bandwidth_of_copy": "bwd of copy",
+            "forward_memory": "fwd MiB",
+            "both_memory": "both MiB",
+        }
+        show(title, case, columns, base=case[1])
+        rows += case
+    return rows
+
+
+def run_model(args) -> list[dict]:
+    rows = benchmark.benchmark_models(
+        args.configs, args.device, tuple(args.size), args.batch_size, args.rounds
+    )
+    columns = {
+        "config": "config",
+        "train": "train ms",
+        "train/ratio": "/ first",
+        "inference": "inference ms",
+        "inference/ratio": "/ first",
+        "train_memory": "train MiB",
+        "inference_memory": "inference MiB",
+    }
+    show(f"{args.device}, {args.batch_size} images of {args.size}", rows, columns, base=rows[0])
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    op = commands.add_parser("op", help="pooling operators")
+    op.add_argument("--dtype", nargs="+", choices=benchmark.DTYPES, default=["float32"])
+    op.add_argument(
+        "--layout", nargs="+", choices=benchmark.LAYOUTS, default=list(benchmark.LAYOUTS)
+    )
+    op.add_argument(
+        "--kernel",
+        nargs="+",
+        type=kernel,
+        default=[(3, 2, 1), (2, 2, 0)],
+        metavar="K,S,P",
+        help="kernel_size,stride,padding (default: 3,2,1 2,2,0)",
+    )
+    op.add_argument(
+        "--shape", nargs=4, type=int, default=[4, 64, 400, 672], metavar=("N", "C", "H", "W")
+    )
+    op.add_argument("--plot", metavar="FILE", help="picture of the times")
+    model = commands.add_parser("model", help="training iteration and inference of detectors")
+    model.add_argument("configs", nargs="+", help="config files")
+    model.add_argument("--size", nargs=2, type=int, default=[800, 1344], metavar=("H", "W"))
+    model.add_argument("--batch-size", type=int, default=2)
+    for command in (op, model):
+        command.add_argument("--device", choices=["cpu", "cuda"])
+        command.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+        command.add_argument("--rounds", type=int, default=15, help="rounds (default: %(default)s)")
+        command.add_argument("--json", metavar="FILE", help="file for all numbers")
+    args = parser.parse_args()
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise apis.UserError("--device cuda: torch sees no GPU")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rows = run_op(args) if args.command == "op" else run_model(args)
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(
+                dict(environment=benchmark.environment(args.device), rows=rows), file, indent=1
+            )
+        print(f"wrote {args.json}")
+    if args.command == "op" and args.plot:
+        plot(rows, args.plot)
+        print(f"wrote {args.plot}")
+
+
+if __name__ == "__main__":
+    apis.run_tool(main)
