@@ -2,6 +2,7 @@
 # make demo   train and evaluate a small SoftPool detector on data it draws itself, in under 10 minutes
 # make test   lint and test
 # make format rewrite the sources in the project's style
+# make sanitize, make sanitize-cuda    the operator's tests under the sanitizers
 
 PYTHON ?= python3
 VENV   := .venv
@@ -10,7 +11,7 @@ BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 CSRC   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: env demo test lint format clean
+.PHONY: env demo test lint format sanitize sanitize-cuda clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.built
@@ -47,6 +48,21 @@ format: env
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(BIN)/clang-format -i $(CSRC)
+
+# The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer; then the usual build again.
+ASAN = LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+       ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+sanitize: env
+	CXXFLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" MMSOFTPOOL_CUDA=0 \
+	  $(PY) setup.py -q build_ext --inplace
+	$(ASAN) $(PY) -m pytest -q -p no:cacheprovider tests/ops/test_soft_pool.py \
+	  tests/ops/test_properties.py -k "not reference and not compiles_ and not onnx and not Backend"; \
+	status=$$?; $(PY) -m pip install -q --no-build-isolation --no-deps -e .; exit $$status
+
+# The CUDA kernels under compute-sanitizer; needs a GPU.
+sanitize-cuda: env
+	compute-sanitizer --error-exitcode 1 $(PY) -m pytest -q tests/ops/test_cuda.py -m cuda \
+	  -k "not 2_31 and not graph and not compile"
 
 clean:
 	rm -rf build dist *.egg-info mmsoftpool/*.so $(VENV)/.built

@@ -5,8 +5,9 @@ nvcc is found, ``libmmsoftpool_cuda.so``. Both use LibTorch's stable ABI, so one
 Python and every torch from 2.10 on. ``torch.utils.cpp_extension`` is of no use for that: it refuses
 to compile CUDA for a CPU-only torch.
 
-Environment variables: ``CXX`` (the C++ compiler), ``CUDA_HOME``, ``TORCH_CUDA_ARCH_LIST`` (as for
-any torch extension), ``MMSOFTPOOL_CUDA=0`` (do not build the CUDA library).
+Environment variables: ``CXX`` and ``CXXFLAGS`` (the C++ compiler, more flags), ``CUDA_HOME`` and
+``TORCH_CUDA_ARCH_LIST`` (as for any torch extension), ``MMSOFTPOOL_CUDA=0`` (do not build the CUDA
+library).
 """
 
 import os
@@ -132,13 +133,17 @@ class BuildLibraries(build_ext):
         for source in ext.sources:
             object_file = Path(self.build_temp) / ext.name / (source + ".o")
             object_file.parent.mkdir(parents=True, exist_ok=True)
-            compiler = self.nvcc_command(nvcc, cxx) if source.endswith(".cu") else cxx + CXX_FLAGS
+            if source.endswith(".cu"):
+                compiler = self.nvcc_command(nvcc, cxx)
+            else:
+                compiler = cxx + CXX_FLAGS + shlex.split(os.environ.get("CXXFLAGS", ""))
             self.call([*compiler, *self.torch_flags(), "-c", source, "-o", str(object_file)])
             objects.append(str(object_file))
         import torch
         from torch.utils.cpp_extension import library_paths
 
         link = [*cxx, "-shared", "-o", str(library), *objects]
+        link += [] if is_cuda else shlex.split(os.environ.get("CXXFLAGS", ""))
         link += [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu"]
         if is_cuda:
             # A CPU-only torch has no libtorch_cuda: its symbols are then looked up at load time.

@@ -2,9 +2,11 @@
 
 import importlib.util
 
+from mmengine.analysis import complexity_analysis
 from mmengine.registry import MODELS
 
 from ..ops import SoftPool1d, SoftPool2d, SoftPool3d
+from ..ops.library import forward_flops
 
 # In the root registry, so that mmdet, mmpretrain and the rest all find them.
 for _module in (SoftPool1d, SoftPool2d, SoftPool3d):
@@ -12,3 +14,11 @@ for _module in (SoftPool1d, SoftPool2d, SoftPool3d):
 
 if importlib.util.find_spec("mmdet") is not None:
     from .resnet import SoftPoolResNet  # noqa: F401
+
+
+def _count_flops(inputs, outputs) -> int:
+    """mmengine's FLOP counter on the operator, as torch's; see mmsoftpool.ops.library."""
+    return forward_flops(None, inputs[1].toIValue(), out_shape=outputs[0].type().sizes())
+
+
+complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS["mmsoftpool::soft_pool"] = _count_flops

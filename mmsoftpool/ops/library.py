@@ -8,11 +8,14 @@ Arguments of both operators: ``input`` (N, C, spatial...); ``kernel_size``, ``st
 Users call :func:`mmsoftpool.soft_pool2d` and its kin, which check and fill in the arguments.
 """
 
+import math
 import os
 import warnings
 from pathlib import Path
 
 import torch
+from torch._decomp import register_decomposition
+from torch.utils.flop_counter import register_flop_formula
 
 from . import reference
 
@@ -124,3 +127,45 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "mmsoftpool::soft_pool_backward", _double_backward, setup_context=_setup_backward, lib=_library
 )
+
+
+def _join_batch(tensors, dims, size):
+    """Tensors with the batch of vmap, (B, N, ...), as (B N, ...)."""
+    return [
+        (t.movedim(dim, 0) if dim is not None else t.expand(size, *t.shape)).flatten(0, 1)
+        for t, dim in zip(tensors, dims, strict=True)
+    ]
+
+
+def _batched(operator, tensors):
+    def rule(info, in_dims, *args):
+        joined = _join_batch(args[:tensors], in_dims[:tensors], info.batch_size)
+        result = operator(*joined, *args[tensors:])
+        return result.unflatten(0, (info.batch_size, -1)), 0
+
+    return rule
+
+
+for _name, _tensors in (("soft_pool", 1), ("soft_pool_backward", 2)):
+    torch.library.register_vmap(
+        f"mmsoftpool::{_name}",
+        _batched(getattr(torch.ops.mmsoftpool, _name), _tensors),
+        lib=_library,
+    )
+
+# Exporters that know no such operator (ONNX) take it apart into the reference.
+register_decomposition(torch.ops.mmsoftpool.soft_pool.default)(reference.soft_pool)
+
+
+def forward_flops(input, kernel_size, *args, out_shape, **kwargs) -> int:
+    """Per tap: maximum, difference, exponential, two sums and a product."""
+    return 6 * math.prod(kernel_size) * math.prod(out_shape)
+
+
+def backward_flops(grad_output, input, kernel_size, *args, out_shape, **kwargs) -> int:
+    """Per tap: as the forward, and a sum, two products and the addition to the gradient."""
+    return 10 * math.prod(kernel_size) * math.prod(grad_output)
+
+
+register_flop_formula(torch.ops.mmsoftpool.soft_pool)(forward_flops)
+register_flop_formula(torch.ops.mmsoftpool.soft_pool_backward)(backward_flops)

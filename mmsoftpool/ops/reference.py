@@ -61,25 +61,25 @@ class _Windows:
 
     def __init__(self, sizes, kernel_size, stride, padding, dilation, ceil_mode):
         self.sizes = list(sizes)
-        outs = output_sizes(sizes, kernel_size, stride, padding, dilation, ceil_mode)
-        self.before = padding[0::2]
-        # What the last window needs after the input; ceil_mode can ask for more than the padding.
-        after = [
-            max(0, (o - 1) * s + (k - 1) * d + 1 - n - p)
-            for n, o, k, s, p, d in zip(
-                sizes, outs, kernel_size, stride, self.before, dilation, strict=True
-            )
-        ]
-        # F.pad wants the last axis first.
-        self.pad = [
-            p for pair in zip(reversed(self.before), reversed(after), strict=True) for p in pair
-        ]
+        self.before, self.after = padding[0::2], padding[1::2]
+        spans = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True)]
+        # A slice ends where the last tap of the window leaves room for the other taps. Ends that
+        # count from the back do not depend on the size: exporters need no guard for them.
+        last = [1 - span for span in spans]
+        if ceil_mode:
+            # The last window may need more than the padding, or start before the padding ends.
+            outs = output_sizes(sizes, kernel_size, stride, padding, dilation, ceil_mode)
+            last = [(o - 1) * s + 1 for o, s in zip(outs, stride, strict=True)]
+            self.after = [
+                max(0, end + span - 1 - n - p)
+                for end, span, n, p in zip(last, spans, sizes, self.before, strict=True)
+            ]
         self.taps = [
             (
                 ...,
                 *(
-                    slice(i * d, i * d + (o - 1) * s + 1, s)
-                    for i, d, o, s in zip(tap, dilation, outs, stride, strict=True)
+                    slice(i * d, i * d + end or None, s)
+                    for i, d, end, s in zip(tap, dilation, last, stride, strict=True)
                 ),
             )
             for tap in itertools.product(*map(range, kernel_size))
@@ -87,18 +87,14 @@ class _Windows:
 
     def gather(self, x: Tensor, absent: float) -> Tensor:
         """(taps, N, C, out...) with ``absent`` for what is outside the input."""
-        padded = F.pad(x, self.pad, value=absent)
+        pairs = zip(reversed(self.before), reversed(self.after), strict=True)  # the last axis first
+        padded = F.pad(x, [p for pair in pairs for p in pair], value=absent)
         return torch.stack([padded[tap] for tap in self.taps])
 
     def scatter(self, values: Tensor) -> Tensor:
         """The transpose of :meth:`gather`: adds every tap to the element that it came from."""
-        shape = [
-            n + before + after
-            for n, before, after in zip(
-                self.sizes, reversed(self.pad[0::2]), reversed(self.pad[1::2]), strict=True
-            )
-        ]
-        padded = values.new_zeros(*values.shape[1:3], *shape)
+        axes = zip(self.sizes, self.before, self.after, strict=True)
+        padded = values.new_zeros(*values.shape[1:3], *(n + b + a for n, b, a in axes))
         for tap, value in zip(self.taps, values, strict=True):
             padded[tap] += value
         inside = (slice(p, p + n) for p, n in zip(self.before, self.sizes, strict=True))

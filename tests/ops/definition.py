@@ -37,6 +37,9 @@ def soft_pool(x, out, kernel_size, stride, before, dilation, grad_output=None, g
         plane = x[n, c]
         for position, inside in windows(x.shape[2:], out, kernel_size, stride, before, dilation):
             taps = [plane[place].item() for place in inside]
+            if not taps:  # a dilated window can lie in the padding as a whole
+                y[(n, c, *position)] = -math.inf
+                continue
             largest = max(taps)
             weights = [math.exp(tap - largest) for tap in taps]
             weights = [weight / math.fsum(weights) for weight in weights]

@@ -428,6 +428,77 @@ class TestPyTorch:
             (grad,) = torch.autograd.grad(y.sum(), x)
             assert grad.equal(torch.autograd.grad(pool(x).sum(), x)[0])
 
+    def test_vmap(self):
+        x = torch.randn(2, 3, 4, 9, 8)
+        for dim in (0, 2):
+            y = torch.func.vmap(lambda t: soft_pool2d(t, 3, 2, 1), in_dims=dim)(x)
+            assert y.equal(torch.stack([soft_pool2d(t, 3, 2, 1) for t in x.unbind(dim)]))
+        arguments = functional.check_pooling(2, 3, 2, 1)
+        backward = torch.ops.mmsoftpool.soft_pool_backward
+        g, t = torch.randn(5, 3, 4, 5, 4), x[0]
+        grads = torch.func.vmap(lambda g: backward(g, t.movedim(0, 1), *arguments))(g.movedim(1, 2))
+        expected = torch.stack([backward(g.movedim(0, 1), t.movedim(0, 1), *arguments) for g in g])
+        assert grads.equal(expected)
+
+    def test_autocast_keeps_the_inputs_type(self):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert soft_pool2d(X.bfloat16(), 2).dtype == torch.bfloat16
+            assert soft_pool2d(X, 2).dtype == torch.float32
+
+    def test_export_with_dynamic_shapes(self):
+        program = torch.export.export(Net(), (torch.randn(2, 3, 16, 20),), dynamic_shapes=DYNAMIC)
+        assert torch.ops.mmsoftpool.soft_pool.default in [n.target for n in program.graph.nodes]
+        x = torch.randn(3, 3, 33, 27)
+        assert program.module()(x).equal(Net()(x))
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_onnx_has_standard_operators_and_agrees(self, tmp_path):
+        import onnx
+        import onnxruntime
+
+        path = str(tmp_path / "net.onnx")
+        torch.onnx.export(
+            Net(), (torch.randn(2, 3, 16, 20),), path, dynamo=True, dynamic_shapes=DYNAMIC,
+            verbose=False,
+        )  # fmt: skip
+        model = onnx.load(path)
+        assert {node.domain for node in model.graph.node} == {""} and not model.functions
+        session = onnxruntime.InferenceSession(path)
+        for size, scale in (((33, 27), 1.0), ((16, 20), 100.0)):
+            x = torch.randn(3, 3, *size) * scale
+            (y,) = session.run(None, {"x": x.numpy()})
+            torch.testing.assert_close(torch.from_numpy(y), Net()(x), rtol=1e-5, atol=1e-5 * scale)
+
+    def test_flop_counters(self):
+        flops = 6 * 9 * 3 * 4 * 5  # 6 a tap, 9 taps, 3 x 4 x 5 outputs
+        x = torch.randn(1, 3, 8, 10, requires_grad=True)
+        with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+            soft_pool2d(x, 3, 2, 1)
+        assert counter.get_total_flops() == flops
+        analysis = pytest.importorskip("mmengine.analysis")
+        conv = torch.nn.Conv2d(3, 3, 1)  # mmengine wants a model with parameters
+        alone, pooled = (
+            analysis.get_model_complexity_info(model, (3, 8, 10))["flops"]
+            for model in (conv, torch.nn.Sequential(conv, SoftPool2d(3, 2, 1)))
+        )
+        assert pooled - alone == flops
+
+
+class Net(torch.nn.Module):
+    """A stem without its convolution."""
+
+    def forward(self, x):
+        return soft_pool2d(x * 2, 3, 2, 1)
+
+
+DYNAMIC = {
+    "x": {
+        0: torch.export.Dim("batch"),
+        2: torch.export.Dim("height", min=4, max=4096),
+        3: torch.export.Dim("width", min=4, max=4096),
+    }
+}
+
 
 class TestBackend:
     CODE = (

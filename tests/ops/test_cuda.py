@@ -1,0 +1,139 @@
+"""The CUDA kernels against the CPU's, which the other tests hold against the definition.
+
+Needs torch, pytest and a GPU, no other package. `make sanitize-cuda` runs it under
+compute-sanitizer.
+"""
+
+import pytest
+import torch
+
+from mmsoftpool import SoftPool2d, soft_pool1d, soft_pool2d, soft_pool3d
+from mmsoftpool.ops import functional, library
+
+from .test_soft_pool import POOLINGS, inf, nan
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(
+        library.BACKENDS["cuda"].startswith("("),
+        reason=f"CUDA runs on the reference: {library.BACKENDS['cuda']}",
+    ),
+]
+EPSILON = {torch.float64: 1e-14, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def check(pool, x, *args, **kwargs):
+    """Compares value and gradient of x on the GPU with those on the CPU; two runs bit by bit."""
+    results = []
+    for device in ("cpu", "cuda", "cuda"):
+        leaf = x.to(device).requires_grad_()
+        y = pool(leaf, *args, **kwargs)
+        g = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
+        (grad,) = torch.autograd.grad(y, leaf, g)
+        results.append((y, grad))
+    epsilon = EPSILON[x.dtype]
+    for cpu, first, second in zip(*results, strict=True):
+        assert torch.equal(first.nan_to_num(), second.nan_to_num())
+        assert first.stride() == cpu.stride()
+        torch.testing.assert_close(first.cpu(), cpu, rtol=epsilon, atol=4 * epsilon, equal_nan=True)
+
+
+@pytest.mark.parametrize("gradient", ["exact", "paper"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", list(EPSILON))
+@pytest.mark.parametrize("pooling", [*POOLINGS, (3, 2, 0, 1, False), (2, 2, 0, 1, True)])
+@pytest.mark.parametrize("size", [(8, 8), (11, 13), (32, 48)])
+def test_agrees_with_the_cpu(size, pooling, dtype, layout, gradient):
+    for channels in (3, 8):
+        x = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0)) * 3
+        check(soft_pool2d, x.to(dtype).contiguous(memory_format=layout), *pooling,
+              gradient=gradient)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", list(EPSILON))
+def test_one_and_three_dimensions(dtype):
+    check(soft_pool1d, torch.randn(2, 3, 17).to(dtype), 3, 2, 1)
+    x = torch.randn(2, 4, 5, 8, 9).to(dtype)
+    check(soft_pool3d, x, 3, 2, 1)
+    check(soft_pool3d, x.contiguous(memory_format=torch.channels_last_3d), 2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("pooling", [(2, 2), (3, 2, 1), (3, 1, 1)])
+def test_special_values(pooling, layout):
+    x = torch.randn(1, 4, 12, 16)
+    x[0, 0, 3, 4], x[0, 1, 5, 5], x[0, 2, 1, 1] = nan, inf, -inf
+    x[0, 3] = -inf
+    check(soft_pool2d, x.contiguous(memory_format=layout), *pooling)
+    for value in (89.0, -110.0, 3.4e38, -3.4e38):
+        assert (
+            soft_pool2d(torch.full((1, 1, 8, 8), value, device="cuda"), *pooling) == value
+        ).all()
+
+
+def test_misaligned_and_strided_inputs():
+    x = torch.randn(2, 4, 9, 17, device="cuda")[..., 1:]
+    assert soft_pool2d(x, 3, 2, 1).equal(soft_pool2d(x.contiguous(), 3, 2, 1))
+    whole = torch.randn(1 + 2 * 4 * 8 * 16, device="cuda")
+    x = whole[1:].view(2, 4, 8, 16)
+    assert soft_pool2d(x, 3, 2, 1).equal(soft_pool2d(x.clone(), 3, 2, 1))
+
+
+def test_empty_batch():
+    assert soft_pool2d(torch.empty(0, 3, 8, 8, device="cuda"), 2).shape == (0, 3, 4, 4)
+
+
+def test_runs_on_the_callers_stream():
+    x = torch.randn(8, 64, 256, 256, device="cuda")
+    expected = soft_pool2d(x + 1, 3, 2, 1)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        y = soft_pool2d(x + 1, 3, 2, 1)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert y.equal(expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU only")
+def test_runs_on_the_inputs_device():
+    x = torch.randn(2, 3, 16, 16, device="cuda:1")
+    assert soft_pool2d(x, 2).device == x.device
+    torch.testing.assert_close(soft_pool2d(x, 2).cpu(), soft_pool2d(x.cpu(), 2))
+
+
+def test_cuda_graph():
+    x = torch.randn(2, 8, 32, 32, device="cuda")
+    soft_pool2d(x, 3, 2, 1)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = soft_pool2d(x, 3, 2, 1)
+    x.copy_(torch.randn(2, 8, 32, 32))
+    graph.replay()
+    assert y.equal(soft_pool2d(x, 3, 2, 1))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck(layout):
+    arguments = functional.check_pooling(2, 3, 2, 1)
+    x = torch.randn(2, 4, 8, 12, device="cuda").contiguous(memory_format=layout).requires_grad_()
+    torch.library.opcheck(torch.ops.mmsoftpool.soft_pool.default, (x, *arguments))
+
+
+def test_autocast_and_compile():
+    pool = SoftPool2d(3, 2, 1)
+    x = torch.randn(2, 4, 16, 16, device="cuda", dtype=torch.float16)
+    with torch.autocast("cuda"):
+        assert pool(x).dtype == torch.float16
+    assert torch.compile(pool, fullgraph=True)(x).equal(pool(x))
+
+
+def test_more_than_2_31_elements():
+    if torch.cuda.mem_get_info()[0] < 24 * 2**30:
+        pytest.skip("needs 24 GiB of free GPU memory")
+    x = torch.zeros(1, 2, 32768, 32780, device="cuda", dtype=torch.float16)
+    x[0, -1, -2:, -2:] = 1
+    for pooling in ((2, 2), (3, 1, 1)):  # the strips and the general path
+        y = soft_pool2d(x, *pooling)
+        assert y[0, -1, -1, -1] > 0.4 and y[0, 0].max() == 0

@@ -1,0 +1,69 @@
+"""Whatever the shape, the arguments, the dtype, the layout and the magnitude: the definition."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmsoftpool import soft_pool1d, soft_pool2d, soft_pool3d
+from mmsoftpool.ops.functional import check_pooling
+from mmsoftpool.ops.reference import output_sizes
+
+from .definition import soft_pool as definition
+
+POOLS = {1: soft_pool1d, 2: soft_pool2d, 3: soft_pool3d}
+EPSILON = {torch.float64: 2e-15, torch.float32: 6e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+@st.composite
+def cases(draw):
+    axes = draw(st.integers(1, 3))
+    kernel, stride, dilation = (
+        draw(st.lists(st.integers(1, high), min_size=axes, max_size=axes)) for high in (4, 5, 3)
+    )
+    padding = [(draw(st.integers(0, k // 2)), draw(st.integers(0, k // 2))) for k in kernel]
+    ceil_mode = draw(st.booleans())
+    sizes = [
+        draw(st.integers(max(1, (k - 1) * d + 1 - sum(p)), (k - 1) * d + 7))
+        for k, d, p in zip(kernel, dilation, padding, strict=True)
+    ]
+    shape = (draw(st.integers(0, 2)), draw(st.integers(1, 3)), *sizes)
+    dtype = draw(st.sampled_from(list(EPSILON)))
+    exponent = draw(st.integers(-4, 3) if dtype == torch.float16 else st.integers(-30, 30))
+    sign = draw(st.sampled_from(["positive", "negative", "mixed"]))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
+    x = {"positive": x.abs(), "negative": -x.abs(), "mixed": x}[sign].double() * 10.0**exponent
+    x = x.to(dtype)
+    if axes > 1 and draw(st.booleans()):
+        x = x.contiguous(memory_format=LAST[axes])
+    gradient = draw(st.sampled_from(["exact", "paper"]))
+    return x, (kernel, stride, padding, dilation, ceil_mode), gradient
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(cases())
+def test_value_and_gradient_are_the_definition(case):
+    x, pooling, gradient = case
+    kernel, stride, padding, dilation, _ = pooling
+    axes = x.dim() - 2
+    arguments = check_pooling(axes, *pooling, gradient=gradient)
+    out = output_sizes(x.shape[2:], *arguments[:5])
+    x.requires_grad_()
+    y = POOLS[axes](x, *pooling, gradient=gradient)
+    assert y.shape == (*x.shape[:2], *out) and y.dtype == x.dtype
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    value, slope = definition(
+        x.detach(), out, kernel, stride, [p[0] for p in padding], dilation, gradient=gradient
+    )
+    # Rounding is relative to the largest number of a window; 1 + x - y and the sum over the
+    # windows of an input make it larger for the gradient.
+    finite = x.detach().abs().double()
+    scale = finite.amax().item() if x.numel() else 0.0
+    epsilon = EPSILON[x.dtype]
+    torch.testing.assert_close(y.double(), value, rtol=epsilon, atol=epsilon * scale)
+    windows = 1.0
+    for k in kernel:
+        windows *= k
+    torch.testing.assert_close(
+        grad.double(), slope, rtol=0, atol=4 * epsilon * windows * (1 + min(scale, 100.0))
+    )
