@@ -50,6 +50,7 @@ struct Geometry {
   Layout layout = Layout::contiguous;
   int64_t batch = 0;
   int64_t channels = 0;
+  int64_t channel_block = 16;  // channels that the CPU's backward takes together, channels last
   Axis depth, height, width;
 
   MMSOFTPOOL_HOST_DEVICE int64_t planes() const { return batch * channels; }

@@ -59,7 +59,8 @@ Tensor soft_pool_backward(
   const Call call(input, kernel_size, stride, padding, dilation, ceil_mode);
   call.check_grad_output(grad_output);
   const Gradient mode = parse_gradient(gradient);
-  const Geometry& g = call.geometry;
+  Geometry g = call.geometry;
+  g.channel_block = channel_block(g, torch::stable::get_num_threads());
   const Tensor in = call.laid_out(input);
   const Tensor grad_out = call.laid_out(grad_output);
   const Tensor grad_input = call.empty_input();

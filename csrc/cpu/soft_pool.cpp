@@ -432,9 +432,6 @@ MMSOFTPOOL_INLINE void forward_channels_last(
   }
 }
 
-// Channels of an item of the backward: few enough that the rows of sums stay in the L2 cache.
-constexpr int64_t block_channels = 16;
-
 template <int Bytes, typename T>
 MMSOFTPOOL_INLINE void backward_channels_last(
     const Geometry& g, Gradient gradient, const T* grad_output, const T* input, T* grad_input,
@@ -442,7 +439,7 @@ MMSOFTPOOL_INLINE void backward_channels_last(
   using A = Compute<T>;
   using S = Simd<A, Bytes>;
   using Vec = typename S::Vec;
-  static_assert(block_channels % S::lanes == 0);
+  const int64_t block_channels = g.channel_block;
   const int64_t blocks = (g.channels + block_channels - 1) / block_channels;
   const bool keep_all = g.depth.kernel > 1;
   // A row of sums: block_channels for each pixel. SplitRow's form is not needed here.
@@ -601,8 +598,13 @@ int64_t forward_items(const Geometry& g) {
   return g.layout == Layout::contiguous ? g.planes() * rows : g.batch * rows;
 }
 
+int64_t channel_block(const Geometry& g, int64_t threads) {
+  const int64_t wide = 64;
+  return g.batch * ((g.channels + wide - 1) / wide) >= threads ? wide : 16;
+}
+
 int64_t backward_items(const Geometry& g) {
-  const int64_t blocks = (g.channels + block_channels - 1) / block_channels;
+  const int64_t blocks = (g.channels + g.channel_block - 1) / g.channel_block;
   return g.layout == Layout::contiguous ? g.planes() : g.batch * blocks;
 }
 

@@ -15,6 +15,10 @@ int64_t forward_items(const Geometry& geometry);  // rows of outputs
 template <typename T>
 void pool_forward(const Geometry& geometry, const T* input, T* output, int64_t begin, int64_t end);
 
+// What geometry.channel_block should be: whole cache lines of neighbouring channels are fastest, as
+// long as every thread gets an item. A multiple of all vector lengths.
+int64_t channel_block(const Geometry& geometry, int64_t threads);
+
 int64_t backward_items(const Geometry& geometry);  // planes, or blocks of channels of one image
 
 // Writes all of grad_input that belongs to the items.

@@ -18,7 +18,8 @@ if importlib.util.find_spec("mmdet") is not None:
 
 def _count_flops(inputs, outputs) -> int:
     """mmengine's FLOP counter on the operator, as torch's; see mmsoftpool.ops.library."""
-    return forward_flops(None, inputs[1].toIValue(), out_shape=outputs[0].type().sizes())
+    kernel_size = [value.toIValue() for value in inputs[1].node().inputs()]
+    return forward_flops(None, kernel_size, out_shape=outputs[0].type().sizes())
 
 
 complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS["mmsoftpool::soft_pool"] = _count_flops

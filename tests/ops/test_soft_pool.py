@@ -313,7 +313,7 @@ class TestGradient:
 
     @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
     def test_does_not_depend_on_the_number_of_threads(self, format):
-        x = torch.randn(3, 5, 33, 47).to(memory_format=format).requires_grad_()
+        x = torch.randn(1, 80, 17, 23).to(memory_format=format).requires_grad_()
         threads = torch.get_num_threads()
         results = []
         try:
@@ -332,6 +332,40 @@ class TestGradient:
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
             soft_pool2d(x, 3, 2, 1)
         assert [t.data_ptr() for t in saved] == [x.data_ptr()]
+
+
+class TestWhatTheAuthorsOpGetsWrong:
+    """One test for each fault of the original implementation that its users reported."""
+
+    @pytest.mark.parametrize("pooling", [(3, 2), (2, 1), (3, 1)])
+    def test_overlapping_windows_have_the_right_grid_and_values(self, backend, pooling):
+        x = torch.rand(1, 2, 8, 8, generator=torch.Generator().manual_seed(11))
+        y = soft_pool2d(x, *pooling)
+        assert y.shape == F.max_pool2d(x, *pooling).shape
+        truth, _ = expected(x, (*pooling, 0, 1, False))
+        torch.testing.assert_close(y.double(), truth, rtol=1e-6, atol=0)
+
+    def test_odd_sizes_stay_inside_the_tensors(self, backend):
+        whole = torch.full((7 * 9 + 64,), nan)
+        x = whole[32 : 32 + 7 * 9].view(1, 1, 7, 9)
+        x.copy_(torch.rand(7, 9))
+        assert not soft_pool2d(x, 2).isnan().any()  # a read outside would be NaN
+        assert whole[:32].isnan().all() and whole[-32:].isnan().all()
+
+    def test_channels_do_not_mix_and_negative_values_count(self, backend):
+        x = -torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(12)) * 5
+        alone = torch.cat([soft_pool2d(x[:, c : c + 1], 2) for c in range(3)], 1)
+        torch.testing.assert_close(soft_pool2d(x, 2), alone, rtol=1e-6, atol=0)
+        assert (soft_pool2d(x, 2) < 0).all()
+
+    def test_channels_last_has_a_backward(self, backend):
+        x = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last).requires_grad_()
+        soft_pool2d(x, 2).sum().backward()
+        assert x.grad.is_contiguous(memory_format=torch.channels_last)
+
+    def test_forward_and_backward_agree_on_the_windows_in_3d(self, backend):
+        x = torch.randn(1, 2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
+        assert gradcheck(lambda x: soft_pool3d(x, 3, 2, 1), x)
 
 
 class TestArguments:
