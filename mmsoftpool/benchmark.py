@@ -7,6 +7,7 @@ reported are medians over the rounds, and ratios.
 import gc
 import importlib.util
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -60,12 +61,16 @@ def pooling_methods() -> dict[str, Callable]:
 
 
 def medians(
-    functions: dict[str, Callable[[], object]], device: str, rounds: int = 15, warmup: int = 3
+    functions: dict[str, Callable[[], object]], device: str, rounds: int = 15, warmup: int = 2
 ) -> dict[str, float]:
-    """Median time of each function in seconds, taking turns; by device events on CUDA."""
+    """Median time of each function in seconds, taking turns; by device events on CUDA.
+
+    The order changes from round to round: what ran before, and the memory that it gave back, is
+    not always the same function's burden.
+    """
     times = {name: [] for name in functions}
     for i in range(warmup + rounds):
-        for name, function in functions.items():
+        for name, function in random.Random(i).sample(list(functions.items()), len(functions)):
             if device == "cuda":
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 start.record()
