@@ -242,6 +242,7 @@ def benchmark_models(
         inputs = demo_mm_inputs(
             batch_size,
             image_shapes=[(3, *size)] * batch_size,
+            num_classes=2,  # the label is 1, which all but one-class detectors have
             with_mask=getattr(model, "with_mask", False),
             device=device,
         )

@@ -1,5 +1,6 @@
 """The command lines, run as a user runs them."""
 
+import json
 import pickle
 import re
 
@@ -130,3 +131,30 @@ def test_a_mistake_is_one_line_and_no_traceback(run_script, arguments, message):
 def test_help(run_script, tool):
     text = run_script(f"tools/{tool}.py", "--help").stdout
     assert "Example: python tools/" in text
+
+
+class TestBenchmark:
+    def test_op_times_every_method(self, run_script, tmp_path):
+        out = run_script(
+            "tools/benchmark.py", "op", "--device", "cpu", "--shape", 1, 4, 16, 16, "--rounds", 2,
+            "--kernel", "3,2,1", "--layout", "channels_last",
+            "--json", tmp_path / "op.json", "--plot", tmp_path / "op.png",
+        ).stdout  # fmt: skip
+        assert "soft_pool2d" in out and "torch.compile(reference)" in out
+        result = json.loads((tmp_path / "op.json").read_text())
+        assert result["environment"]["compiled"] is True
+        rows = {row["method"]: row for row in result["rows"]}
+        assert len(rows) >= 7 and not [row for row in rows.values() if "error" in row]
+        for name, row in rows.items():
+            assert row["forward"] > 0 and (name == "copy" or row["backward"] > 0)
+        nbytes = 4 * 8 * 8 * 4  # of the output, the one tensor that the forward makes
+        assert nbytes <= rows["soft_pool2d"]["forward_memory"] <= nbytes + 1024
+        assert (tmp_path / "op.png").stat().st_size > 10_000
+
+    def test_model_times_detectors(self, run_script, tmp_path):
+        run_script(
+            "tools/benchmark.py", "model", DEMO, "--device", "cpu", "--size", 64, 64, "--rounds", 1,
+            "--json", tmp_path / "model.json",
+        )  # fmt: skip
+        (row,) = json.loads((tmp_path / "model.json").read_text())["rows"]
+        assert min(row["train"], row["inference"], row["train_memory"]) > 0

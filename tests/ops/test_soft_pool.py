@@ -451,16 +451,23 @@ class TestPyTorch:
         torch.library.opcheck(torch.ops.mmsoftpool.soft_pool.default, (x, *arguments))
         torch.library.opcheck(torch.ops.mmsoftpool.soft_pool_backward.default, (g, x, *arguments))
 
-    def test_compiles_without_graph_breaks(self):
+    def test_compiles_once_for_all_sizes_without_graph_breaks(self):
         torch._dynamo.reset()
         pool = SoftPool2d(3, 2, 1)
-        compiled = torch.compile(pool, fullgraph=True, dynamic=True, backend="aot_eager")
-        for size in ((8, 9), (15, 12)):
+        graphs = []
+
+        def backend(graph, inputs):
+            graphs.append(graph)
+            return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+        compiled = torch.compile(pool, fullgraph=True, dynamic=True, backend=backend)
+        for size in ((8, 9), (15, 12), (33, 21)):
             x = torch.randn(2, 3, *size, requires_grad=True)
             y = compiled(x)
             assert y.equal(pool(x))
             (grad,) = torch.autograd.grad(y.sum(), x)
             assert grad.equal(torch.autograd.grad(pool(x).sum(), x)[0])
+        assert len(graphs) == 1  # no recompilation for another size
 
     def test_vmap(self):
         x = torch.randn(2, 3, 4, 9, 8)
