@@ -128,7 +128,7 @@ struct SplitRow {
     return place % axis.stride * part + place / axis.stride;
   }
 
-  // Calls visit(column, place in the split row, number, column step) for runs of columns.
+  // Calls visit(first column, its place in the split row, number) for the columns of every part.
   template <typename Visit>
   MMSOFTPOOL_INLINE void for_each_run(Visit&& visit) const {
     for (int64_t phase = 0; phase < axis.stride; ++phase) {
@@ -207,8 +207,7 @@ template <typename A>
 class RowCache {
  public:
   RowCache(const Geometry& g, const SplitRow& layout, A fill, bool keep_all)
-      : height_(g.height.in),
-        span_d_(keep_all ? g.depth.in : std::min(g.depth.span(), g.depth.in)),
+      : span_d_(keep_all ? g.depth.in : std::min(g.depth.span(), g.depth.in)),
         span_h_(keep_all ? g.height.in : std::min(g.height.span(), g.height.in)),
         size_(layout.size),
         tags_(span_d_ * span_h_, -1),
@@ -220,7 +219,7 @@ class RowCache {
  private:
   int64_t slot(int64_t d, int64_t h) const { return d % span_d_ * span_h_ + h % span_h_; }
 
-  int64_t height_, span_d_, span_h_, size_;
+  int64_t span_d_, span_h_, size_;
   std::vector<int64_t> tags_;
   std::vector<A> rows_;
 };
@@ -376,8 +375,7 @@ MMSOFTPOOL_INLINE void backward_contiguous(
 
 // ---- channels last -------------------------------------------------------------------------
 
-// Calls visit(number of taps, of places) with the pixels that window ow reaches; rows are those of
-// for_each_row, as offsets in pixels.
+// Calls visit(w) for the columns that window ow reaches.
 template <typename Visit>
 MMSOFTPOOL_INLINE void for_each_pixel(const Axis& axis, int64_t ow, Visit&& visit) {
   for (int64_t k = 0; k < axis.kernel; ++k) {

@@ -380,7 +380,7 @@ struct Strip {
     return result;
   }
 
-  // Moves what a window row shares with the next one to its place there; `first` rows are kept.
+  // Moves what a window row shares with the next one to its place there.
   template <int Number>
   static MMSOFTPOOL_BODY void slide(A (&rows)[K][Number][Channels]) {
     if (K == 3) {
