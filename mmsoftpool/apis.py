@@ -5,6 +5,7 @@ set, and mistakes that are found before any work starts and reported in one line
 """
 
 import argparse
+import errno
 import os
 import sys
 import urllib.error
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
+
+from .engine import find_good_checkpoint
 
 _COCO_SOURCE = (
     "download COCO 2017 from https://cocodataset.org/#download and unpack annotations/, train2017/ "
@@ -152,6 +155,24 @@ def _check_checkpoint(path: str, what: str) -> None:
         raise UserError(f"no {what} at {Path(path).absolute()}")
 
 
+def _build_runner(cfg: Config) -> Runner:
+    """mmengine's Runner; distributed processes without GPUs talk through gloo."""
+    if cfg.launcher == "pytorch" and not torch.cuda.is_available():
+        # mmengine would ask for a CUDA device, and DistributedDataParallel for none.
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+        cfg.setdefault(
+            "model_wrapper_cfg",
+            dict(
+                type="MMDistributedDataParallel",
+                device_ids=None,
+                broadcast_buffers=False,
+                find_unused_parameters=cfg.get("find_unused_parameters", False),
+            ),
+        )
+    return Runner.from_cfg(cfg)
+
+
 def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume=None) -> Runner:
     """Trains a detector.
 
@@ -179,9 +200,12 @@ def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume=No
             )
         cfg.auto_scale_lr.enable = True
     if resume is True:
-        latest = find_latest_checkpoint(cfg.work_dir)
+        latest, damaged = find_good_checkpoint(cfg.work_dir)
+        for path in damaged:
+            print(f"{path} is damaged or gone and is passed over", file=sys.stderr)
         print(f"resuming from {latest}" if latest else f"nothing to resume in {cfg.work_dir}")
-        cfg.resume, cfg.load_from = latest is not None, None
+        # The path, because resume alone would take what the file last_checkpoint names.
+        cfg.resume, cfg.load_from = latest is not None, latest
     elif resume:
         cfg.resume, cfg.load_from = True, resume
     if cfg.get("load_from"):
@@ -189,7 +213,11 @@ def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume=No
     for node in _dicts(cfg.model):
         if node.get("type") == "Pretrained" and "checkpoint" in node:
             _check_checkpoint(node["checkpoint"], "pretrained weights")
-    runner = Runner.from_cfg(cfg)
+    cfg.setdefault("custom_hooks", []).append(dict(type="EpochSeedHook"))
+    # Workers live for an epoch, and then get new seeds; see EpochSeedHook.
+    cfg.train_dataloader.persistent_workers = False
+    cfg.train_dataloader.worker_init_fn = dict(type="keep_torch_seed")
+    runner = _build_runner(cfg)
     try:
         runner.train()
     except (urllib.error.URLError, ModuleNotFoundError) as error:
@@ -199,6 +227,13 @@ def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume=No
             f"the pretrained weights cannot be had ({error}); name a file with --cfg-options "
             "model.backbone.init_cfg.checkpoint=FILE, or start from random weights with "
             "model.backbone.init_cfg=None"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"cannot write to {cfg.work_dir}: {error.strerror}. Make room, then go on from the last "
+            "whole checkpoint with --resume"
         ) from error
     return runner
 
@@ -240,7 +275,7 @@ def test(
         cfg = trigger_visualization_hook(
             cfg, ConfigDict(show=show, show_dir=show_dir, wait_time=wait_time)
         )
-    runner = Runner.from_cfg(cfg)
+    runner = _build_runner(cfg)
     try:
         runner.load_checkpoint(checkpoint, strict=True)
     except Exception as error:

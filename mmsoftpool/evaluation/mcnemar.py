@@ -1,0 +1,145 @@
+"""McNemar's test: do two classifiers differ on the same samples (supplement, section S7)?"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from mmengine.fileio import load
+from scipy.stats import binomtest, chi2
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """The four counts of two classifiers A and B on the same samples, and the test on them.
+
+    Args:
+        both: Samples that both get right.
+        only_b: Samples that B alone gets right.
+        only_a: Samples that A alone gets right.
+        neither: Samples that both get wrong.
+
+    Raises:
+        ValueError: If a count is negative, or all are 0.
+    """
+
+    both: int
+    only_b: int
+    only_a: int
+    neither: int
+
+    def __post_init__(self):
+        for name, count in vars(self).items():
+            if count < 0:
+                raise ValueError(f"{name} must be at least 0, got {count}")
+        if self.samples == 0:
+            raise ValueError("there must be at least one sample, got four counts of 0")
+
+    @property
+    def samples(self) -> int:
+        return self.both + self.only_b + self.only_a + self.neither
+
+    @property
+    def statistic(self) -> float:
+        """Chi-square with one degree of freedom, with continuity correction (equation S1)."""
+        disagreements = self.only_a + self.only_b
+        if disagreements == 0:
+            return 0.0
+        # The correction must not make a difference of 0 into one of 1.
+        return max(abs(self.only_a - self.only_b) - 1, 0) ** 2 / disagreements
+
+    @property
+    def p_value(self) -> float:
+        """Probability of a statistic as large, were both equally good."""
+        return float(chi2.sf(self.statistic, 1))
+
+    @property
+    def exact_p_value(self) -> float:
+        """The same from the binomial distribution, right for few disagreements too."""
+        disagreements = self.only_a + self.only_b
+        return 1.0 if disagreements == 0 else float(binomtest(self.only_a, disagreements).pvalue)
+
+    def report(self, names: tuple[str, str] = ("A", "B")) -> str:
+        """The table and the test, as Markdown."""
+        a, b = names
+        accuracy = [(self.both + only) / self.samples for only in (self.only_a, self.only_b)]
+        return (
+            f"| {self.samples} samples | {a} right | {a} wrong |\n"
+            "|---|---:|---:|\n"
+            f"| {b} right | {self.both} | {self.only_b} |\n"
+            f"| {b} wrong | {self.only_a} | {self.neither} |\n\n"
+            f"Accuracy: {a} {accuracy[0]:.2%}, {b} {accuracy[1]:.2%}, difference "
+            f"{100 * (accuracy[1] - accuracy[0]):+.2f} points.\n"
+            f"McNemar's test: chi-square {self.statistic:.2f}, p = {self.p_value:.3g} "
+            f"(exact binomial test: p = {self.exact_p_value:.3g}).\n"
+        )
+
+
+def compare_predictions(first, second) -> McNemar:
+    """Counts where two classifiers are right.
+
+    Args:
+        first (str | Path): Predictions of classifier A, see :func:`load_predictions`.
+        second (str | Path): Predictions of classifier B, for the same samples in any order.
+
+    Raises:
+        ValueError: If a file cannot be read, or the two do not hold the same samples.
+    """
+    a, b = load_predictions(first), load_predictions(second)
+    if a.keys() != b.keys():
+        missing = sorted(a.keys() ^ b.keys())
+        raise ValueError(
+            f"{first} and {second} must hold the same samples; {len(missing)} are in one of them "
+            f"only, for example {missing[0]!r}"
+        )
+    different = [sample for sample in a if a[sample][1] != b[sample][1]]
+    if different:
+        raise ValueError(
+            f"{first} and {second} give different labels to {len(different)} samples, for example "
+            f"{different[0]!r}"
+        )
+    right = [np.array([p == label for p, label in (x[s] for s in a)]) for x in (a, b)]
+    return McNemar(
+        both=int(np.sum(right[0] & right[1])),
+        only_b=int(np.sum(~right[0] & right[1])),
+        only_a=int(np.sum(right[0] & ~right[1])),
+        neither=int(np.sum(~right[0] & ~right[1])),
+    )
+
+
+def load_predictions(path) -> dict[str, tuple[str, str]]:
+    """Reads the predictions of a classifier.
+
+    Args:
+        path (str | Path): A CSV file with the columns ``sample``, ``prediction`` and ``label``, or
+            the pickle file that mmpretrain's ``tools/test.py --out`` writes.
+
+    Returns:
+        dict: (prediction, label) by sample.
+
+    Raises:
+        ValueError: If the file is missing or is not of these formats.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no prediction file at {path.absolute()}")
+    if path.suffix in (".pkl", ".pickle"):
+        rows = [
+            (sample.get("img_path", str(i)), sample["pred_label"], sample["gt_label"])
+            for i, sample in enumerate(load(path))
+        ]
+        rows = [(name, *(str(int(label)) for label in labels)) for name, *labels in rows]
+    else:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            columns = ("sample", "prediction", "label")
+            if not set(columns) <= set(reader.fieldnames or ()):
+                raise ValueError(
+                    f"{path} must be a CSV file with a first line that names the columns sample, "
+                    f"prediction and label, got {reader.fieldnames}"
+                )
+            rows = [tuple(row[column] for column in columns) for row in reader]
+    predictions = {name: (prediction, label) for name, prediction, label in rows}
+    if len(predictions) != len(rows) or not rows:
+        raise ValueError(f"{path} must name at least one sample, and every sample once")
+    return predictions
