@@ -155,7 +155,7 @@ def _check_checkpoint(path: str, what: str) -> None:
         raise UserError(f"no {what} at {Path(path).absolute()}")
 
 
-def _build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config) -> Runner:
     """mmengine's Runner; distributed processes without GPUs talk through gloo."""
     if cfg.launcher == "pytorch" and not torch.cuda.is_available():
         # mmengine would ask for a CUDA device, and DistributedDataParallel for none.
@@ -171,6 +171,20 @@ def _build_runner(cfg: Config) -> Runner:
             ),
         )
     return Runner.from_cfg(cfg)
+
+
+def load_weights(runner: Runner, checkpoint: str) -> None:
+    """Loads a checkpoint for evaluation; unlike mmengine's default, every weight must fit.
+
+    Raises:
+        UserError: If there is no such file, or it does not fit the model.
+    """
+    _check_checkpoint(checkpoint, "checkpoint")
+    try:
+        runner.load_checkpoint(checkpoint, strict=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{checkpoint} does not fit the model or is damaged: {reason}") from error
 
 
 def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume=None) -> Runner:
@@ -217,7 +231,7 @@ def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume=No
     # Workers live for an epoch, and then get new seeds; see EpochSeedHook.
     cfg.train_dataloader.persistent_workers = False
     cfg.train_dataloader.worker_init_fn = dict(type="keep_torch_seed")
-    runner = _build_runner(cfg)
+    runner = build_runner(cfg)
     try:
         runner.train()
     except (urllib.error.URLError, ModuleNotFoundError) as error:
@@ -232,8 +246,8 @@ def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume=No
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise UserError(
-            f"cannot write to {cfg.work_dir}: {error.strerror}. Make room, then go on from the last "
-            "whole checkpoint with --resume"
+            f"cannot write to {cfg.work_dir}: {error.strerror}. Make room, then --resume goes on "
+            "from the last whole checkpoint"
         ) from error
     return runner
 
@@ -266,7 +280,6 @@ def test(
     from mmdet.evaluation import DumpDetResults
 
     check_data(cfg, "test")
-    _check_checkpoint(checkpoint, "checkpoint")
     if out is not None and not out.endswith((".pkl", ".pickle")):
         raise UserError(f"--out must end in .pkl or .pickle, got {out}")
     if show or show_dir:
@@ -275,12 +288,8 @@ def test(
         cfg = trigger_visualization_hook(
             cfg, ConfigDict(show=show, show_dir=show_dir, wait_time=wait_time)
         )
-    runner = _build_runner(cfg)
-    try:
-        runner.load_checkpoint(checkpoint, strict=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{checkpoint} does not fit the model or is damaged: {reason}") from error
+    runner = build_runner(cfg)
+    load_weights(runner, checkpoint)
     if out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
     return runner.test()

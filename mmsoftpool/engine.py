@@ -1,4 +1,4 @@
-"""What a training run needs so that it can be interrupted: seeds per epoch, checkpoints that load."""
+"""What a run needs to go on after an interruption: seeds per epoch, checkpoints that load."""
 
 import os
 import zipfile
@@ -24,7 +24,7 @@ class EpochSeedHook(Hook):
     priority = "VERY_HIGH"
 
     def before_train(self, runner):
-        # A resumed run without a seed of its own takes the checkpoint's, after its sampler was made.
+        # A resumed run without a seed of its own takes the checkpoint's, after its sampler is made.
         loader = runner.train_dataloader
         for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
             if hasattr(sampler, "seed"):

@@ -156,6 +156,8 @@ def _load_results(ground_truth: COCO, result_file, iou_type: str) -> COCO:
             f"{path} has detections in {len(foreign)} images that the annotations do not have, "
             f"for example image_id {min(foreign)}"
         )
+    if iou_type == "segm":  # with a box, pycocotools would take its area for the mask's
+        results = [{k: v for k, v in r.items() if k != "bbox"} for r in results]
     if not results:  # pycocotools cannot load an empty list
         empty = COCO()
         empty.dataset = {**ground_truth.dataset, "annotations": []}
@@ -200,7 +202,10 @@ class Comparison:
         for name, scores in zip(self.names, self.scores, strict=True):
             rows.append([name, *map(cell, scores.mean(0))])
         rows.append(["difference", *(cell(d, "+") for d in self.difference)])
-        interval = [f"{cell(low, '+')} to {cell(high, '+')}" for low, high in self.interval.T]
+        interval = [
+            "n/a" if np.isnan(low) else f"{low:+.1f} to {high:+.1f}"
+            for low, high in self.interval.T
+        ]
         rows.append([f"{self.confidence:.0%} interval", *interval])
         widths = [max(len(row[i]) for row in rows if row) for i in range(len(METRICS) + 1)]
         rows[1] = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
@@ -260,9 +265,9 @@ def compare_detections(
 ) -> Comparison:
     """Compares the detections of two models on the same images, by COCO's metrics.
 
-    The confidence intervals are percentiles of a paired bootstrap: every sample draws as many images
-    as there are, with replacement, the same ones for both models. Where there are several runs
-    (seeds) of the models, it draws among these too, in pairs if both have equally many.
+    The confidence intervals are percentiles of a paired bootstrap: every sample draws as many
+    images as there are, with replacement, the same ones for both models. Where there are several
+    runs (seeds) of the models, it draws among these too, in pairs if both have equally many.
 
     Args:
         ann_file (str | Path): The annotations, in COCO's format.
@@ -307,8 +312,9 @@ def compare_detections(
             means.append(np.sum(scores, axis=0) / len(model))
         sample[:] = means[1] - means[0]
     tail = 50 * (1 - confidence)
-    with np.errstate(invalid="ignore"):
-        interval = np.nanpercentile(100 * differences, [tail, 100 - tail], axis=0)
+    interval = np.full((2, len(METRICS)), np.nan)
+    known = ~np.isnan(differences).all(axis=0)
+    interval[:, known] = np.nanpercentile(100 * differences[:, known], [tail, 100 - tail], axis=0)
     return Comparison(
         names=names,
         scores=tuple(100 * np.array([run() for run in model]) for model in models),

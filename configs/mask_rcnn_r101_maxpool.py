@@ -1,0 +1,6 @@
+# The twin of mask_rcnn_r101_softpool.py with max pooling: the same in everything else.
+_base_ = "./mask_rcnn_r101_softpool.py"
+
+model = dict(
+    backbone=dict(stem_pool=dict(type="torch.nn.MaxPool2d", kernel_size=3, stride=2, padding=1))
+)

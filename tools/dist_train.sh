@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Trains on several GPUs or machines:  tools/dist_train.sh CONFIG GPUS [options of tools/train.py]
+# On every machine of several: NNODES=4 NODE_RANK=0 MASTER_ADDR=10.0.0.1 PORT=29500 tools/dist_train.sh ...
+# GPUS is the number per machine; without a GPU it is the number of processes, which talk through gloo.
+set -euo pipefail
+[ $# -ge 2 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
+exec "${PYTHON:-python}" -m torch.distributed.run \
+  --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" --nproc_per_node="$2" \
+  --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
+  "$(dirname "$0")/train.py" "$1" --launcher pytorch "${@:3}"
