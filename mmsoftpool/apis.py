@@ -227,7 +227,11 @@ def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume=No
     for node in _dicts(cfg.model):
         if node.get("type") == "Pretrained" and "checkpoint" in node:
             _check_checkpoint(node["checkpoint"], "pretrained weights")
-    cfg.setdefault("custom_hooks", []).append(dict(type="EpochSeedHook"))
+    hooks = [*cfg.get("custom_hooks", []), dict(type="EpochSeedHook")]
+    if cfg.launcher != "none":
+        # One set of batch norm statistics, so that every process evaluates the model that is saved.
+        hooks.append(dict(type="SyncBuffersHook"))
+    cfg.custom_hooks = hooks
     # Workers live for an epoch, and then get new seeds; see EpochSeedHook.
     cfg.train_dataloader.persistent_workers = False
     cfg.train_dataloader.worker_init_fn = dict(type="keep_torch_seed")

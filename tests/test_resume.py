@@ -1,0 +1,102 @@
+"""Nothing is lost: killed runs, damaged checkpoints, full disks."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mmsoftpool.datasets.shapes import make_shapes
+from mmsoftpool.engine import find_good_checkpoint
+
+from .conftest import ROOT
+
+DEMO = "configs/demo_retinanet_softpool.py"
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """The demo on few images: two epochs of four iterations, with augmentation in a worker."""
+    root = tmp_path_factory.mktemp("shapes")
+    make_shapes(root, train=16, val=2)
+    return (
+        "--cfg-options",
+        f"data_root={root}",
+        "randomness.deterministic=True",
+        "train_cfg.max_epochs=3",
+        "train_cfg.val_interval=3",
+        "train_dataloader.batch_size=4",
+        "train_dataloader.num_workers=2",
+        "default_hooks.logger.interval=1",
+        "default_hooks.checkpoint.max_keep_ckpts=3",
+        "model.backbone.base_channels=8",
+        "model.neck.in_channels=[8,16,32,64]",
+    )
+
+
+def test_a_killed_run_ends_in_the_weights_of_an_uninterrupted_one(run_script, tmp_path, options):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_script("tools/train.py", DEMO, "--work-dir", whole, *options)
+
+    command = [sys.executable, "-u", "tools/train.py", DEMO, "--work-dir", str(killed), *options]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        for line in process.stdout:
+            if re.search(r"Epoch\(train\) +\[2\]\[2/4\]", line):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (killed / "epoch_2.pth").exists()
+
+    out = run_script("tools/train.py", DEMO, "--work-dir", killed, "--resume", *options).stdout
+    assert f"resuming from {killed}/epoch_1.pth" in out
+    for epoch in (2, 3):
+        a, b = (
+            torch.load(path / f"epoch_{epoch}.pth", weights_only=False) for path in (whole, killed)
+        )
+        assert a["state_dict"].keys() == b["state_dict"].keys()
+        for name, value in a["state_dict"].items():
+            assert torch.equal(value, b["state_dict"][name]), name
+
+
+def test_a_full_disk_is_reported_and_a_damaged_checkpoint_passed_over(
+    run_script, tmp_path, options
+):
+    run_script("tools/train.py", DEMO, "--work-dir", tmp_path, *options, "train_cfg.max_epochs=1")
+    (tmp_path / "epoch_2.pth").symlink_to("/dev/full")  # where every write finds the disk full
+    result = run_script(
+        "tools/train.py", DEMO, "--resume", "--work-dir", tmp_path, *options, check=False
+    )
+    assert result.returncode == 2
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"error: cannot write to {tmp_path}: No space left on device")
+    assert "Traceback" not in result.stderr
+
+    (tmp_path / "epoch_2.pth").unlink()
+    good = (tmp_path / "epoch_1.pth").read_bytes()
+    (tmp_path / "epoch_2.pth").write_bytes(good[: len(good) // 2])
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "epoch_2.pth"))
+    result = run_script("tools/train.py", DEMO, "--resume", "--work-dir", tmp_path, *options)
+    assert f"{tmp_path}/epoch_2.pth is damaged or gone and is passed over" in result.stderr
+    assert f"resuming from {tmp_path}/epoch_1.pth" in result.stdout
+    assert torch.load(tmp_path / "epoch_3.pth", weights_only=False)["meta"]["epoch"] == 3
+
+
+def test_find_good_checkpoint(tmp_path):
+    assert find_good_checkpoint(tmp_path) == (None, [])
+    paths = [tmp_path / f"epoch_{i}.pth" for i in (1, 2, 10)]
+    for age, path in enumerate(reversed(paths)):
+        torch.save(dict(state_dict={"w": torch.arange(1000.0)}), path)
+        os.utime(path, (1e9 - age, 1e9 - age))
+    assert find_good_checkpoint(tmp_path) == (str(paths[2]), [])
+    content = bytearray(paths[2].read_bytes())
+    content[len(content) // 2] ^= 1  # one bit
+    paths[2].write_bytes(content)
+    os.utime(paths[2], (1e9, 1e9))
+    assert find_good_checkpoint(tmp_path) == (str(paths[1]), [str(paths[2])])
+    (tmp_path / "last_checkpoint").write_text(str(paths[0]))
+    assert find_good_checkpoint(tmp_path) == (str(paths[0]), [])
