@@ -1,6 +1,7 @@
 """Configs, and what a user gets wrong with them."""
 
 import json
+import re
 import urllib.error
 
 import pytest
@@ -12,22 +13,69 @@ from mmsoftpool import apis
 
 from .conftest import ROOT
 
-CONFIGS = ["retinanet_r50_softpool", "mask_rcnn_r50_softpool", "demo_retinanet_softpool"]
+#: The detectors of Table 8 of the paper.
+TABLE_8 = [
+    *(f"retinanet_r{d}" for d in (18, 34, 50, 101)),
+    *(f"mask_rcnn_r{d}" for d in (34, 50, 101)),
+]
+PAIRS = [*TABLE_8, "demo_retinanet"]
+
+# A detector and its real pipeline, shrunk until a CPU trains it in seconds.
+SMALL = {
+    "model.backbone.init_cfg": None,
+    "train_cfg.max_epochs": 1,
+    "default_hooks.logger.interval": 1,
+    "model.data_preprocessor.pad_size_divisor": 32,
+    **{f"{split}_dataloader.num_workers": 0 for split in ("train", "val", "test")},
+    **{f"{split}_dataloader.persistent_workers": False for split in ("train", "val", "test")},
+    **{f"{split}_dataloader.dataset.indices": 4 for split in ("train", "val", "test")},
+    "train_dataloader.dataset.pipeline.2.scale": (192, 128),
+    "val_dataloader.dataset.pipeline.1.scale": (192, 128),
+    "test_dataloader.dataset.pipeline.1.scale": (192, 128),
+}
 
 
 def config(name):
     return str(ROOT / "configs" / f"{name}.py")
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_configs_build_the_detector_with_the_soft_pool_stem(name):
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_pair_of_configs_differs_in_the_pool_alone(name):
+    soft, hard = (Config.fromfile(config(f"{name}_{pool}")) for pool in ("softpool", "maxpool"))
+    assert "stem_pool" not in soft.model.backbone  # SoftPool is the backbone's default
+    pool = hard.model.backbone.pop("stem_pool")
+    assert pool == dict(type="torch.nn.MaxPool2d", kernel_size=3, stride=2, padding=1)
+    assert soft._cfg_dict == hard._cfg_dict
+
+
+@pytest.mark.parametrize("name", [f"{p}_{pool}" for p in PAIRS for pool in ("softpool", "maxpool")])
+def test_configs_build_the_detector_with_the_pool_of_their_name(name):
     from mmdet.registry import MODELS
 
     cfg = apis.load_config(config(name))
     assert cfg.custom_imports == dict(imports=["mmsoftpool"])
     init_default_scope("mmdet")
-    model = MODELS.build(cfg.model)
-    assert repr(model.backbone.maxpool).startswith("SoftPool2d(kernel_size=3, stride=2, padding=1")
+    with torch.device("meta"):
+        backbone = MODELS.build(cfg.model.backbone)
+    pool = "SoftPool2d" if name.endswith("softpool") else "MaxPool2d"
+    assert repr(backbone.maxpool).startswith(f"{pool}(kernel_size=3, stride=2, padding=1")
+    depth = re.search(r"_r(\d+)_", name)
+    assert backbone.depth == int(depth[1] if depth else 18)
+
+
+@pytest.mark.parametrize(
+    "name", [f"{d}_{pool}" for d in TABLE_8 for pool in ("softpool", "maxpool")]
+)
+def test_table_8_trains_an_iteration_and_evaluates(name, coco_root, tmp_path, capsys):
+    options = {**SMALL, "data_root": str(coco_root)}
+    options |= {f"{split}_dataloader.dataset.indices": 2 for split in ("train", "val")}
+    mask = name.startswith("mask")
+    options["model.test_cfg.rcnn.score_thr" if mask else "model.test_cfg.score_thr"] = 0.0
+    runner = apis.train(apis.load_config(config(name), options, str(tmp_path)))
+    assert runner.iter == 1
+    assert 0 < runner.message_hub.get_scalar("train/loss").current() < 20
+    for metric in ["bbox", "segm"] if mask else ["bbox"]:
+        assert 0 <= runner.message_hub.get_scalar(f"val/coco/{metric}_mAP").current() <= 1
 
 
 @pytest.mark.parametrize(
@@ -48,7 +96,9 @@ def test_coco_configs_differ_from_mmdets_in_the_backbone_alone(tmp_path, name, b
 
 
 @pytest.mark.parametrize("root", ["/elsewhere/images", "/elsewhere/images/"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", ["retinanet_r50_softpool", "mask_rcnn_r50_softpool", "demo_retinanet_softpool"]
+)
 def test_one_option_moves_all_data(name, root):
     cfg = apis.load_config(config(name), dict(data_root=root))
     for split in ("train", "val", "test"):

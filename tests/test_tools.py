@@ -9,21 +9,11 @@ import torch
 
 from mmsoftpool.datasets.shapes import make_shapes
 
+from .test_apis import SMALL
+
 DEMO = "configs/demo_retinanet_softpool.py"
 
-# A detector and its real pipeline, shrunk until a CPU trains it in seconds.
-SMALL = (
-    "model.backbone.init_cfg=None",
-    "train_cfg.max_epochs=1",
-    "default_hooks.logger.interval=1",
-    "model.data_preprocessor.pad_size_divisor=32",
-    *(f"{split}_dataloader.num_workers=0" for split in ("train", "val", "test")),
-    *(f"{split}_dataloader.persistent_workers=False" for split in ("train", "val", "test")),
-    *(f"{split}_dataloader.dataset.indices=4" for split in ("train", "val", "test")),
-    "train_dataloader.dataset.pipeline.2.scale=(192,128)",
-    "val_dataloader.dataset.pipeline.1.scale=(192,128)",
-    "test_dataloader.dataset.pipeline.1.scale=(192,128)",
-)
+SMALL = [f"{key}={value}" for key, value in SMALL.items()]
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ def load_predictions(path) -> dict[str, tuple[str, str]]:
             (sample.get("img_path", str(i)), sample["pred_label"], sample["gt_label"])
             for i, sample in enumerate(load(path))
         ]
+        # The labels are tensors of one number.
         rows = [(name, *(str(int(label)) for label in labels)) for name, *labels in rows]
     else:
         with path.open(newline="") as file:

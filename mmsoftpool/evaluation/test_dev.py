@@ -11,7 +11,6 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.runner import Runner
-from pycocotools import mask as mask_utils
 from rich.progress import track
 
 from ..apis import UserError, build_runner, load_weights
@@ -103,6 +102,7 @@ def detect_test_dev(
         data_root="",
         ann_file=str(Path(ann_file).absolute()),
         data_prefix=dict(img=str(Path(image_dir).absolute()) + "/"),
+        indices=None,  # all images
     )
     cfg.test_dataloader.persistent_workers = False
     cfg.test_evaluator = dict(
@@ -351,12 +351,34 @@ def _bad_boxes(detections: list, images: dict, tolerance: float = 0.5) -> list[b
 
 
 def _is_bad_mask(mask, image: dict) -> bool:
-    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str) or not mask["counts"]:
+    size = [image["height"], image["width"]]
+    if not isinstance(mask, dict) or mask.get("size") != size:
         return True
-    if mask.get("size") != [image["height"], image["width"]]:
+    if not isinstance(mask.get("counts"), str):
         return True
-    try:
-        mask_utils.decode(mask)  # pycocotools checks that the runs fill the image
-    except ValueError:
-        return True
-    return False
+    runs = _run_lengths(mask["counts"])
+    return runs is None or min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]
+
+
+def _run_lengths(counts: str) -> list[int] | None:
+    """The runs of an RLE string, None if it ends inside a number.
+
+    pycocotools.mask.decode takes runs that do not fill the image and leaves the rest of the mask
+    to chance, so they are read here, as its maskApi.c defines them: groups of 5 bits from character
+    48 on, lowest first, bit 6 where another follows, the last group's highest bit the sign; from
+    the fourth run on the difference to the run before the last.
+    """
+    runs, value, shift = [], 0, 0
+    for character in counts:
+        group = ord(character) - 48
+        if not 0 <= group < 64:
+            return None
+        value |= (group & 31) << shift
+        shift += 5
+        if group & 32:
+            continue
+        if group & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return None if shift else runs

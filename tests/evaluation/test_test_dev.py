@@ -1,0 +1,225 @@
+"""Submissions to the COCO server: the run, its interruption, and the check."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+
+from mmsoftpool import apis
+from mmsoftpool.evaluation import test_dev
+from mmsoftpool.evaluation.test_dev import check_submission, detect_test_dev
+
+from ..test_apis import SMALL, config
+
+# Everything that random weights find, of few proposals.
+OPTIONS = {**SMALL, "model.test_cfg.rcnn.score_thr": 0.0, "model.test_cfg.rpn.max_per_img": 20}
+NAME = "detections_test-dev2017_test_results"
+
+
+@pytest.fixture(scope="module")
+def mask_rcnn(coco_root, tmp_path_factory):
+    """A small Mask R-CNN's checkpoint: random weights, so what it finds is noise."""
+    from mmdet.registry import MODELS
+    from mmengine.registry import init_default_scope
+    from mmengine.runner import save_checkpoint
+
+    cfg = apis.load_config(config("mask_rcnn_r34_softpool"))
+    init_default_scope("mmdet")
+    path = tmp_path_factory.mktemp("weights") / "epoch_1.pth"
+    save_checkpoint(dict(state_dict=MODELS.build(cfg.model).state_dict()), str(path))
+    return path
+
+
+@pytest.fixture
+def small(coco_root, tmp_path):
+    """Builds the config of a small run into ``tmp_path``."""
+
+    def load():
+        options = {**OPTIONS, "data_root": str(coco_root)}
+        return apis.load_config(config("mask_rcnn_r34_softpool"), options, str(tmp_path))
+
+    return load
+
+
+def test_writes_what_the_server_takes(run_script, coco_root, mask_rcnn, tmp_path):
+    ann_file = coco_root / "annotations" / "image_info_test-dev2017.json"
+    options = [f"{key}={value}" for key, value in OPTIONS.items()]
+    out = run_script(
+        "tools/test_dev.py", "configs/mask_rcnn_r34_softpool.py", mask_rcnn, "--work-dir", tmp_path,
+        "--name", "test", "--cfg-options", f"data_root={coco_root}", *options,
+    ).stdout  # fmt: skip
+    assert "note: the server's test-dev2017 has 20288 images" in out
+    coco = COCO(ann_file)
+    for metric, key in (("bbox", "bbox"), ("segm", "segmentation")):
+        path = tmp_path / "test-dev" / metric / f"{NAME}.zip"
+        assert f"upload for {metric}: {path}" in out
+        with zipfile.ZipFile(path) as archive:
+            assert archive.namelist() == [f"{NAME}.json"]
+            detections = json.loads(archive.read(f"{NAME}.json"))
+        assert 0 < len(detections) <= 100
+        assert detections[0].keys() == {"image_id", "category_id", "score", key}
+        assert len(coco.loadRes(detections).anns) == len(detections)
+        result = run_script("tools/test_dev.py", "--check", path, "--ann-file", ann_file)
+        assert "in 1 of 1 images, fit for the server" in result.stdout
+
+
+def test_goes_on_where_it_was_interrupted(coco_root, mask_rcnn, small, tmp_path, monkeypatch):
+    val = json.loads((coco_root / "annotations" / "instances_val2017.json").read_text())
+    ann_file = tmp_path / "image_info.json"
+    info = dict(images=val["images"][:5], categories=val["categories"], info={}, licenses=[])
+    ann_file.write_text(json.dumps(info))
+    arguments = (str(mask_rcnn), "test", ann_file, coco_root / "val2017")
+    keep = test_dev._keep
+
+    def keep_once(unfinished, part, metric):
+        if part.name.startswith("0001"):
+            raise KeyboardInterrupt
+        keep(unfinished, part, metric)
+
+    monkeypatch.setattr(test_dev, "_keep", keep_once)
+    with pytest.raises(KeyboardInterrupt):
+        detect_test_dev(small(), *arguments, part_size=2)
+    parts = tmp_path / "test-dev" / "parts"
+    assert sorted(p.name for p in parts.iterdir()) == ["0000.bbox.json", "0000.segm.json"]
+    first = (parts / "0000.bbox.json").stat().st_mtime_ns
+
+    monkeypatch.setattr(test_dev, "_keep", keep)
+    submissions = detect_test_dev(small(), *arguments, part_size=2)
+    assert (parts / "0000.bbox.json").stat().st_mtime_ns == first
+    assert len(list(parts.iterdir())) == 6
+    for path in submissions.values():
+        check_submission(path, ann_file)  # all five images are there
+
+    other = small()
+    other.model.test_cfg.rcnn.max_per_img = 7
+    with pytest.raises(apis.UserError, match="has results of a run with another model"):
+        detect_test_dev(other, *arguments, part_size=2)
+
+
+def test_refuses_data_that_is_not_test_devs(coco_root, mask_rcnn, small, tmp_path):
+    annotations = coco_root / "annotations"
+
+    def refusal(ann_file, image_dir=coco_root / "test2017", name="test", checkpoint=mask_rcnn):
+        with pytest.raises(apis.UserError) as error:
+            detect_test_dev(small(), str(checkpoint), name, ann_file, image_dir)
+        return str(error.value)
+
+    assert "has annotations" in refusal(annotations / "instances_val2017.json")
+    assert "9 of the 10 images" in refusal(annotations / "image_info_test-dev2017_10.json")
+    assert "no image list of test-dev at" in refusal(tmp_path / "missing.json")
+    good = annotations / "image_info_test-dev2017.json"
+    assert "--name must be" in refusal(good, name="a b")
+    assert "no checkpoint at" in refusal(good, checkpoint=tmp_path / "none.pth")
+    info = json.loads(good.read_text())
+    info["categories"][0]["name"] = "martian"
+    (tmp_path / "other.json").write_text(json.dumps(info))
+    assert "classes are not the 80 of" in refusal(tmp_path / "other.json")
+
+
+class TestCheck:
+    """Every fault that the server would refuse or miscount, in a file that is right otherwise."""
+
+    @pytest.fixture
+    def ann_file(self, tmp_path):
+        images = [dict(id=i, height=40, width=60, file_name=f"{i}.jpg") for i in (1, 2)]
+        path = tmp_path / "image_info.json"
+        path.write_text(json.dumps(dict(images=images, categories=[dict(id=18, name="dog")])))
+        return path
+
+    @staticmethod
+    def detections():
+        mask = mask_utils.frPyObjects([[1, 1, 20, 1, 20, 20]], 40, 60)[0]
+        mask["counts"] = mask["counts"].decode()
+        return [
+            dict(image_id=i, category_id=18, score=0.5, bbox=[0, 1, 60, 39], segmentation=mask)
+            for i in (1, 2)
+        ]
+
+    def check(self, tmp_path, ann_file, detections, name=NAME, **kwargs):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(detections))
+        return check_submission(path, ann_file, **kwargs)
+
+    def test_a_right_file(self, tmp_path, ann_file):
+        text = self.check(tmp_path, ann_file, self.detections())
+        assert text.endswith(
+            "2 detections (bbox and segmentation) in 2 of 2 images, fit for the server"
+        )
+
+    def test_reads_any_mask(self, tmp_path, ann_file):
+        rng = np.random.default_rng(0)
+        detections = [
+            dict(
+                image_id=1 + i % 2,
+                category_id=18,
+                score=0.5,
+                segmentation=mask_utils.encode(np.asfortranarray(mask, np.uint8)),
+            )
+            for i, mask in enumerate(
+                rng.random((20, 40, 60)) < np.linspace(0, 1, 20)[:, None, None]
+            )
+        ]
+        for detection in detections:
+            detection["segmentation"]["counts"] = detection["segmentation"]["counts"].decode()
+        assert "20 detections (segmentation)" in self.check(tmp_path, ann_file, detections)
+
+    @pytest.mark.parametrize(
+        ("key", "value", "message"),
+        [
+            ("image_id", 3, "image_id not in test-dev: 1 times, the first is number 1"),
+            ("category_id", 1, "category_id not of COCO: 1 times"),
+            ("score", 1.5, "score not a number from 0 to 1"),
+            ("score", float("nan"), "score not a number"),
+            ("score", "high", "score not a number"),
+            ("bbox", [0, 0, float("inf"), 1], "bbox not finite and inside its image"),
+            ("bbox", [0, 0, 61, 10], "bbox not finite and inside"),
+            ("bbox", [5, 5, -1, 10], "bbox not finite and inside"),
+            ("bbox", [5, 5, 1], "bbox not finite and inside"),
+            ("segmentation", [[1, 1, 5, 5, 1, 5]], "segmentation not an RLE"),
+            ("segmentation", dict(size=[60, 40], counts="P1"), "segmentation not an RLE"),
+            ("segmentation", dict(size=[40, 60], counts="P1"), "segmentation not an RLE"),
+            ("segmentation", dict(size=[40, 60], counts=""), "segmentation not an RLE"),
+            ("segmentation", dict(size=[40, 60], counts="`"), "segmentation not an RLE"),
+            ("segmentation", dict(size=[40, 60], counts="é"), "segmentation not an RLE"),
+        ],
+    )
+    def test_a_wrong_value(self, tmp_path, ann_file, key, value, message):
+        detections = self.detections()
+        detections[1][key] = value
+        with pytest.raises(apis.UserError, match=message):
+            self.check(tmp_path, ann_file, detections)
+
+    def test_what_is_missing_or_too_much(self, tmp_path, ann_file):
+        one, two = self.detections()
+        del two["score"]
+        for detections, message in (
+            ([one, two], "no score: 1 times"),
+            ([one], "detections for 1 of 2 images, the first without is 2; is the file cut off"),
+            ([one] * 101 + [two | dict(score=0)], "more than 100 detections in an image: 101"),
+            ([], "has no detections"),
+            ([1], "must be a list of dicts, got 1"),
+            (dict(a=1), "must be a list of detections, got a dict"),
+        ):
+            with pytest.raises(apis.UserError, match=message):
+                self.check(tmp_path, ann_file, detections)
+        assert "1 of 2 images" in self.check(tmp_path, ann_file, [one], max_empty=1)
+
+    def test_the_file_itself(self, tmp_path, ann_file):
+        with pytest.raises(apis.UserError, match="must be called detections_test-dev2017_NAME"):
+            self.check(tmp_path, ann_file, self.detections(), name="results")
+        self.check(tmp_path, ann_file, self.detections())
+        path = tmp_path / f"{NAME}.json"
+        path.write_text(path.read_text()[:-20])
+        with pytest.raises(apis.UserError, match="is damaged or cut off"):
+            check_submission(path, ann_file)
+        archive = path.with_suffix(".zip")
+        with zipfile.ZipFile(archive, "w") as file:
+            file.write(path, "folder/results.json")
+        with pytest.raises(apis.UserError, match=f"must hold {NAME}.json alone"):
+            check_submission(archive, ann_file)
+        archive.write_bytes(archive.read_bytes()[:50])
+        with pytest.raises(apis.UserError, match="is damaged or cut off"):
+            check_submission(archive, ann_file)
