@@ -1,7 +1,6 @@
 """tools/ab.py: every pair is trained once, and an interruption costs nothing."""
 
 import fcntl
-import json
 import re
 
 import pytest
@@ -29,48 +28,40 @@ def options(tmp_path_factory):
     )
 
 
-def test_trains_all_pairs_and_goes_on_after_an_interruption(run_script, tmp_path, options):
-    command = ("tools/ab.py", *CONFIGS, "--seeds", 3, 1, "--work-dir", tmp_path)
-    command += ("--resamples", 10, *options)
-    # Another process is at the third run: the first two are done, then it stops.
-    busy = tmp_path / NAMES[0] / "seed_1"
-    busy.mkdir(parents=True)
-    with (busy / "lock").open("w") as lock:
+def test_trains_the_pair_and_goes_on_after_an_interruption(run_script, tmp_path, options):
+    command = ("tools/ab.py", *CONFIGS, "--seeds", 3, "--work-dir", tmp_path, "--resamples", 10)
+    command += options
+    first, second = (tmp_path / name / "seed_3" for name in NAMES)
+    # Another process is at the second run: the first is done, then it stops.
+    second.mkdir(parents=True)
+    with (second / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        first = run_script(*command, check=False)
-    assert first.returncode == 2
-    assert f"error: {busy} is being run by another process" in first.stderr
-    runs = [tmp_path / name / f"seed_{seed}" for seed in (3, 1) for name in NAMES]
-    assert [(run / "results.bbox.json").exists() for run in runs] == [True, True, False, False]
-    # The second run was interrupted between training and test.
-    (runs[1] / "results.bbox.json").unlink()
-    written = (runs[0] / "results.bbox.json").stat().st_mtime_ns
+        stopped = run_script(*command, check=False)
+    assert stopped.returncode == 2
+    assert f"error: {second} is being run by another process" in stopped.stderr
+    assert "randomness.seed=3" in (first / "log").read_text()
+    assert (first / "results.bbox.json").exists() and not (second / "results.bbox.json").exists()
 
+    # As if the first run had been interrupted between training and test.
+    (first / "results.bbox.json").unlink()
     out = run_script(*command).stdout
-    assert re.findall(r"== run (\d) of 4: (\w+), seed (\d)( is finished)?", out) == [
-        ("1", NAMES[0], "3", " is finished"),
-        ("2", NAMES[1], "3", ""),
-        ("3", NAMES[0], "1", ""),
-        ("4", NAMES[1], "1", ""),
+    progress = re.findall(r"\[run (\d) of 2: (\w+), seed 3\] Epoch\((\w+)\)", out)
+    assert list(dict.fromkeys(progress)) == [
+        ("1", NAMES[0], "test"),  # it is not trained again
+        ("2", NAMES[1], "train"),
+        ("2", NAMES[1], "val"),
+        ("2", NAMES[1], "test"),
     ]
-    assert (runs[0] / "results.bbox.json").stat().st_mtime_ns == written
-    assert "[run 2 of 4: demo_retinanet_softpool, seed 3] Epoch(train)" not in out
-    assert "[run 2 of 4: demo_retinanet_softpool, seed 3] Epoch(test)" in out
-    assert re.search(r"\[run 4 of 4: demo_retinanet_softpool, seed 1\] Epoch\(train\)", out)
     table = (tmp_path / "comparison_bbox.md").read_text()
-    assert table in out and "4 images; 2 and 2 runs" in table
+    assert table in out and "4 images; 1 and 1 runs" in table
     assert (tmp_path / "comparison_bbox.png").exists()
-    # The seed reaches the training: same seed, same start; other seed, another.
-    logs = [
-        json.loads(next(run.glob("*/vis_data/scalars.json")).read_text().splitlines()[0])
-        for run in runs
-    ]
-    assert logs[0]["loss"] != logs[2]["loss"] and logs[1]["loss"] != logs[3]["loss"]
 
+    again = run_script(*command).stdout
+    assert again.count("seed 3 is finished") == 2 and "Epoch(" not in again and table in again
     other = run_script(*command, "model.test_cfg.score_thr=0.5", check=False)
     assert other.returncode == 2
     assert "holds runs of configs/demo_retinanet_maxpool.py with other settings" in other.stderr
-    assert "+" in other.stderr and "score_thr=0.5" in other.stderr
+    assert "score_thr=0.5" in other.stderr
 
 
 @pytest.mark.parametrize(
