@@ -34,17 +34,18 @@ _ACCENT = "#ffd400"
 Box = tuple[int, int, int, int]  # x, y, width, height
 
 
-def check_box(name: str, box: Sequence[int], width: int, height: int) -> Box:
-    """A box inside an image of this size.
+def check_box(name: str, box: Sequence[int], what: str, outer: Box) -> Box:
+    """``box``, if it is inside ``outer``.
 
     Raises:
         UserError: If it is not inside.
     """
     x, y, w, h = box
-    if min(x, y) < 0 or min(w, h) < 1 or x + w > width or y + h > height:
+    left, top, width, height = outer
+    if min(w, h) < 1 or x < left or y < top or x + w > left + width or y + h > top + height:
         raise UserError(
-            f"{name} must be X Y WIDTH HEIGHT inside the image of {width} x {height} pixels, "
-            f"got {x} {y} {w} {h}"
+            f"{name} must be X Y WIDTH HEIGHT inside {what}, which is {left} {top} {width} "
+            f"{height}; got {x} {y} {w} {h}"
         )
     return x, y, w, h
 
@@ -73,7 +74,7 @@ def _crop(image: Tensor, box: Box) -> np.ndarray:
     return image[0, :, y : y + h, x : x + w].permute(1, 2, 0).numpy()
 
 
-def _outline(axes, box: Box, origin=(0, 0), **style) -> None:
+def _outline(axes, box: Box, origin: tuple[int, int], **style) -> None:
     x, y, w, h = box
     corner = (x - origin[0] - 0.5, y - origin[1] - 0.5)
     axes.add_patch(Rectangle(corner, w, h, fill=False, **style))
@@ -111,17 +112,19 @@ def draw_pooling(
     """
     height, width = image.shape[2:]
     side = max(1, min(height, width) // 2)
-    region = check_box("region", region or richest_box(image, side, side), width, height)
+    region = region or richest_box(image, side, side)
+    region = check_box("region", region, "the image", (0, 0, width, height))
     x, y, w, h = region
-    if not all(2 <= kernel <= min(w, h) // 2 for kernel in kernels):
-        raise UserError(
-            f"kernel must be from 2 to half of the region of {w} x {h} pixels, got {max(kernels)}"
-        )
+    for kernel in kernels:
+        if not 2 <= kernel <= min(w, h) // 2:
+            raise UserError(
+                f"kernel must be from 2 to half of the region of {w} x {h} pixels, got {kernel}"
+            )
     if zoom is None:
         part = max(1, min(w, h) // 5)
         inside = richest_box(image[..., y : y + h, x : x + w], part, part)
         zoom = (inside[0] + x, inside[1] + y, *inside[2:])
-    check_box("zoom", (zoom[0] - x, zoom[1] - y, *zoom[2:]), w, h)
+    zoom = check_box("zoom", zoom, "the region", region)
 
     # Everything in one row if it fits; else a block of rows for every kernel.
     panels = [("original", kernels[0])] + [(m, k) for k in kernels for m in methods]
@@ -162,13 +165,15 @@ def draw_pooling(
         axes.imshow(_crop(shown, region), interpolation="nearest", vmin=0, vmax=1)
         weight = "bold" if method == "softpool" else "normal"
         axes.set_title(title, fontsize=8.5, pad=3, weight=weight)
+        _outline(axes, region, (x, y), ec="0.7", lw=0.6)
         _outline(axes, zoom, (x, y), ec=_ACCENT, lw=0.8)
         # In the corner that is farthest from the detail.
         left = zoom[0] + zoom[2] / 2 > x + w / 2
         below = zoom[1] + zoom[3] / 2 < y + h / 2
-        part = 0.46
+        times = 0.46 * min(w / zoom[2], h / zoom[3])
+        part = (times * zoom[2] / w, times * zoom[3] / h)
         inset = axes.inset_axes(
-            (0 if left else 1 - part, 0 if below else 1 - part, part, part), zorder=3
+            (0 if left else 1 - part[0], 0 if below else 1 - part[1], *part), zorder=3
         )
         inset.imshow(_crop(shown, zoom), interpolation="nearest", vmin=0, vmax=1, aspect="auto")
         inset.set(xticks=[], yticks=[])
@@ -266,11 +271,11 @@ def draw_stem(
     weights = windows.gather(activations[None], -math.inf).softmax(0)[:, 0]
     order = activations.flatten(1).var(1).argsort(descending=True)[:channels].tolist()
     height, width = image.shape[:2]
-    size = 2.0
+    size = 1.6
     figure, grid = plt.subplots(
         len(order) + 1,
         5,
-        figsize=(5.6 * size, size * (len(order) + 1) * height / width + 0.3),
+        figsize=(5.7 * size, size * (len(order) + 1) * height / width + 0.3),
         squeeze=False,
         layout="constrained",
     )

@@ -12,8 +12,11 @@ Among all images that are constant on each window, that of the windows' means ha
 squared error: by default no method can have a higher PSNR than average pooling, on any image.
 """
 
+import contextlib
 import csv
 import importlib.util
+import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -191,6 +194,8 @@ def image_similarity(
     scale: float = 1.0,
     expectation: bool = False,
     seed: int = 0,
+    csv_file=None,
+    resume: bool = False,
 ) -> tuple[list[dict], dict[str, str]]:
     """Compares every image of a folder with itself after pooling, by every method.
 
@@ -199,12 +204,16 @@ def image_similarity(
         kernels: Kernel sizes, which are the strides too. Defaults to (2, 3, 5).
         methods: Keys of ``METHODS``. Defaults to all.
         match: See :func:`similarity`.
-        scale, expectation, seed: See :func:`pool_image`.
+        scale, expectation: See :func:`pool_image`.
+        seed: With an image's name, it seeds the draws for that image. Defaults to 0.
+        csv_file (str | Path): File that gets the rows, image by image. Defaults to None.
+        resume: Whether to take the rows of ``csv_file`` that have these settings as they are, and
+            add what is missing. Defaults to False, a new file.
 
     Returns:
-        A row per image, kernel and method with ``image``, ``kernel``, ``method``, ``ssim`` and
-        ``psnr``; and the files that were left out, with the reason. An image that is too small for
-        one of the kernels is left out for all.
+        A row per image, kernel and method with ``image``, ``kernel``, ``method``, ``ssim``,
+        ``psnr`` and the settings; and the files that were left out, with the reason. An image that
+        is too small for one of the kernels is left out for all.
 
     Raises:
         UserError: If the folder is missing, no image is left, or scikit-image is not installed.
@@ -216,29 +225,90 @@ def image_similarity(
         raise UserError(f"no folder at {folder.absolute()}")
     if min(kernels) < 2:
         raise UserError(f"kernel must be at least 2, got {min(kernels)}")
-    rows, skipped = [], {}
+    cases = [(k, m) for k in dict.fromkeys(kernels) for m in dict.fromkeys(methods)]
+    settings = dict(match=match, scale=scale, expectation=expectation, seed=seed)
+    done = {}
+    if resume and csv_file is not None and Path(csv_file).exists():
+        for row in read_csv(csv_file):
+            if settings.items() <= row.items():
+                done[row["image"], row["kernel"], row["method"]] = row
     # The smallest image in which SSIM's window fits where the two are compared.
-    needed = max((1 if match == "original" else k) * _SSIM_WINDOW + k - 1 for k in kernels)
-    for number, path in enumerate(
-        track(sorted(p for p in folder.iterdir() if p.is_file()), "images")
-    ):
-        image = read_image(path)
-        if image is None:
-            skipped[path.name] = "not an image"
-            continue
-        height, width = image.shape[2:]
-        if min(height, width) < needed:
-            skipped[path.name] = f"{width} x {height} pixels, at least {needed} a side are needed"
-            continue
-        for kernel in kernels:
-            for method in methods:
-                pooled = pool_image(image, method, kernel, scale, expectation, seed + number)
-                result = similarity(image, pooled, kernel, match)
-                rows.append(dict(image=path.name, kernel=kernel, method=method, **result))
+    needed = max((1 if match == "original" else k) * _SSIM_WINDOW + k - 1 for k, _ in cases)
+    rows, skipped, writer = [], {}, None
+    with contextlib.ExitStack() as stack:
+        for path in track(sorted(p for p in folder.iterdir() if p.is_file()), "images"):
+            keys = [(path.name, *case) for case in cases]
+            missing = [key for key in keys if key not in done]
+            if missing:
+                image = read_image(path)
+                if image is None:
+                    skipped[path.name] = "not an image"
+                    continue
+                height, width = image.shape[2:]
+                if min(height, width) < needed:
+                    skipped[path.name] = (
+                        f"{width} x {height} pixels, at least {needed} a side are needed"
+                    )
+                    continue
+                if writer is None:  # only now: no mistake above touches an earlier file
+                    file = stack.enter_context(_open_csv(csv_file, done.values()))
+                    writer = csv.DictWriter(file, _COLUMNS)
+            for name, kernel, method in missing:
+                draw = seed + zlib.crc32(name.encode())
+                pooled = pool_image(image, method, kernel, scale, expectation, draw)
+                values = similarity(image, pooled, kernel, match)
+                row = dict(image=name, kernel=kernel, method=method, **values, **settings)
+                done[name, kernel, method] = row
+                writer.writerow(row)
+                file.flush()
+            rows += [done[key] for key in keys]
     if not rows:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:3])
         raise UserError(f"no image to compare in {folder.absolute()} ({reasons or 'it is empty'})")
     return rows, skipped
+
+
+_COLUMNS = dict(
+    image=str,
+    kernel=int,
+    method=str,
+    ssim=float,
+    psnr=float,
+    match=str,
+    scale=float,
+    expectation=lambda text: text == "True",
+    seed=int,
+)
+
+
+def _open_csv(path, rows):
+    """The file ``path`` with ``rows`` in it, to be appended to; never without them, if killed."""
+    if path is None:
+        return open(os.devnull, "w")
+    unfinished = f"{path}.unfinished"
+    with open(unfinished, "w", newline="") as file:
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(unfinished, path)
+    return open(path, "a", newline="")
+
+
+def read_csv(path) -> list[dict]:
+    """Rows of :func:`image_similarity` from its file; an unfinished last line is left out.
+
+    Raises:
+        UserError: If it is another file.
+    """
+    rows = []
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != list(_COLUMNS):
+            raise UserError(f"{path} is not a file of image_similarity, so it cannot be resumed")
+        for row in reader:
+            if all(row.values()):
+                rows.append({key: read(row[key]) for key, read in _COLUMNS.items()})
+    return rows
 
 
 def means(rows: list[dict]) -> dict[tuple[int, str], dict[str, float]]:
@@ -294,14 +364,6 @@ def compare_with_paper(rows: list[dict]) -> list[dict]:
                 row["better"], row["images"] = int((soft > average).sum()), len(soft)
             result.append(row)
     return result
-
-
-def write_csv(rows: list[dict], path) -> None:
-    """Writes the rows of :func:`image_similarity` as a CSV file."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def plot(rows: list[dict], path, title: str = "these images") -> None:

@@ -1,5 +1,6 @@
 """The command lines around the pooling methods, run in this process, and their pictures."""
 
+import gc
 import json
 import runpy
 import sys
@@ -79,6 +80,7 @@ class TestImageSimilarity:
             (["/missing"], "error: no folder at /missing"),
             (["."], "error: no image to compare in"),
             ([".", "--scale", "0"], "error: --scale must be positive, got 0.0"),
+            ([".", "--resume"], "error: --resume needs --csv"),
             ([".", "--csv", "/missing/x.csv"], "error: no folder /missing to write"),
         ],
     )
@@ -181,7 +183,7 @@ class TestStem:
         )  # fmt: skip
         assert status == 0, error
         width, height = size_of(out)
-        assert width > 1500 and height > 500
+        assert width > 1200 and height > 500
 
     def test_a_checkpoint_of_another_model_is_refused(self, run, folder, checkpoint, tmp_path):
         status, _, error = run(
@@ -197,7 +199,15 @@ def test_help(run, tool):
     assert status == 0 and "Example" in out and "python tools/" in out
 
 
-def test_benchmark_times_the_papers_methods(run, tmp_path):
+@pytest.fixture
+def small_heap():
+    """Leaves what is alive out of the garbage collections that come before every measurement."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def test_benchmark_times_the_papers_methods(run, tmp_path, small_heap):
     status, out, _ = run(
         "benchmark", "pooling", "--device", "cpu", "--shape", 1, 4, 16, 16, "--rounds", 1,
         "--kernel", "3,2,1", "--json", tmp_path / "x.json", "--plot", tmp_path / "x.png",

@@ -1,6 +1,5 @@
 """SSIM and PSNR of pooled images, and the paper's tables beside them."""
 
-import csv
 import math
 
 import cv2
@@ -106,7 +105,7 @@ class TestSimilarity:
 
 class TestFolder:
     def test_a_row_per_image_kernel_and_method_and_the_rest_is_named(self, folder, tmp_path):
-        rows, skipped = similarity.image_similarity(folder, [2, 3])
+        rows, skipped = similarity.image_similarity(folder, [2, 3], csv_file=tmp_path / "x.csv")
         assert [(r["image"], r["kernel"], r["method"]) for r in rows] == [
             (name, k, method) for name in ("a.png", "b.jpg") for k in (2, 3) for method in METHODS
         ]
@@ -115,10 +114,7 @@ class TestFolder:
             "nothing.png": "not an image",
             "small.png": "45 x 9 pixels, at least 13 a side are needed",
         }
-        similarity.write_csv(rows, tmp_path / "x.csv")
-        with open(tmp_path / "x.csv") as file:
-            written = list(csv.DictReader(file))
-        assert [float(row["psnr"]) for row in written] == [row["psnr"] for row in rows]
+        assert similarity.read_csv(tmp_path / "x.csv") == rows
         similarity.plot(rows, tmp_path / "x.png")
         assert (tmp_path / "x.png").stat().st_size > 10_000
 
@@ -126,6 +122,27 @@ class TestFolder:
         rows, _ = similarity.image_similarity(folder, [2])
         alone, _ = similarity.image_similarity(folder, [2], ["s3"])
         assert alone == [row for row in rows if row["method"] == "s3"]
+
+    def test_an_interrupted_run_goes_on(self, folder, tmp_path, monkeypatch):
+        path = tmp_path / "x.csv"
+        rows, skipped = similarity.image_similarity(folder, [2], csv_file=path)
+        whole = path.read_text()
+        path.write_text(whole[: len(whole) * 3 // 4])  # killed in the middle of a line
+        pooled = []
+        original = similarity.pool_image
+        monkeypatch.setattr(
+            similarity, "pool_image", lambda *args: pooled.append(1) or original(*args)
+        )
+        again = similarity.image_similarity(folder, [2], csv_file=path, resume=True)
+        assert again == (rows, skipped) and path.read_text() == whole
+        assert 0 < len(pooled) < len(METHODS)
+
+        pooled.clear()  # other settings are not these results
+        similarity.image_similarity(folder, [2], scale=255.0, csv_file=path, resume=True)
+        assert len(pooled) == 2 * len(METHODS)
+        path.write_text("a,b\n1,2\n")
+        with pytest.raises(UserError, match=r"x\.csv is not a file of image_similarity"):
+            similarity.image_similarity(folder, [2], csv_file=path, resume=True)
 
     def test_mistakes(self, folder, tmp_path):
         with pytest.raises(UserError, match=f"no folder at {tmp_path}/missing"):

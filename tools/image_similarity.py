@@ -93,6 +93,10 @@ def main():
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")
     parser.add_argument("--csv", metavar="FILE", help="file for the values of every image")
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="keep what --csv has already with the same settings, and add what is missing",
+    )  # fmt: skip
     parser.add_argument("--plot", metavar="FILE", help="picture of the means")
     args = parser.parse_args()
     if args.scale <= 0:
@@ -100,14 +104,16 @@ def main():
     for path in filter(None, (args.csv, args.plot)):
         if not os.path.isdir(os.path.dirname(path) or "."):
             raise apis.UserError(f"no folder {os.path.dirname(path)} to write {path} into")
+    if args.resume and not args.csv:
+        raise apis.UserError("--resume needs --csv, the file of the run that goes on")
     rows, skipped = similarity.image_similarity(
-        args.folder, args.kernel, args.methods, args.match, args.scale, args.expectation, args.seed
-    )
+        args.folder, args.kernel, args.methods, args.match, args.scale, args.expectation, args.seed,
+        args.csv, args.resume,
+    )  # fmt: skip
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}")
     show(rows, Console(width=None if os.isatty(1) else 160))
     if args.csv:
-        similarity.write_csv(rows, args.csv)
         print(f"wrote {args.csv}")
     if args.plot:
         similarity.plot(rows, args.plot, os.path.basename(os.path.normpath(args.folder)))

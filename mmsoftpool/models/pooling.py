@@ -3,7 +3,7 @@
 Every module takes the arguments of :class:`~mmsoftpool.SoftPool2d` and has the output sizes of
 ``F.max_pool2d``. Padding carries no weight: a padded tap is absent, also from counts and averages.
 A window without a single tap, which dilation makes possible, gives 0 (S3Pool, a max pool, -inf).
-float16 and bfloat16 are computed in float32. All of them hold one copy of the input per tap of the
+float16 and bfloat16 are computed in float32. Most of them hold copies of the input per tap of the
 window. The formulas are those of each method's own paper, named in its docstring; average and max
 pooling are torch's.
 """
@@ -84,9 +84,13 @@ class _PerChannelPool2d(_Pool2d):
         return any(map(nn.parameter.is_lazy, self.parameters(recurse=False)))
 
     def forward(self, input: Tensor) -> Tensor:
+        check_input(2, input, self._pooling)
         if self._is_lazy():
-            check_input(2, input, self._pooling)
             self._initialize(input.shape[-3])
+        elif input.shape[-3] != self.channels:
+            raise ValueError(
+                f"input must have channels={self.channels} channels, got {tuple(input.shape)}"
+            )
         return super().forward(input)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
@@ -406,7 +410,10 @@ class S3Pool2d(_SpatialSamplingPool2d):
         self._set_grid_size(grid_size)
 
     def dense(self, x: Tensor, windows: Windows) -> Tensor:
-        return windows.gather(x, -math.inf).amax(0)
+        (top, left), (bottom, right) = windows.before, windows.after
+        kernel_size, _, _, dilation, _ = self._pooling
+        x = F.pad(x, (left, right, top, bottom), value=-math.inf)
+        return F.max_pool2d(x, kernel_size, 1, 0, dilation)
 
 
 class LiteS3DPPool2d(_SpatialSamplingPool2d, _PerChannelPool2d):
@@ -455,9 +462,8 @@ class LiteS3DPPool2d(_SpatialSamplingPool2d, _PerChannelPool2d):
         log_alpha = self.log_alpha.to(x.dtype)[:, None, None]
         power = self.log_lambda.to(x.dtype).exp()[:, None, None]
         difference = windows.gather(x, 0.0) - _mean(windows, x)
-        reward = torch.hypot(difference, torch.full_like(difference, self.eps))
         # In logarithms, where large values do not overflow.
-        reward = power * reward.clamp(max=torch.finfo(x.dtype).max).log()
+        reward = power * torch.hypot(difference, difference.new_tensor(self.eps)).log()
         return _weighted(windows, x, torch.logaddexp(log_alpha, reward))
 
     def extra_repr(self) -> str:

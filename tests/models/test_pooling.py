@@ -364,6 +364,10 @@ class TestChannels:
         assert pool.channels == 3
         assert pool.eval()(self.x).equal(trained.eval()(self.x))
 
+    def test_others_are_refused(self, name):
+        with pytest.raises(ValueError, match=r"channels=1 channels, got \(1, 3, 8, 8\)"):
+            build(name, 2, channels=1)(self.x)
+
     def test_unknown_ones_cannot_be_saved(self, name):
         with pytest.raises(ValueError, match="uninitialized"):
             build(name, 2).state_dict()
@@ -378,7 +382,7 @@ class TestChannels:
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     root = tmp_path_factory.mktemp("shapes")
-    make_shapes(root, train=4, val=1)
+    make_shapes(root, train=4, val=1, size=64)
     return root
 
 
