@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.patches import Rectangle
+from mmdet.utils import get_test_pipeline_cfg
 from mmengine.dataset import Compose
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from .apis import UserError
 from .models.pooling import METHODS
-from .ops.functional import check_pooling
+from .ops.functional import check_pooling, soft_pool2d
 from .ops.reference import Windows
 from .similarity import enlarge, pool_image
 
@@ -202,16 +203,17 @@ def stem_activations(cfg, checkpoint: str, image_file: str) -> tuple[np.ndarray,
         arguments of the pool.
 
     Raises:
-        UserError: If the checkpoint is missing or does not fit, or the backbone has no
-            ``maxpool``, the name of the stem's pool in mmdet's ResNets.
+        UserError: If the config has no ``test_dataloader``, the checkpoint is missing or does not
+            fit, or the backbone has no ``maxpool``, the name of the stem's pool in mmdet's ResNets.
     """
+    if "test_dataloader" not in cfg:
+        raise UserError(
+            f"{cfg.filename} has no test_dataloader, whose pipeline would prepare the image"
+        )
     if not Path(checkpoint).is_file():
         raise UserError(f"no checkpoint at {Path(checkpoint).absolute()}")
     init_default_scope("mmdet")
-    model_cfg = cfg.model
-    if "init_cfg" in model_cfg.get("backbone", {}):
-        model_cfg.backbone.init_cfg = None  # the checkpoint has all weights
-    model = MODELS.build(model_cfg)
+    model = MODELS.build(cfg.model)
     try:
         load_checkpoint(model, checkpoint, map_location="cpu", strict=True)
     except Exception as error:
@@ -225,8 +227,8 @@ def stem_activations(cfg, checkpoint: str, image_file: str) -> tuple[np.ndarray,
         )
     steps = [
         step
-        for step in cfg.test_dataloader.dataset.pipeline
-        if step["type"] not in ("LoadAnnotations", "PackDetInputs")
+        for step in get_test_pipeline_cfg(cfg)
+        if step["type"].split(".")[-1] not in ("LoadAnnotations", "PackDetInputs")
     ]
     pack = dict(type="mmdet.PackDetInputs", meta_keys=("ori_shape", "img_shape"))
     data = Compose([*steps, pack])(dict(img_path=str(image_file), img_id=0))
@@ -263,12 +265,10 @@ def draw_stem(
         out (str | Path): Picture file.
         channels: How many channels are drawn. Defaults to 4.
     """
-    largest, soft = (
-        MODELS.build(dict(type=name, **pooling))(activations[None])[0]
-        for name in ("torch.nn.MaxPool2d", "SoftPool2d")
-    )
     windows = Windows(activations.shape[1:], *check_pooling(2, **pooling)[:5])
-    weights = windows.gather(activations[None], -math.inf).softmax(0)[:, 0]
+    taps = windows.gather(activations[None], -math.inf)[:, 0]
+    largest, weights = taps.amax(0), taps.softmax(0)
+    soft = soft_pool2d(activations, **pooling)
     order = activations.flatten(1).var(1).argsort(descending=True)[:channels].tolist()
     height, width = image.shape[:2]
     size = 1.6

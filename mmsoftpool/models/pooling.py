@@ -80,12 +80,9 @@ class _PerChannelPool2d(_Pool2d):
                 parameter.materialize(value.shape)
                 parameter.copy_(value)
 
-    def _is_lazy(self) -> bool:
-        return any(map(nn.parameter.is_lazy, self.parameters(recurse=False)))
-
     def forward(self, input: Tensor) -> Tensor:
         check_input(2, input, self._pooling)
-        if self._is_lazy():
+        if self.channels is None:
             self._initialize(input.shape[-3])
         elif input.shape[-3] != self.channels:
             raise ValueError(
@@ -95,7 +92,7 @@ class _PerChannelPool2d(_Pool2d):
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         key = prefix + next(iter(self.initial_values(1)))
-        if self._is_lazy() and key in state_dict:
+        if self.channels is None and key in state_dict:
             self._initialize(len(state_dict[key]))
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -344,6 +344,16 @@ class TestAnyInput:
             build(name, 2, **setting)
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_compiles_without_graph_breaks(name):
+    known = dict(channels=2) if name in ("lp", "lip", "lite-s3dpp") else {}
+    pool = build(name, 3, 2, 1, **known).eval()
+    torch._dynamo.reset()
+    x = torch.rand(1, 2, 7, 8)
+    compiled = torch.compile(pool, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), pool(x))
+
+
 @pytest.mark.parametrize("name", ["lp", "lite-s3dpp", "lip"])
 class TestChannels:
     x = torch.rand(1, 3, 8, 8)
