@@ -8,6 +8,7 @@ window. The formulas are those of each method's own paper, named in its docstrin
 pooling are torch's.
 """
 
+import functools
 import math
 
 import torch
@@ -98,13 +99,6 @@ class _PerChannelPool2d(_Pool2d):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, channels={self.channels}"
-
-
-def _weighted(windows: Windows, x: Tensor, logits: Tensor) -> Tensor:
-    """Sum of each window's taps, weighted by the softmax of ``logits``, (taps, N, C, ...)."""
-    absent = windows.present(x) == 0
-    weights = logits.masked_fill(absent, torch.finfo(x.dtype).min).softmax(0)
-    return (weights * windows.gather(x, 0.0)).sum(0)
 
 
 def _mean(windows: Windows, x: Tensor) -> Tensor:
@@ -286,7 +280,9 @@ class LIPool2d(_PerChannelPool2d):
         logits = torch.addcmul(shift[:, None, None], scale[:, None, None], logits)
         logits = self.coefficient * logits.sigmoid()
         windows = self.windows(x)
-        return _weighted(windows, x, windows.gather(logits.to(x.dtype), 0.0))
+        # Not -inf: a window without taps would give NaN.
+        weights = windows.gather(logits.to(x.dtype), torch.finfo(x.dtype).min).softmax(0)
+        return (weights * windows.gather(x, 0.0)).sum(0)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, coefficient={self.coefficient}"
@@ -456,12 +452,26 @@ class LiteS3DPPool2d(_SpatialSamplingPool2d, _PerChannelPool2d):
         return dict(log_alpha=torch.zeros(channels), log_lambda=torch.zeros(channels))
 
     def dense(self, x: Tensor, windows: Windows) -> Tensor:
-        log_alpha = self.log_alpha.to(x.dtype)[:, None, None]
-        power = self.log_lambda.to(x.dtype).exp()[:, None, None]
-        difference = windows.gather(x, 0.0) - _mean(windows, x)
-        # In logarithms, where large values do not overflow.
-        reward = power * torch.hypot(difference, difference.new_tensor(self.eps)).log()
-        return _weighted(windows, x, torch.logaddexp(log_alpha, reward))
+        alpha, power = (
+            p.to(x.dtype).exp()[:, None, None] for p in (self.log_alpha, self.log_lambda)
+        )
+        # Tap by tap: a stack of stride-1 maps would be large.
+        taps = windows.views(x, 0.0)
+        present = windows.views(torch.ones_like(x[:1, :1]), 0.0)
+        count = sum(present).clamp(min=1)
+        mean = sum(tap / count for tap in taps)
+        # All weights over scale^lambda: the same result, and large values do not overflow.
+        sizes = ((tap - mean).detach().abs() for tap in taps)
+        scale = functools.reduce(torch.maximum, sizes).clamp(min=self.eps)
+        bias, floor = alpha * scale**-power, (self.eps / scale) ** 2
+        weighted = total = 0
+        for tap, there in zip(taps, present, strict=True):
+            square = ((tap - mean) / scale) ** 2 + floor
+            reward = square.clamp(min=torch.finfo(x.dtype).tiny) ** (power / 2)
+            weight = (bias + reward) * there
+            total = total + weight
+            weighted = weighted + weight * tap
+        return weighted / torch.where(total == 0, 1, total)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, eps={self.eps:.4g}"

@@ -87,9 +87,13 @@ class Windows:
 
     def gather(self, x: Tensor, absent: float) -> Tensor:
         """(taps, N, C, out...) with ``absent`` for what is outside the input."""
+        return torch.stack(self.views(x, absent))
+
+    def views(self, x: Tensor, absent: float) -> list[Tensor]:
+        """The taps of :meth:`gather` one by one, without a copy of each."""
         pairs = zip(reversed(self.before), reversed(self.after), strict=True)  # the last axis first
         padded = F.pad(x, [p for pair in pairs for p in pair], value=absent)
-        return torch.stack([padded[tap] for tap in self.taps])
+        return [padded[tap] for tap in self.taps]
 
     def present(self, x: Tensor) -> Tensor:
         """(taps, 1, 1, out...), 1 where a tap is inside the input and 0 where it is absent."""
