@@ -134,9 +134,9 @@ def run_pooling(args) -> list[dict]:
             "forward_memory/ratio": "/ average",
             "both_memory": "both MiB",
             "both_memory/ratio": "/ average",
-            "paper_forward": "paper's fwd ms",
+            "paper_forward": "paper fwd",
             "paper_forward/ratio": "/ average",
-            "paper_backward": "bwd ms",
+            "paper_backward": "paper bwd",
             "paper_backward/ratio": "/ average",
         }
         show(title, case, columns, base=case[0])

@@ -32,8 +32,12 @@ class _Pool2d(nn.Module):
         self.dilation = dilation
         self.ceil_mode = ceil_mode
 
+    def _check_input(self, input: Tensor) -> None:
+        arguments = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+        check_input(2, input, *arguments)
+
     def forward(self, input: Tensor) -> Tensor:
-        check_input(2, input, self._pooling)
+        self._check_input(input)
         x = input.to(compute_dtype(input.dtype))
         x = self.pool(x.unsqueeze(0)).squeeze(0) if x.dim() == 3 else self.pool(x)
         return x.to(input.dtype)
@@ -82,7 +86,7 @@ class _PerChannelPool2d(_Pool2d):
                 parameter.copy_(value)
 
     def forward(self, input: Tensor) -> Tensor:
-        check_input(2, input, self._pooling)
+        self._check_input(input)
         if self.channels is None:
             self._initialize(input.shape[-3])
         elif input.shape[-3] != self.channels:

@@ -74,8 +74,8 @@ def check_pooling(
     return kernel_size, stride, padding, dilation, ceil_mode, gradient
 
 
-def check_input(axes: int, input: Tensor, pooling) -> None:
-    """Checks the input of a pooling whose arguments :func:`check_pooling` brought into one form.
+def check_input(axes: int, input: Tensor, *args):
+    """:func:`check_pooling` of the arguments of a pooling, and a check that ``input`` suits them.
 
     Raises:
         TypeError: If it is not a tensor of float16, bfloat16, float32 or float64.
@@ -92,19 +92,20 @@ def check_input(axes: int, input: Tensor, pooling) -> None:
         raise ValueError(
             f"input must have the shape (N, {shape}) or ({shape}), got {tuple(input.shape)}"
         )
+    pooling = check_pooling(axes, *args)
     sizes = input.shape[-axes:]
     outs = output_sizes(sizes, *pooling[:5])
     if any(n < 1 for n in (*sizes, *outs)):
         raise ValueError(
             f"input of size ({', '.join(spatial)}) = {tuple(sizes)} is too small: kernel_size="
-            f"{tuple(pooling[0])}, padding={tuple(pooling[2])} and dilation={tuple(pooling[3])} "
-            f"give an output of size {tuple(outs)}, at least 1 is needed"
+            f"{tuple(pooling[0])}, padding={args[2]!r} and dilation={tuple(pooling[3])} give an "
+            f"output of size {tuple(outs)}, at least 1 is needed"
         )
+    return pooling
 
 
 def _soft_pool(axes: int, input: Tensor, *args) -> Tensor:
-    pooling = check_pooling(axes, *args)
-    check_input(axes, input, pooling)
+    pooling = check_input(axes, input, *args)
     if input.dim() == axes + 1:
         return torch.ops.mmsoftpool.soft_pool(input.unsqueeze(0), *pooling).squeeze(0)
     return torch.ops.mmsoftpool.soft_pool(input, *pooling)
