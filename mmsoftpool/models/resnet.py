@@ -1,5 +1,7 @@
 """ResNet with SoftPool in its stem (Stergiou et al., ICCV 2021, section 4.4)."""
 
+import inspect
+
 from mmdet.models.backbones import ResNet
 from mmdet.registry import MODELS
 
@@ -22,7 +24,8 @@ class SoftPoolResNet(ResNet):
         stem_pool (dict): Config of the pool in the stem, for ``MODELS.build``. Defaults to
             ``dict(type='SoftPool2d', kernel_size=3, stride=2, padding=1)``, the grid of the max
             pool that it replaces. ``dict(type='SoftPool2d', kernel_size=2, stride=2)`` is what the
-            authors' code does, ``dict(type='torch.nn.MaxPool2d', ...)`` what mmdet does.
+            authors' code does, ``dict(type='torch.nn.MaxPool2d', ...)`` what mmdet does. A pool
+            that takes ``channels`` is given the stem's.
         **kwargs: As for mmdet's ResNet.
 
     Example:
@@ -39,4 +42,8 @@ class SoftPoolResNet(ResNet):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        pool = stem_pool["type"]
+        pool = MODELS.get(pool) if isinstance(pool, str) else pool
+        if pool is not None and "channels" in inspect.signature(pool).parameters:
+            stem_pool = {"channels": self.stem_channels, **stem_pool}
         self.maxpool = MODELS.build(stem_pool)  # the name that ResNet.forward calls
