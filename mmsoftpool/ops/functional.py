@@ -89,12 +89,13 @@ def _soft_pool(axes: int, input: Tensor, *args) -> Tensor:
     pooling = check_pooling(axes, *args)
     sizes = input.shape[-axes:]
     outs = output_sizes(sizes, *pooling[:5])
-    if min(*sizes, *outs) < 1:
-        raise ValueError(
-            f"input of size ({', '.join(spatial)}) = {tuple(sizes)} is too small: kernel_size="
-            f"{tuple(pooling[0])}, padding={args[2]!r} and dilation={tuple(pooling[3])} give an "
-            f"output of size {tuple(outs)}, at least 1 is needed"
-        )
+    for size, out in zip(sizes, outs):  # noqa: B905 (torch 2.1 compiles no strict=True)
+        if size < 1 or out < 1:
+            raise ValueError(
+                f"input of size ({', '.join(spatial)}) = {tuple(sizes)} is too small: kernel_size="
+                f"{tuple(pooling[0])}, padding={args[2]!r} and dilation={tuple(pooling[3])} give "
+                f"an output of size {tuple(outs)}, at least 1 is needed"
+            )
     if input.dim() == axes + 1:
         return torch.ops.mmsoftpool.soft_pool(input.unsqueeze(0), *pooling).squeeze(0)
     return torch.ops.mmsoftpool.soft_pool(input, *pooling)
