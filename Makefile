@@ -74,4 +74,4 @@ sanitize-cuda: env
 	  -k "not 2_31 and not graph and not compile"
 
 clean:
-	rm -rf build dist *.egg-info mmsoftpool/*.so $(VENV)/.built
+	rm -rf build dist *.egg-info mmsoftpool/*.so mmsoftpool/.mim $(VENV)/.built

@@ -1,4 +1,4 @@
-"""Builds the operator libraries; everything else about the package is in pyproject.toml.
+"""Builds the operator libraries and ships the configs; all else is in pyproject.toml.
 
 Two shared libraries, neither of them a Python extension module: ``libmmsoftpool_cpu.so`` and, where
 nvcc is found, ``libmmsoftpool_cuda.so``. Both use LibTorch's stable ABI, so one file serves every
@@ -24,6 +24,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 # The oldest torch with all of the stable ABI that the bindings use, and the oldest for ATen.
 TORCH_TARGET = (2, 10)
@@ -216,6 +217,27 @@ class BuildLibraries(build_ext):
             )
 
 
+class ShipConfigs(build_py):
+    """Puts the configs and tools into the package, where OpenMMLab's mim looks for them.
+
+    An editable install links to them instead.
+    """
+
+    def run(self):
+        super().run()
+        root = Path(__file__).parent
+        target = (root if self.editable_mode else Path(self.build_lib)) / "mmsoftpool" / ".mim"
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for name in ("configs", "tools", "model-index.yml"):
+            if self.editable_mode:
+                (target / name).symlink_to(Path("..", "..", name))
+            elif (root / name).is_dir():
+                shutil.copytree(root / name, target / name, ignore=shutil.ignore_patterns("*.pyc"))
+            else:
+                shutil.copy(root / name, target / name)
+
+
 class Wheel(bdist_wheel):
     """Tags the wheel for its platform but for any Python: the libraries do not use Python's ABI."""
 
@@ -235,5 +257,5 @@ setup(
         for lib in (library("mmsoftpool_cpu", "csrc/cpu"), library("mmsoftpool_cuda", "csrc/cuda"))
         if lib
     ],
-    cmdclass={"build_ext": BuildLibraries, "bdist_wheel": Wheel},
+    cmdclass={"build_ext": BuildLibraries, "build_py": ShipConfigs, "bdist_wheel": Wheel},
 )

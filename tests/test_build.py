@@ -34,6 +34,8 @@ def test_one_wheel_for_every_python_and_many_a_linux(build_wheel, run_script, tm
     assert "mmsoftpool/libmmsoftpool_cpu.so" in names
     assert NVCC is None or "mmsoftpool/libmmsoftpool_cuda.so" in names
     assert "mmsoftpool/models/resnet.py" in names
+    for path in ("model-index.yml", "configs/retinanet_r50_softpool.py", "tools/train.py"):
+        assert f"mmsoftpool/.mim/{path}" in names
     assert not [name for name in names if name.startswith(("tests", "csrc"))]
 
     # As `make wheel` does. auditwheel finds nothing to bundle but torch, which is left out.

@@ -9,6 +9,7 @@ Example: python tools/export.py configs/retinanet_r50_softpool.py epoch_12.pth -
 """
 
 import argparse
+import logging
 import warnings
 from pathlib import Path
 
@@ -43,8 +44,11 @@ def main():
     network = export.build_network(cfg, args.checkpoint, args.backbone)
     out = args.out or str(Path(args.checkpoint).with_suffix(f".{args.format}"))
     print(f"exporting to {out}; a ResNet-50 detector takes a minute or two")
+    logging.getLogger("torch.onnx").setLevel(
+        logging.ERROR
+    )  # torch's exporters talk about themselves
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporters talk about themselves
+        warnings.simplefilter("ignore")
         largest = export.export(network, args.format, out)
     size = Path(out).stat().st_size / 2**20
     print(f"wrote {out} ({size:.1f} MiB), largest difference from PyTorch {largest:.1e}")
