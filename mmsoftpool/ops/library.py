@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch._decomp import register_decomposition
 from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 from torch.utils import flop_counter
 
 from . import reference
@@ -162,24 +163,31 @@ class _SoftPoolBackward(torch.autograd.Function):
         return (None, *grads, *[None] * len(ctx.pooling))
 
 
-def _differentiable(function):
+def _differentiable(operator, function):
     # The dispatcher calls the kernel once for every level of torch.func's transforms, the outer
     # ones from inside the inner ones' forward. Function.apply would start at the topmost level
     # again, hence its base class's; and it turns gradients off, which forward has to undo.
     apply = super(torch.autograd.Function, function).apply
 
     def kernel(*args):
-        if not torch._C._are_functorch_transforms_active():
+        if torch._C._are_functorch_transforms_active():
+            with enable_single_level_autograd_function():
+                return apply(torch.is_grad_enabled(), *args)
+        needs_grad = torch.is_grad_enabled() and any(
+            isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args[:2]
+        )
+        if needs_grad or forward_ad._current_level >= 0:  # which apply refuses, with a message
             return apply(False, *args)
-        with enable_single_level_autograd_function():
-            return apply(torch.is_grad_enabled(), *args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*args)
 
     return kernel
 
 
 # torch.library.register_autograd would do, if it knew torch.func.grad and torch 2.1.
-_library.impl("soft_pool", _differentiable(_SoftPool), "Autograd")
-_library.impl("soft_pool_backward", _differentiable(_SoftPoolBackward), "Autograd")
+for _name, _function in (("soft_pool", _SoftPool), ("soft_pool_backward", _SoftPoolBackward)):
+    _operator = getattr(torch.ops.mmsoftpool, _name)
+    _library.impl(_name, _differentiable(_operator, _function), "Autograd")
 
 
 def _join_batch(tensors, dims, size):

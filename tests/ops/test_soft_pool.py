@@ -514,6 +514,14 @@ class TestPyTorch:
         image = x[0, :1, :1, :3, :4].detach()
         close(torch.func.jacrev(pool)(image), torch.autograd.functional.jacobian(pool, image))
 
+    def test_forward_mode_is_refused_and_not_silently_zero(self):
+        with pytest.raises(NotImplementedError, match="jvp"):
+            torch.func.jvp(lambda x: soft_pool2d(x, 2), (X,), (X,))
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(X, X)
+            with pytest.raises(NotImplementedError, match="jvp"):
+                soft_pool2d(dual, 2)
+
     def test_autocast_keeps_the_inputs_type(self):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert soft_pool2d(X.bfloat16(), 2).dtype == torch.bfloat16
