@@ -9,9 +9,10 @@ from .. import registry
 from ..ops import SoftPool1d, SoftPool2d, SoftPool3d
 from ..ops.library import forward_flops
 
-# In the root registry, so that mmdet, mmpretrain and the rest all find them.
+# In the root registry, so that mmdet, mmpretrain and the rest all find them. force: where mmdet
+# fails to import below, the import of this module may be tried again.
 for _module in (SoftPool1d, SoftPool2d, SoftPool3d):
-    MODELS.register_module(module=_module)
+    MODELS.register_module(module=_module, force=True)
 
 if importlib.util.find_spec("mmdet") is not None:
     import mmdet.registry
