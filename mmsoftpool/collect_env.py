@@ -106,6 +106,14 @@ def check_versions(distributions: dict[str, metadata.Distribution]) -> list[Prob
                 "onedl-mmdetection, or use torch < 2.6",
             )
         )
+    if torch_version and torch_version < (2, 3) and _release(distributions, "setuptools") >= (70,):
+        problems.append(
+            Problem(
+                f"torch {_version(distributions, 'torch')} needs an older setuptools than "
+                f"{_version(distributions, 'setuptools')}, without which mmengine's Runner fails",
+                "pip install 'setuptools<70'",
+            )
+        )
     if torch_version and torch_version < (2, 3) and _release(distributions, "numpy") >= (2,):
         problems.append(
             Problem(

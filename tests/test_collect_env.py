@@ -71,6 +71,7 @@ def test_what_fits_is_left_in_peace(problems, versions):
             "compiled for numpy 1, this is numpy 2.2",
             "numpy<2",
         ),
+        ({"torch": "2.1.2", "setuptools": "70.0.0"}, "older setuptools than 70", "setuptools<70"),
         ({"torch": "2.0.1"}, "torch 2.0.1 is too old", "torch >= 2.1"),
     ],
 )
