@@ -18,6 +18,7 @@ import torch
 from torch._decomp import register_decomposition
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 from torch.utils import flop_counter
 
 from . import reference
@@ -132,13 +133,20 @@ _library.impl("soft_pool", _fake_forward, "Meta")
 _library.impl("soft_pool_backward", _fake_backward, "Meta")
 
 
-class _SoftPool(torch.autograd.Function):
+# The dispatcher calls an operator's autograd kernel once for every level of torch.func's
+# transforms, the outer ones from inside the inner ones' forward. torch.autograd.Function would
+# start at the topmost level again, hence its base class, which knows one level alone. It turns
+# gradients off in its forward: the outer levels need them as the caller had them.
+class _SoftPool(_SingleLevelFunction):
     @staticmethod
-    def forward(ctx, grad_enabled, input, *pooling):
-        ctx.pooling = pooling
-        ctx.save_for_backward(input)
+    def forward(grad_enabled, *args):
         with torch.set_grad_enabled(grad_enabled), torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.mmsoftpool.soft_pool(input, *pooling)
+            return torch.ops.mmsoftpool.soft_pool(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, input, *ctx.pooling = inputs
+        ctx.save_for_backward(input)
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -147,13 +155,16 @@ class _SoftPool(torch.autograd.Function):
         return (None, grad_input, *[None] * len(ctx.pooling))
 
 
-class _SoftPoolBackward(torch.autograd.Function):
+class _SoftPoolBackward(_SingleLevelFunction):
     @staticmethod
-    def forward(ctx, grad_enabled, grad_output, input, *pooling):
-        ctx.pooling = pooling
-        ctx.save_for_backward(grad_output, input)
+    def forward(grad_enabled, *args):
         with torch.set_grad_enabled(grad_enabled), torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.mmsoftpool.soft_pool_backward(grad_output, input, *pooling)
+            return torch.ops.mmsoftpool.soft_pool_backward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, grad_output, input, *ctx.pooling = inputs
+        ctx.save_for_backward(grad_output, input)
 
     @staticmethod
     def backward(ctx, grad_grad_input):
@@ -164,20 +175,15 @@ class _SoftPoolBackward(torch.autograd.Function):
 
 
 def _differentiable(operator, function):
-    # The dispatcher calls the kernel once for every level of torch.func's transforms, the outer
-    # ones from inside the inner ones' forward. Function.apply would start at the topmost level
-    # again, hence its base class's; and it turns gradients off, which forward has to undo.
-    apply = super(torch.autograd.Function, function).apply
-
     def kernel(*args):
         if torch._C._are_functorch_transforms_active():
             with enable_single_level_autograd_function():
-                return apply(torch.is_grad_enabled(), *args)
+                return function.apply(torch.is_grad_enabled(), *args)
         needs_grad = torch.is_grad_enabled() and any(
             isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args[:2]
         )
         if needs_grad or forward_ad._current_level >= 0:  # which apply refuses, with a message
-            return apply(False, *args)
+            return function.apply(False, *args)
         with torch._C._AutoDispatchBelowAutograd():
             return operator(*args)
 
