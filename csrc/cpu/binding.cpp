@@ -17,7 +17,7 @@ void for_each_item(const Geometry& g, int64_t items, const Body& body) {
   }
   const int64_t taps = g.planes() * g.out_plane() / items * g.taps();
   const int64_t grain = std::max<int64_t>(1, taps_per_task / std::max<int64_t>(1, taps));
-  torch::stable::parallel_for(0, items, grain, body);
+  parallel_for(0, items, grain, body);
 }
 
 // Calls body(pointer type) for the tensor's dtype.
@@ -60,7 +60,7 @@ Tensor soft_pool_backward(
   call.check_grad_output(grad_output);
   const Gradient mode = parse_gradient(gradient);
   Geometry g = call.geometry;
-  g.channel_block = channel_block(g, torch::stable::get_num_threads());
+  g.channel_block = channel_block(g, get_num_threads());
   const Tensor in = call.laid_out(input);
   const Tensor grad_out = call.laid_out(grad_output);
   const Tensor grad_input = call.empty_input();
@@ -79,7 +79,7 @@ Tensor soft_pool_backward(
 }  // namespace
 }  // namespace mmsoftpool::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(mmsoftpool, CPU, library) {
-  library.impl("soft_pool", TORCH_BOX(&mmsoftpool::cpu::soft_pool));
-  library.impl("soft_pool_backward", TORCH_BOX(&mmsoftpool::cpu::soft_pool_backward));
+MMSOFTPOOL_LIBRARY_IMPL(mmsoftpool, CPU, library) {
+  library.impl("soft_pool", MMSOFTPOOL_KERNEL(&mmsoftpool::cpu::soft_pool));
+  library.impl("soft_pool_backward", MMSOFTPOOL_KERNEL(&mmsoftpool::cpu::soft_pool_backward));
 }

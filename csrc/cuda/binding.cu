@@ -1,21 +1,12 @@
 // Registers the CUDA kernels with PyTorch's dispatcher; see cpu/binding.cpp.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-
 #include "../binding.h"
 #include "soft_pool.h"
 
 namespace mmsoftpool::cuda {
 namespace {
 
-cudaStream_t current_stream(const Tensor& t) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
 void check(cudaError_t error) {
-  STD_TORCH_CHECK(
+  MMSOFTPOOL_CHECK(
       error == cudaSuccess,
       "soft_pool: the CUDA kernel could not be launched: ", cudaGetErrorString(error));
 }
@@ -38,7 +29,7 @@ void with_dtype(const Tensor& t, const Body& body) {
 Tensor soft_pool(
     const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
     const Ints& dilation, bool ceil_mode, const std::string& /*gradient*/) {
-  const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
+  const DeviceGuard guard(input.device());
   const Call call(input, kernel_size, stride, padding, dilation, ceil_mode);
   const Tensor in = call.laid_out(input);
   const Tensor output = call.empty_output();
@@ -46,7 +37,7 @@ Tensor soft_pool(
     using T = std::remove_pointer_t<decltype(type)>;
     check(pool_forward(
         call.geometry, static_cast<const T*>(in.data_ptr()), static_cast<T*>(output.data_ptr()),
-        current_stream(in)));
+        current_stream(in.device())));
   });
   return output;
 }
@@ -54,7 +45,7 @@ Tensor soft_pool(
 Tensor soft_pool_backward(
     const Tensor& grad_output, const Tensor& input, const Ints& kernel_size, const Ints& stride,
     const Ints& padding, const Ints& dilation, bool ceil_mode, const std::string& gradient) {
-  const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
+  const DeviceGuard guard(input.device());
   const Call call(input, kernel_size, stride, padding, dilation, ceil_mode);
   call.check_grad_output(grad_output);
   const Gradient mode = parse_gradient(gradient);
@@ -66,12 +57,13 @@ Tensor soft_pool_backward(
     const T* const from = static_cast<const T*>(in.data_ptr());
     const T* const grad = static_cast<const T*>(grad_out.data_ptr());
     T* const to = static_cast<T*>(grad_input.data_ptr());
-    const Tensor notes = torch::stable::empty(
+    const Tensor notes = empty(
         {backward_notes(call.geometry, grad, from, to)},
-        sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float, std::nullopt, in.device());
+        sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float, in.device(),
+        MemoryFormat::Contiguous);
     check(pool_backward(
         call.geometry, mode, grad, from, to, static_cast<Compute<T>*>(notes.data_ptr()),
-        current_stream(in)));
+        current_stream(in.device())));
   });
   return grad_input;
 }
@@ -79,7 +71,7 @@ Tensor soft_pool_backward(
 }  // namespace
 }  // namespace mmsoftpool::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(mmsoftpool, CUDA, library) {
-  library.impl("soft_pool", TORCH_BOX(&mmsoftpool::cuda::soft_pool));
-  library.impl("soft_pool_backward", TORCH_BOX(&mmsoftpool::cuda::soft_pool_backward));
+MMSOFTPOOL_LIBRARY_IMPL(mmsoftpool, CUDA, library) {
+  library.impl("soft_pool", MMSOFTPOOL_KERNEL(&mmsoftpool::cuda::soft_pool));
+  library.impl("soft_pool_backward", MMSOFTPOOL_KERNEL(&mmsoftpool::cuda::soft_pool_backward));
 }

@@ -5,6 +5,7 @@ import importlib.util
 from mmengine.analysis import complexity_analysis
 from mmengine.registry import MODELS
 
+from .. import registry
 from ..ops import SoftPool1d, SoftPool2d, SoftPool3d
 from ..ops.library import forward_flops
 from .pooling import (
@@ -18,7 +19,8 @@ from .pooling import (
     SumPool2d,
 )
 
-# In the root registry, so that mmdet, mmpretrain and the rest all find them.
+# In the root registry, so that mmdet, mmpretrain and the rest all find them. force: where mmdet
+# fails to import below, the import of this module may be tried again.
 for _module in (
     SoftPool1d,
     SoftPool2d,
@@ -32,10 +34,17 @@ for _module in (
     StochasticPool2d,
     S3Pool2d,
 ):
-    MODELS.register_module(module=_module)
+    MODELS.register_module(module=_module, force=True)
 
 if importlib.util.find_spec("mmdet") is not None:
+    import mmdet.registry
+
     from .resnet import SoftPoolResNet  # noqa: F401
+
+    # A child registry sees its parent's modules, not those of mmdet's beside it.
+    for _name, _module in mmdet.registry.MODELS.module_dict.items():
+        if _module.__module__.startswith(__name__):
+            registry.MODELS.register_module(name=_name, module=_module)
 
 
 def _count_flops(inputs, outputs) -> int:

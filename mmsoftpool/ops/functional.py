@@ -42,7 +42,7 @@ def _padding_pairs(value, kernel_size: list[int]) -> list[int]:
         flat = _per_axis("padding", [p for pair in value for p in pair], 2 * axes, 0)
     else:
         flat = [p for p in _per_axis("padding", value, axes, 0) for _ in range(2)]
-    if any(p > k // 2 for p, k in zip(flat, (k for k in kernel_size for _ in "ab"), strict=True)):
+    if any(p > kernel_size[i // 2] // 2 for i, p in enumerate(flat)):
         raise ValueError(
             "padding must be at most half of kernel_size, "
             f"got padding={value!r} for kernel_size={tuple(kernel_size)}"
@@ -95,12 +95,13 @@ def check_input(axes: int, input: Tensor, *args):
     pooling = check_pooling(axes, *args)
     sizes = input.shape[-axes:]
     outs = output_sizes(sizes, *pooling[:5])
-    if any(n < 1 for n in (*sizes, *outs)):
-        raise ValueError(
-            f"input of size ({', '.join(spatial)}) = {tuple(sizes)} is too small: kernel_size="
-            f"{tuple(pooling[0])}, padding={args[2]!r} and dilation={tuple(pooling[3])} give an "
-            f"output of size {tuple(outs)}, at least 1 is needed"
-        )
+    for size, out in zip(sizes, outs):  # noqa: B905 (torch 2.1 compiles no strict=True)
+        if size < 1 or out < 1:
+            raise ValueError(
+                f"input of size ({', '.join(spatial)}) = {tuple(sizes)} is too small: kernel_size="
+                f"{tuple(pooling[0])}, padding={args[2]!r} and dilation={tuple(pooling[3])} give "
+                f"an output of size {tuple(outs)}, at least 1 is needed"
+            )
     return pooling
 
 

@@ -51,9 +51,12 @@ def output_sizes(
     ceil_mode: bool,
 ) -> list[int]:
     """:func:`output_size` of every axis; ``padding`` is flat: before and after of each axis."""
-    pairs = zip(padding[0::2], padding[1::2], strict=True)
-    axes = zip(sizes, kernel_size, stride, pairs, dilation, strict=True)
-    return [output_size(*axis, ceil_mode) for axis in axes]
+    return [
+        output_size(
+            sizes[i], kernel_size[i], stride[i], padding[2 * i : 2 * i + 2], dilation[i], ceil_mode
+        )
+        for i in range(len(sizes))
+    ]
 
 
 class Windows:

@@ -1,0 +1,104 @@
+// What differs between the two C++ interfaces of PyTorch that a library can be built on; everything
+// else in the bindings is the same for both.
+//
+// The stable ABI (torch >= 2.10) gives one library for every later torch and every Python. ATen,
+// with MMSOFTPOOL_ATEN defined, is there for older versions; such a library fits the torch that it
+// was built for.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#ifdef MMSOFTPOOL_ATEN
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+#ifdef USE_CUDA
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+#define MMSOFTPOOL_CHECK TORCH_CHECK
+#define MMSOFTPOOL_LIBRARY_IMPL TORCH_LIBRARY_IMPL
+#define MMSOFTPOOL_KERNEL TORCH_FN
+
+namespace mmsoftpool {
+
+using at::MemoryFormat;
+using at::ScalarType;
+using at::Tensor;
+using c10::DeviceGuard;
+using Device = at::Device;
+
+inline Tensor contiguous(const Tensor& t, MemoryFormat format) { return t.contiguous(format); }
+
+inline Tensor empty(
+    const std::vector<int64_t>& sizes, ScalarType dtype, Device device, MemoryFormat format) {
+  return at::empty(sizes, at::TensorOptions().dtype(dtype).device(device), format);
+}
+
+template <typename Body>
+void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
+  at::parallel_for(begin, end, grain, body);
+}
+
+inline int64_t get_num_threads() { return at::get_num_threads(); }
+
+#ifdef USE_CUDA
+inline cudaStream_t current_stream(Device device) {
+  return c10::cuda::getCurrentCUDAStream(device.index());
+}
+#endif
+
+}  // namespace mmsoftpool
+
+#else
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+#ifdef USE_CUDA
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#endif
+
+#define MMSOFTPOOL_CHECK STD_TORCH_CHECK
+#define MMSOFTPOOL_LIBRARY_IMPL STABLE_TORCH_LIBRARY_IMPL
+#define MMSOFTPOOL_KERNEL TORCH_BOX
+
+namespace mmsoftpool {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::contiguous;
+using torch::stable::get_num_threads;
+using torch::stable::parallel_for;
+using torch::stable::Tensor;
+using Device = torch::stable::Device;
+
+inline Tensor empty(
+    const std::vector<int64_t>& sizes, ScalarType dtype, Device device, MemoryFormat format) {
+  return torch::stable::empty(sizes, dtype, std::nullopt, device, std::nullopt, format);
+}
+
+#ifdef USE_CUDA
+struct DeviceGuard : torch::stable::accelerator::DeviceGuard {
+  explicit DeviceGuard(Device device) : torch::stable::accelerator::DeviceGuard(device.index()) {}
+};
+
+inline cudaStream_t current_stream(Device device) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device.index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+#endif
+
+}  // namespace mmsoftpool
+
+#endif

@@ -1,0 +1,207 @@
+"""Writes a detector's network, or its backbone, as ONNX or as a ``torch.export`` program.
+
+Both take any batch and image size. In ONNX, SoftPool is taken apart into standard operators; in a
+``torch.export`` program it stays the operator ``mmsoftpool::soft_pool``, so who loads that imports
+mmsoftpool first.
+"""
+
+import importlib.util
+import math
+import os
+from pathlib import Path
+
+import torch
+from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
+from torch import Tensor, nn
+
+from .apis import UserError
+
+FORMATS = ("onnx", "pt2")
+#: Largest difference from PyTorch that is allowed, as a share of the largest output above 1.
+TOLERANCE = 1e-4
+_EXAMPLE = (2, 3, 320, 384)
+# Other batches, shapes that are higher than wide, sizes that no stride divides.
+_CHECKS = ((1, 3, 416, 256), (3, 3, 333, 287))
+
+
+class Network(nn.Module):
+    """What of a detector is exported: everything up to its heads' raw outputs, or the backbone.
+
+    Args:
+        detector: A detector of mmdet's.
+        backbone: Whether to take the backbone alone. Defaults to False.
+
+    Raises:
+        UserError: If it is neither a single-stage nor a two-stage detector.
+    """
+
+    def __init__(self, detector: nn.Module, backbone: bool = False):
+        super().__init__()
+        single = isinstance(detector, SingleStageDetector)
+        if not (
+            backbone or single or (isinstance(detector, TwoStageDetector) and detector.with_rpn)
+        ):
+            raise UserError(
+                f"{type(detector).__name__} is neither a single-stage detector nor a two-stage one "
+                "with an RPN; --backbone exports its backbone alone"
+            )
+        self.backbone = detector.backbone
+        self.neck = None if backbone or not detector.with_neck else detector.neck
+        self.head = None if backbone else detector.bbox_head if single else detector.rpn_head
+        self.two_stage = not (backbone or single)
+
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
+        """Runs the network.
+
+        Args:
+            image: (N, 3, H, W), float32, normalised as the config's ``data_preprocessor`` does.
+
+        Returns:
+            The levels from fine to coarse, each (N, C, H / stride, W / stride) rounded up:
+            ``feature_0``... of the backbone; or ``cls_score_0``..., ``bbox_pred_0``... of a
+            single-stage detector's head (and ``score_factor_0``... where it has them); or of a
+            two-stage detector the neck's ``feature_0``..., which its second stage crops from, and
+            the RPN's ``rpn_cls_score_0``..., ``rpn_bbox_pred_0``...
+        """
+        features = self.backbone(image)
+        if self.neck is not None:
+            features = self.neck(features)
+        groups = {"feature": features} if self.head is None or self.two_stage else {}
+        if self.head is not None:
+            prefix = "rpn_" if self.two_stage else ""
+            names = (prefix + name for name in ("cls_score", "bbox_pred", "score_factor"))
+            groups |= dict(zip(names, self.head(features), strict=False))
+        return {
+            f"{name}_{level}": tensor
+            for name, levels in groups.items()
+            for level, tensor in enumerate(levels)
+        }
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.outputs(image).values())
+
+
+def build_network(cfg: Config, checkpoint: str, backbone: bool = False) -> Network:
+    """The network of a config with the weights of a checkpoint, ready for inference on the CPU.
+
+    Raises:
+        UserError: If the checkpoint is missing or does not fit.
+    """
+    if "://" not in checkpoint and not Path(checkpoint).is_file():
+        raise UserError(f"no checkpoint at {Path(checkpoint).absolute()}")
+    init_default_scope(cfg.get("default_scope", "mmdet"))
+    detector = MODELS.build(cfg.model)
+    try:
+        load_checkpoint(detector, checkpoint, map_location="cpu", strict=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{checkpoint} does not fit the model or is damaged: {reason}") from error
+    return Network(detector, backbone).eval()
+
+
+def export(network: Network, format: str, out: str) -> float:
+    """Exports a network, and compares the file with PyTorch on images of other sizes.
+
+    Args:
+        network: From :func:`build_network`.
+        format: ``'onnx'`` or ``'pt2'``.
+        out: The file to write. It is there only if it agrees with PyTorch.
+
+    Returns:
+        The largest absolute difference of any output from PyTorch's.
+
+    Raises:
+        UserError: If a package is missing, or the file disagrees with PyTorch.
+    """
+    if format not in FORMATS:
+        raise UserError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if format == "onnx":
+        missing = [
+            n for n in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(n)
+        ]
+        if missing:
+            raise UserError(
+                f"--format onnx needs {', '.join(missing)}: pip install 'mmsoftpool[export]'"
+            )
+    if not Path(out).parent.is_dir():
+        raise UserError(f"no folder {Path(out).absolute().parent} for --out")
+    partial = f"{out}.partial"
+    example = torch.randn(_EXAMPLE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        outputs = network.outputs(example)
+        axes = {"image": _dynamic_axes(outputs)}
+        program = torch.export.export(network, (example,), dynamic_shapes=axes, strict=False)
+        try:
+            if format == "onnx":
+                _write_onnx(program, axes, partial, list(outputs))
+            else:
+                torch.export.save(program, partial)
+            largest = _compare(network, format, partial)
+            os.replace(partial, out)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+    return largest
+
+
+def _dynamic_axes(outputs: dict[str, Tensor]) -> dict:
+    """Batch and size, free from where the coarsest level has two elements on: one is a special
+    case to torch.export."""
+    axes = {0: torch.export.Dim("batch")}
+    for axis, name in ((2, "height"), (3, "width")):
+        coarsest = min(tensor.shape[axis] for tensor in outputs.values())
+        stride = 2 ** math.ceil(math.log2(_EXAMPLE[axis] / coarsest))
+        axes[axis] = torch.export.Dim(name, min=stride + 1, max=1 << 16)
+    return axes
+
+
+def _write_onnx(program, axes: dict, path: str, names: list[str]) -> None:
+    torch.onnx.export(
+        program,
+        (),
+        path,
+        dynamo=True,
+        input_names=["image"],
+        output_names=names,
+        dynamic_shapes=axes,  # for the names of the axes; the program has them already
+        external_data=False,
+        verbose=False,
+    )
+    import onnx
+
+    model = onnx.load(path)
+    foreign = {
+        f"{n.domain}::{n.op_type}" for n in model.graph.node if n.domain not in ("", "ai.onnx")
+    }
+    if foreign or model.functions:
+        foreign |= {function.name for function in model.functions}
+        raise UserError(f"not standard ONNX operators: {', '.join(sorted(foreign))}")
+
+
+def _compare(network: Network, format: str, path: str) -> float:
+    if format == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+        def run(image):
+            return [torch.from_numpy(t) for t in session.run(None, {"image": image.numpy()})]
+    else:
+        with open(path, "rb") as file:
+            run = torch.export.load(file).module()
+    largest = 0.0
+    for shape in _CHECKS:
+        image = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        for got, (name, expected) in zip(run(image), network.outputs(image).items(), strict=True):
+            difference = (got - expected).abs().max().item()
+            allowed = TOLERANCE * max(1.0, expected.abs().max().item())
+            if got.shape != expected.shape or not difference <= allowed:
+                raise UserError(
+                    f"the exported {name} is not PyTorch's for an image of {shape}: off by "
+                    f"{difference:.2g}, {allowed:.2g} is allowed"
+                )
+            largest = max(largest, difference)
+    return largest

@@ -1,0 +1,144 @@
+"""`python -m mmsoftpool`: it finds what does not fit, and its self-test can fail."""
+
+import re
+
+import pytest
+import torch
+
+from mmsoftpool import collect_env
+from mmsoftpool.ops import reference
+
+from .ops.test_soft_pool import since
+
+ONEDL = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}
+UPSTREAM = {"mmengine": "0.10.7", "mmcv": "2.1.0", "mmdet": "3.3.0"}
+REQUIRES = {
+    "mmdet": ["mmcv<2.2.0,>=2.0.0rc4; extra == 'mim'", "mmengine<1.0.0,>=0.7.1; extra == 'mim'"]
+}
+
+
+@pytest.fixture
+def problems(tmp_path):
+    """The problems of an environment that holds the given distributions and no others."""
+
+    def find(versions):
+        for name, version in versions.items():
+            folder = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
+            folder.mkdir()
+            lines = [f"Requires-Dist: {line}" for line in REQUIRES.get(name, [])]
+            header = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+            (folder / "METADATA").write_text("\n".join([*header, *lines]) + "\n")
+        return collect_env.check_versions(collect_env.installed([str(tmp_path)]))
+
+    return find
+
+
+@pytest.mark.parametrize(
+    "versions",
+    [
+        {"torch": "2.13.0", "numpy": "2.2.6"},
+        {"torch": "2.13.0+cpu", "numpy": "2.2.6", **ONEDL},
+        {"torch": "2.1.2", "numpy": "1.26.4", **UPSTREAM},
+    ],
+)
+def test_what_fits_is_left_in_peace(problems, versions):
+    assert problems(versions) == []
+
+
+@pytest.mark.parametrize(
+    ("versions", "what", "remedy"),
+    [
+        ({**ONEDL, "mmdet": "3.3.0"}, "mmdet comes from 2 distributions", "uninstall -y onedl-mmd"),
+        ({**UPSTREAM, "onedl-mmengine": "0.10.12"}, "mmengine comes from 2", "pip uninstall"),
+        (
+            {"mmengine": "0.10.7", "onedl-mmcv": "2.3.6"},
+            "are mixed: mmengine 0.10.7, onedl-",
+            "from",
+        ),
+        (
+            {**UPSTREAM, "mmcv": "2.2.0"},
+            r"mmdet 3.3.0 needs mmcv<2.2.0.*this is 2.2.0",
+            "pip install",
+        ),
+        (
+            {"mmengine": "0.10.7", "mmcv-lite": "2.1.0"},
+            "without its compiled op",
+            "uninstall -y mmcv-l",
+        ),
+        ({"torch": "2.6.0", **UPSTREAM}, "cannot resume .* torch 2.6.0", "torch < 2.6"),
+        (
+            {"torch": "2.1.2", "numpy": "2.2.6"},
+            "compiled for numpy 1, this is numpy 2.2",
+            "numpy<2",
+        ),
+        ({"torch": "2.1.2", "setuptools": "70.0.0"}, "older setuptools than 70", "setuptools<70"),
+        ({"torch": "2.0.1"}, "torch 2.0.1 is too old", "torch >= 2.1"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_a_remedy(problems, versions, what, remedy):
+    matching = [p for p in problems(versions) if re.search(what, p.what)]
+    assert len(matching) == 1 and remedy in matching[0].remedy
+
+
+@pytest.mark.parametrize(
+    ("backends", "machine", "what", "remedy"),
+    [
+        (
+            "(reference: MMSOFTPOOL_BACKEND=reference)",
+            (False, False, False),
+            "cpu is slow",
+            "unset",
+        ),
+        ("(reference: libmmsoftpool_cpu.so was not built)", (False, False, False), "cpu", "g++"),
+        (
+            "(reference: libmmsoftpool_cpu-torch2.1.so is for another torch than this, 2.5.1)",
+            (False, False, False),
+            "torch than this",
+            "install again",
+        ),
+        ("lib.so", (True, False, False), "built without CUDA", "pytorch.org"),
+        ("lib.so", (True, False, True), "cannot use it", "driver"),
+        ("lib.so", (True, True, True), "cuda is slow: .* was not built", "nvcc"),
+    ],
+)
+def test_a_library_that_is_not_in_use_is_explained(backends, machine, what, remedy):
+    backends = {"cpu": backends, "cuda": "(reference: libmmsoftpool_cuda.so was not built)"}
+    (problem,) = collect_env.check_libraries(backends, *machine)
+    assert re.search(what, problem.what) and remedy in problem.remedy
+
+
+def test_a_package_that_does_not_import_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "mmcv.ops", None)
+    problem = next(p for p in collect_env.check_imports(["mmcv"]) if "mmcv.ops" in p.what)
+    assert "ModuleNotFoundError" in problem.what and "--no-build-isolation" in problem.remedy
+
+
+def test_on_one_screen_with_status_0(run_script):
+    out = run_script("-m", "mmsoftpool").stdout
+    assert len(out.splitlines()) < 40 and max(map(len, out.splitlines())) < 200
+    for expected in (
+        r"mmsoftpool +\d",
+        r"on cpu +libmmsoftpool_cpu.so \(stable ABI\)",
+        rf"torch +{re.escape(torch.__version__)}",
+        r"mmdet +[\d.]+ \(.*mmdet",
+        r"cpu +ok, compiled",
+    ):
+        assert re.search(expected, out), out
+
+
+def test_on_the_reference_it_says_so_and_passes(run_script):
+    out = run_script("-m", "mmsoftpool", MMSOFTPOOL_BACKEND="reference").stdout
+    assert "unset MMSOFTPOOL_BACKEND" in out and re.search("cpu +ok, reference", out)
+
+
+@since(2, 5)
+@pytest.mark.parametrize("broken", ["forward", "backward"])
+def test_a_wrong_kernel_fails_the_self_test(capsys, broken):
+    def wrong(*args):
+        return getattr(reference, name)(*args) * 1.01
+
+    name = "soft_pool" if broken == "forward" else "soft_pool_backward"
+    with torch.library._scoped_library("mmsoftpool", "IMPL") as scoped:
+        scoped.impl(name, wrong, "CPU", allow_override=True)
+        assert collect_env.main() == 1
+    assert re.search(r"cpu +FAILED, compiled: off by .* is allowed", capsys.readouterr().out)
