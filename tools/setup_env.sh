@@ -45,4 +45,4 @@ if ! "$venv/bin/python" -c 'import mmcv.ops' 2>/dev/null; then
 fi
 
 echo "== mmdetection and mmsoftpool"
-pip install -q --no-build-isolation -c constraints.txt -e '.[mmdet,test]'
+pip install -q --no-build-isolation -c constraints.txt -e '.[mmdet,pretrain,test]'
