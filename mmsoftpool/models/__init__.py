@@ -7,13 +7,14 @@ from mmengine.registry import MODELS
 
 from ..ops import SoftPool1d, SoftPool2d, SoftPool3d
 from ..ops.library import forward_flops
+from .backbone import soft_pool_backbone  # noqa: F401
 
 # In the root registry, so that mmdet, mmpretrain and the rest all find them.
 for _module in (SoftPool1d, SoftPool2d, SoftPool3d):
     MODELS.register_module(module=_module)
 
 if importlib.util.find_spec("mmdet") is not None:
-    from .resnet import SoftPoolResNet  # noqa: F401
+    from .resnet import SoftPoolResNet, SoftPoolResNetV1d, SoftPoolResNeXt  # noqa: F401
 
 
 def _count_flops(inputs, outputs) -> int:
