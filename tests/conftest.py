@@ -1,4 +1,3 @@
-import importlib.util
 import os
 import subprocess
 import sys
@@ -8,12 +7,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-
-# torchvision must import here and in the processes that tests start; sitecustomize.py says why.
-SITE = ROOT / "tests" / "site"
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SITE), os.environ.get("PYTHONPATH")]))
-_spec = importlib.util.spec_from_file_location("tests_site", SITE / "sitecustomize.py")
-_spec.loader.exec_module(importlib.util.module_from_spec(_spec))
 
 
 @pytest.fixture(scope="session")
