@@ -68,8 +68,8 @@ def replace_pooling(
     Args:
         module: The network.
         pool: The new pool: a class, or a config dict with ``type``, a class or its name, and more
-            of its arguments, such as ``gradient='paper'``; those of the geometry replace the old
-            pool's. Names are those of this package and of torch.nn and, where mmengine is
+            of its arguments, such as ``gradient='paper'``; with a ``kernel_size`` among them they
+            are its whole geometry, and nothing is taken from the old pool. Names are those of this package and of torch.nn and, where mmengine is
             installed, all that its registries have. A name that ends in ``2d`` stands for its 1d
             and 3d kin too, wherever such pools are met. Defaults to ``dict(type='SoftPool2d')``.
         include: What to replace: one or more classes and names. A class (or its name with
@@ -270,9 +270,11 @@ def _make(kind: type | str, extra: dict, axes: int, geometry: dict) -> nn.Module
     cls = _class_for(kind, axes)
     parameters = inspect.signature(cls).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if "kernel_size" in extra:
+        return cls(**extra)
     arguments = {**geometry, **extra}
     for name, value in geometry.items():
-        if name in parameters or takes_all or name in extra:
+        if name in parameters or takes_all:
             continue
         neutral = geometry["kernel_size"] if name == "stride" else _NEUTRAL.get(name)
         if set(_as_tuple(value)) != set(_as_tuple(neutral)):

@@ -191,13 +191,12 @@ class TestPool:
         replace_pooling(net, dict(type=SoftPool2d, gradient="paper"))
         assert net.stem[2].gradient == "paper"
 
-    def test_a_geometry_of_its_own(self):
+    @pytest.mark.parametrize("padding", [{}, dict(padding=((1, 0), (1, 0)))])
+    def test_a_geometry_of_its_own_is_taken_as_a_whole(self, padding):
         net = Net()
-        replace_pooling(
-            net, dict(type="SoftPool2d", kernel_size=2, padding=((1, 0), (1, 0))), include="stem"
-        )
+        replace_pooling(net, dict(type="SoftPool2d", kernel_size=2, **padding), include="stem")
         assert (net.stem[2].kernel_size, net.stem[2].stride) == (2, 2)
-        assert net.stem[2].padding == ((1, 0), (1, 0))
+        assert net.stem[2].padding == padding.get("padding", 0)
 
     @pytest.mark.parametrize(
         "pool", [dict(type="MaxPool2d"), dict(type="torch.nn.MaxPool2d"), nn.MaxPool3d]

@@ -7,6 +7,7 @@ declared it imports, and all but its own operators works: the models, which is w
 
 import importlib.machinery
 import sys
+from pathlib import Path
 
 
 class _DeclareOperators:
@@ -17,14 +18,21 @@ class _DeclareOperators:
     def find_spec(self, name, path=None, target=None):
         if name != "torchvision" or self.library:
             return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is None:
+            return None
         import torch
 
-        self.library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            self.library.define(
-                f"{operator}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor"
-            )
-        return importlib.machinery.PathFinder.find_spec(name, path)
+        try:
+            for compiled in Path(spec.origin).parent.glob("_C*.so"):
+                torch.ops.load_library(compiled)
+        except OSError:
+            self.library = torch.library.Library("torchvision", "DEF")
+            for operator in ("nms", "qnms"):
+                self.library.define(
+                    f"{operator}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor"
+                )
+        return spec
 
 
 sys.meta_path.insert(0, _DeclareOperators())
