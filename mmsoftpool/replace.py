@@ -69,9 +69,10 @@ def replace_pooling(
         module: The network.
         pool: The new pool: a class, or a config dict with ``type``, a class or its name, and more
             of its arguments, such as ``gradient='paper'``; with a ``kernel_size`` among them they
-            are its whole geometry, and nothing is taken from the old pool. Names are those of this package and of torch.nn and, where mmengine is
-            installed, all that its registries have. A name that ends in ``2d`` stands for its 1d
-            and 3d kin too, wherever such pools are met. Defaults to ``dict(type='SoftPool2d')``.
+            are its whole geometry, and nothing is taken from the old pool. Names are those of this
+            package and of torch.nn and, where mmengine is installed, all that its registries have.
+            A name that ends in ``2d`` stands for its 1d and 3d kin too, wherever such pools are
+            met. Defaults to ``dict(type='SoftPool2d')``.
         include: What to replace: one or more classes and names. A class (or its name with
             ``torch.nn.`` before it) selects its pools; a name, in which ``*`` and ``?`` are
             wildcards, the module of that qualified name and all pools inside. Defaults to None:
@@ -238,11 +239,12 @@ def _check_selection(module, found: dict, chosen: dict, include, exclude) -> Non
 
 
 def _kernel_is_one(pool: nn.Module) -> bool:
-    return set(_as_tuple(getattr(pool, "kernel_size", 0))) == {1}
+    return set(_per_axis(getattr(pool, "kernel_size", None), 1)) == {1}
 
 
-def _as_tuple(value) -> tuple:
-    return tuple(value) if isinstance(value, Sequence) else (value,)
+def _per_axis(value, axes: int) -> tuple:
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    return values * axes if len(values) == 1 else values
 
 
 def _torch_class(name: str) -> type:
@@ -277,7 +279,7 @@ def _make(kind: type | str, extra: dict, axes: int, geometry: dict) -> nn.Module
         if name in parameters or takes_all:
             continue
         neutral = geometry["kernel_size"] if name == "stride" else _NEUTRAL.get(name)
-        if set(_as_tuple(value)) != set(_as_tuple(neutral)):
+        if _per_axis(value, axes) != _per_axis(neutral, axes):
             raise ValueError(f"{cls.__name__} has no argument {name}, which is {value!r} here")
         del arguments[name]
     return cls(**arguments)
@@ -359,7 +361,7 @@ class _AdaptivePool(nn.Module):
     def __init__(self, output_size, axes: int, make):
         super().__init__()
         _without_parameters(make, axes)
-        self.output_size = _as_tuple(output_size) * (1 if isinstance(output_size, tuple) else axes)
+        self.output_size = _per_axis(output_size, axes)
         self.make = make
 
     def forward(self, input):
@@ -400,7 +402,7 @@ class _FunctionalPools(TorchFunctionMode):
             return function(*args, **kwargs)
         read = _max_pool_arguments if name.startswith("max") else _avg_pool_arguments
         input, geometry = read(*args, **kwargs)
-        if set(_as_tuple(geometry["kernel_size"])) == {1}:
+        if set(_per_axis(geometry["kernel_size"], 1)) == {1}:
             return function(*args, **kwargs)
         return self.make(_axes(name), geometry)(input)
 
