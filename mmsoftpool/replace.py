@@ -113,7 +113,7 @@ def replace_pooling(
             wanted = any(_selects(selector, name, old, function) for selector in include)
         if wanted:
             chosen[name] = (old, function)
-        elif function:
+        elif function and function not in _replaced_in(old):
             left.append(name)
     _check_selection(module, found, chosen, include, exclude)
     if left and not any(isinstance(selector, str) for selector in include or ()):
@@ -128,15 +128,12 @@ def replace_pooling(
         if id(old) not in made or function:
             made[id(old)] = _counterpart(name, old, function, make)
         new[name] = made[id(old)]
-    functions = {}
     for name, (old, function) in chosen.items():
         if function:
-            functions.setdefault(old, []).append(function)
+            old.forward = partial(_forward, old, {**_replaced_in(old), function: make})
         else:
             parent, _, child = name.rpartition(".")
             setattr(module.get_submodule(parent), child, new[name].train(old.training))
-    for owner, names in functions.items():
-        owner.forward = partial(_forward, owner, make, tuple(names))
     return new
 
 
@@ -231,7 +228,8 @@ def _check_selection(module, found: dict, chosen: dict, include, exclude) -> Non
         inside = name.removesuffix(f"{function}()")
         for other, (old, called) in found.items() if function else ():
             same = function == (called or _function_of(_kind(old))) and not _kernel_is_one(old)
-            if other.startswith(inside) and other not in chosen and same:
+            stays = other not in chosen and called not in _replaced_in(old)
+            if other.startswith(inside) and stays and same:
                 raise ValueError(
                     f"{name} cannot be replaced while {other} inside of {type(owner).__name__} "
                     "stays: select both or neither"
@@ -381,30 +379,35 @@ class _AdaptivePool(nn.Module):
         return f"output_size={self.output_size}, pool={self.make.args[0]}"
 
 
-def _forward(module: nn.Module, make, functions: tuple[str, ...], *args, **kwargs):
+def _replaced_in(module: nn.Module) -> dict:
+    """What makes the pools in place of a module's functional ones, by the function's name."""
+    forward = vars(module).get("forward")
+    return forward.args[1] if isinstance(forward, partial) and forward.func is _forward else {}
+
+
+def _forward(module: nn.Module, makers: dict, *args, **kwargs):
     """A module's own forward, with its functional pools replaced."""
-    with _FunctionalPools(make, functions):
+    with _FunctionalPools(makers):
         return type(module).forward(module, *args, **kwargs)
 
 
 class _FunctionalPools(TorchFunctionMode):
     """Runs other pools where functions of the given names are called."""
 
-    def __init__(self, make, functions: tuple[str, ...]):
+    def __init__(self, makers: dict):
         super().__init__()
-        self.make = make
-        self.functions = functions
+        self.makers = makers
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = _FUNCTIONAL.get(function)
-        if name not in self.functions:
+        if name not in self.makers:
             return function(*args, **kwargs)
         read = _max_pool_arguments if name.startswith("max") else _avg_pool_arguments
         input, geometry = read(*args, **kwargs)
         if set(_per_axis(geometry["kernel_size"], 1)) == {1}:
             return function(*args, **kwargs)
-        return self.make(_axes(name), geometry)(input)
+        return self.makers[name](_axes(name), geometry)(input)
 
 
 def _max_pool_arguments(

@@ -312,6 +312,22 @@ class TestFunctional:
             warnings.simplefilter("error")
             replace_pooling(nn.Sequential(Branches()), exclude="*()")
 
+    def test_one_after_another(self):
+        net = nn.Sequential(Branches())
+        replace_pooling(net, include="0.avg_pool2d()")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            replace_pooling(
+                net,
+                dict(type="SoftPool2d", gradient="paper"),
+                include=nn.MaxPool2d,
+                exclude="0.max*",
+            )
+            replace_pooling(net, include="0.max_pool2d()", exclude="0.avg*")
+        x = torch.randn(1, 2, 6, 6)
+        pooled = soft_pool2d(x, 3, 1, 1)
+        torch.testing.assert_close(net(x), torch.cat([pooled, pooled, x], 1))
+
     def test_outside_of_the_module_functions_are_torchs(self):
         net = nn.Sequential(Branches(), nn.AvgPool2d(3, 1, 1))
         x = torch.randn(1, 2, 6, 6)
