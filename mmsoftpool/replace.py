@@ -128,12 +128,16 @@ def replace_pooling(
         if id(old) not in made or function:
             made[id(old)] = _counterpart(name, old, function, make)
         new[name] = made[id(old)]
+    device = next((p.device for p in module.parameters()), None)  # for pools with parameters
     for name, (old, function) in chosen.items():
         if function:
             old.forward = partial(_forward, old, {**_replaced_in(old), function: make})
         else:
             parent, _, child = name.rpartition(".")
-            setattr(module.get_submodule(parent), child, new[name].train(old.training))
+            pool = new[name].train(old.training)
+            setattr(
+                module.get_submodule(parent), child, pool if device is None else pool.to(device)
+            )
     return new
 
 
@@ -373,7 +377,7 @@ class _AdaptivePool(nn.Module):
                 f"an input of size {tuple(sizes)} does not divide into {tuple(outs)} equal windows"
             )
         kernel_size = tuple(size // out for size, out in zip(sizes, outs, strict=True))
-        return self.make(axes, dict(kernel_size=kernel_size))(input)
+        return self.make(axes, dict(kernel_size=kernel_size)).train(self.training)(input)
 
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}, pool={self.make.args[0]}"
@@ -387,16 +391,17 @@ def _replaced_in(module: nn.Module) -> dict:
 
 def _forward(module: nn.Module, makers: dict, *args, **kwargs):
     """A module's own forward, with its functional pools replaced."""
-    with _FunctionalPools(makers):
+    with _FunctionalPools(makers, module.training):
         return type(module).forward(module, *args, **kwargs)
 
 
 class _FunctionalPools(TorchFunctionMode):
     """Runs other pools where functions of the given names are called."""
 
-    def __init__(self, makers: dict):
+    def __init__(self, makers: dict, training: bool):
         super().__init__()
         self.makers = makers
+        self.training = training
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -407,7 +412,7 @@ class _FunctionalPools(TorchFunctionMode):
         input, geometry = read(*args, **kwargs)
         if set(_per_axis(geometry["kernel_size"], 1)) == {1}:
             return function(*args, **kwargs)
-        return self.makers[name](_axes(name), geometry)(input)
+        return self.makers[name](_axes(name), geometry).train(self.training)(input)
 
 
 def _max_pool_arguments(

@@ -178,6 +178,16 @@ class TestNetwork:
         assert list(replace_pooling(net)) == ["a", "b"]
         assert net.a is net.b and type(net.a) is SoftPool2d
 
+    def test_parameters_of_a_pool_are_on_the_networks_device(self):
+        class GatePool2d(SoftPool2d):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+                self.gate = nn.Parameter(torch.ones(1))
+
+        net = Net().to("meta")
+        replace_pooling(net, GatePool2d)
+        assert net.stem[2].gate.is_meta
+
     def test_training_mode_is_kept(self):
         net = Net()
         net.eval()
@@ -375,6 +385,17 @@ class TestFunctional:
         torch.testing.assert_close(exported.module()(x), net(x))
         compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(compiled(x), net(x))
+
+    def test_they_train_and_evaluate_with_the_module(self):
+        class NoisyPool2d(SoftPool2d):
+            def forward(self, x):
+                return super().forward(x) + (1 if self.training else 0)
+
+        net = nn.Sequential(Branches(), nn.AdaptiveAvgPool2d(1))
+        replace_pooling(net, NoisyPool2d, include=["0", "1"])
+        x = torch.zeros(1, 2, 6, 6)
+        assert net(x).flatten().tolist() == [2, 2, 2, 2, 1, 1]
+        assert net.eval()(x).flatten().tolist() == [0] * 6
 
     def test_a_pool_with_parameters_is_refused(self):
         class GatePool2d(SoftPool2d):
