@@ -8,6 +8,7 @@ Theirs is the format of PyTorch's ImageNet example: a dict with ``epoch``, ``arc
 
 import hashlib
 import importlib.util
+import json
 import os
 import pickle
 import re
@@ -92,36 +93,38 @@ def convert_checkpoint(
     if Path(target).exists() and Path(source).exists() and os.path.samefile(source, target):
         raise UserError(f"{target} is the file to read; give another one to write")
     checkpoint = _load(source, trust)
-    found = checkpoint.get("arch") if isinstance(checkpoint, Mapping) else None
-    if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("state_dict"), Mapping):
-        keys = sorted(map(str, checkpoint))[:5] if isinstance(checkpoint, Mapping) else []
+    weights = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
+    if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
+        keys = (
+            ", ".join(sorted(map(str, checkpoint))[:5]) if isinstance(checkpoint, Mapping) else ""
+        )
         raise UserError(
             f"{source} is no checkpoint of the authors' format: it holds "
-            f"{'the keys ' + ', '.join(keys) if keys else 'a ' + type(checkpoint).__name__} and no "
-            "state_dict"
+            f"{f'the keys {keys}' if keys else f'a {type(checkpoint).__name__}'} and no weights by "
+            "name in state_dict"
         )
+    found = checkpoint.get("arch")
     if arch is not None and found is not None and arch != found:
         raise UserError(f"{source} says that its architecture is {found}, not {arch}")
     arch = arch or found
-    if arch not in ARCHITECTURES:
+    if not isinstance(arch, str) or arch not in ARCHITECTURES:
         raise UserError(
             f"{source} says nothing known of its architecture (arch={found!r}); name it with "
             f"--arch, one of {', '.join(ARCHITECTURES)}"
         )
-    state_dict = {
-        _rename(key.removeprefix("module.")): value
-        for key, value in checkpoint["state_dict"].items()
-    }
+    state_dict = {_rename(key.removeprefix("module.")): value for key, value in weights.items()}
     backbone = _build(arch)
     _check(source, arch, state_dict, backbone)
 
-    accuracy = checkpoint.get("best_acc1")
+    epoch, accuracy = checkpoint.get("epoch"), checkpoint.get("best_acc1")
+    if isinstance(accuracy, torch.Tensor) and accuracy.numel() == 1:
+        accuracy = accuracy.item()
     meta = dict(
         source=Path(source).name,
         source_sha256=hashlib.sha256(Path(source).read_bytes()).hexdigest(),
         arch=arch,
-        epoch=checkpoint.get("epoch"),
-        best_acc1=None if accuracy is None else float(accuracy),
+        epoch=epoch if isinstance(epoch, int) else None,
+        best_acc1=accuracy if isinstance(accuracy, (int, float)) else None,
         windows=windows,
         converted_by=f"mmsoftpool {version('mmsoftpool')}",
     )
@@ -214,11 +217,13 @@ def _detector_config(arch: str, backbone: torch.nn.Module, pool: dict, checkpoin
         wrapped = dict(**settings, init_cfg=init_cfg)
         cfg = dict(_delete_=True, type="SoftPoolBackbone", pool=pool, backbone=wrapped)
     model = dict(backbone=cfg, neck=dict(in_channels=_channels(backbone)))
-    return f"custom_imports = dict(imports=['mmsoftpool'])\nmodel = {_python(model)}\n"
+    return f'custom_imports = dict(imports=["mmsoftpool"])\nmodel = {_python(model)}\n'
 
 
 def _python(value, indent: str = "") -> str:
     """A config as one writes it; short dicts on one line."""
+    if isinstance(value, str):
+        return json.dumps(value)  # in double quotes
     if not isinstance(value, dict):
         return repr(value)
     inner = indent + "    "

@@ -178,8 +178,13 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ([1, 2], "it holds a list and no state_dict"),
-            (dict(model={}, epoch=3), "it holds the keys epoch, model and no state_dict"),
+            ([1, 2], "it holds a list and no weights by name in state_dict"),
+            (
+                dict(model={}, epoch=3),
+                "it holds the keys epoch, model and no weights by name in state_dict",
+            ),
+            (dict(state_dict={3: 4}), "it holds the keys state_dict and no weights by name"),
+            (dict(state_dict={}, arch=["resnet18"]), "says nothing known of its architecture"),
             (dict(state_dict={}), "says nothing known of its architecture (arch=None); name it"),
             (dict(state_dict={}, arch="vgg16"), "(arch='vgg16'); name it with --arch, one of res"),
         ],
