@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 import torch._functorch.config as functorch_config
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .ops import reference, soft_pool2d
 from .ops.functional import check_pooling
@@ -44,9 +44,9 @@ def _reference(x, kernel_size, stride, padding):
     return reference.soft_pool(x, *check_pooling(2, kernel_size, stride, padding))
 
 
-def pooling_methods() -> dict[str, Callable]:
-    """Every method as a function of (x, kernel_size, stride, padding)."""
-    methods = {
+def operators(pooling: tuple[int, int, int]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """SoftPool's operator and what can stand in for it, as functions of the input."""
+    functions = {
         "soft_pool2d": soft_pool2d,
         "F.avg_pool2d": F.avg_pool2d,
         "F.max_pool2d": F.max_pool2d,
@@ -56,8 +56,45 @@ def pooling_methods() -> dict[str, Callable]:
     }
     if importlib.util.find_spec("SoftPool") is not None:  # the authors' package
         theirs = importlib.import_module("SoftPool").soft_pool2d
-        methods["authors' soft_pool2d"] = lambda x, k, s, p: theirs(x, k, s)  # has no padding
-    return methods
+        functions["authors' soft_pool2d"] = lambda x, k, s, p: theirs(x, k, s)  # has no padding
+    return {
+        name: lambda x, function=function: function(x, *pooling)
+        for name, function in functions.items()
+    }
+
+
+def methods(
+    pooling: tuple[int, int, int], channels: int, device: str
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The pooling methods of the paper's Table 3 as modules, in training mode."""
+    from mmengine.registry import MODELS
+
+    from .models.pooling import METHODS
+
+    kernel_size, stride, padding = pooling
+    modules = {}
+    for name, cfg in METHODS.items():
+        cfg = dict(cfg, kernel_size=kernel_size, stride=stride, padding=padding)
+        if name in ("lp", "lite-s3dpp", "lip"):
+            cfg["channels"] = channels
+        modules[name] = MODELS.build(cfg).to(device)
+    return modules
+
+
+#: Milliseconds on the CPU and on CUDA, each forward and backward, from Table 3 of the paper.
+PAPER_LATENCY = {
+    "average": dict(cpu=(9, 49), cuda=(14, 76)),
+    "maximum": dict(cpu=(91, 152), cuda=(195, 267)),
+    "power-average": dict(cpu=(74, 329), cuda=(120, 433)),
+    "sum": dict(cpu=(26, 163), cuda=(79, 323)),
+    "lp": dict(cpu=(116, 338), cuda=(214, 422)),
+    "gate": dict(cpu=(245, 339), cuda=(327, 540)),
+    "lite-s3dpp": dict(cpu=(427, 860), cuda=(634, 1228)),
+    "lip": dict(cpu=(134, 257), cuda=(258, 362)),
+    "stochastic": dict(cpu=(162, 341), cuda=(219, 485)),
+    "s3": dict(cpu=(233, 410), cuda=(345, 486)),
+    "softpool": dict(cpu=(31, 156), cuda=(56, 234)),
+}
 
 
 def medians(
@@ -142,6 +179,7 @@ def benchmark_pooling(
     pooling: tuple[int, int, int],
     shape: tuple[int, int, int, int] = (4, 64, 400, 672),
     rounds: int = 15,
+    compare: str = "operators",
 ) -> list[dict]:
     """Times every method on one input, forward, backward and both.
 
@@ -152,6 +190,9 @@ def benchmark_pooling(
         pooling: kernel_size, stride and padding.
         shape: Shape of the input. Defaults to the stem of a ResNet at 800 x 1344.
         rounds: Rounds that the medians are taken over. Defaults to 15.
+        compare: ``'operators'``, see :func:`operators`, or ``'methods'``, see :func:`methods`; the
+            backward of a trainable method gives its parameters' gradients too. Defaults to
+            ``'operators'``.
 
     Returns:
         A row per method: times in seconds, peak memory in bytes, ``*_bandwidth`` in bytes per
@@ -165,22 +206,29 @@ def benchmark_pooling(
     leaf = x.clone().requires_grad_()
     case = dict(device=device, dtype=dtype, layout=layout, pooling=list(pooling))
     rows, forward, backward, both = {}, {}, {}, {}
-    for name, method in pooling_methods().items():
+    by_methods = compare == "methods"
+    compared = methods(pooling, shape[1], device) if by_methods else operators(pooling)
+    for name, method in compared.items():
         rows[name] = dict(case, method=name)
+        leaves = [leaf, *(method.parameters() if isinstance(method, nn.Module) else ())]
         try:
-            y = method(leaf, *pooling)
+            y = method(leaf)
             grad = torch.ones_like(y)
-            torch.autograd.grad(y, leaf, grad, retain_graph=True)
+            torch.autograd.grad(y, leaves, grad, retain_graph=True)
         except Exception as error:  # a rival that does not take this dtype must not end the run
             rows[name]["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             continue
 
-        def run(method=method, grad=grad):
-            return torch.autograd.grad(method(leaf, *pooling), leaf, grad)
+        def run(method=method, leaves=leaves, grad=grad):
+            return torch.autograd.grad(method(leaf), leaves, grad)
 
-        forward[name] = lambda method=method: method(x, *pooling)
-        backward[name] = lambda y=y, grad=grad: torch.autograd.grad(
-            y, leaf, grad, retain_graph=True
+        def run_forward(method=method):
+            with torch.no_grad():
+                return method(x)
+
+        forward[name] = run_forward
+        backward[name] = lambda y=y, leaves=leaves, grad=grad: torch.autograd.grad(
+            y, leaves, grad, retain_graph=True
         )
         both[name] = run
         rows[name]["forward_memory"] = peak_memory(forward[name], device)

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Times SoftPool beside other pools, or detectors beside each other, in one run.
+"""Times SoftPool's operator, the paper's pooling methods or detectors side by side in one run.
 
 Examples:
   python tools/benchmark.py op
   python tools/benchmark.py op --dtype float32 --kernel 3,2,1 --json op.json --plot op.png
+  python tools/benchmark.py pooling --kernel 2,2,0
   python tools/benchmark.py model configs/retinanet_r50_softpool.py --size 800 1344
 """
 
@@ -111,6 +112,38 @@ def run_op(args) -> list[dict]:
     return rows
 
 
+def run_pooling(args) -> list[dict]:
+    rows = []
+    cases = list(itertools.product(args.dtype, args.layout, args.kernel))
+    for i, (dtype, layout, pooling) in enumerate(cases):
+        title = f"{i + 1}/{len(cases)}: {args.device}, {dtype}, {layout}, k, s, p = {pooling}"
+        print(f"{title} ...", flush=True)
+        case = benchmark.benchmark_pooling(
+            args.device, dtype, layout, pooling, tuple(args.shape), args.rounds, "methods"
+        )[1:]  # without the copy
+        for row in case:
+            paper = benchmark.PAPER_LATENCY[row["method"]][args.device]
+            row.update(paper_forward=paper[0] / 1e3, paper_backward=paper[1] / 1e3)
+        columns = {
+            "method": "method",
+            "forward": "fwd ms",
+            "forward/ratio": "/ average",
+            "backward": "bwd ms",
+            "backward/ratio": "/ average",
+            "forward_memory": "fwd MiB",
+            "forward_memory/ratio": "/ average",
+            "both_memory": "both MiB",
+            "both_memory/ratio": "/ average",
+            "paper_forward": "paper fwd",
+            "paper_forward/ratio": "/ average",
+            "paper_backward": "paper bwd",
+            "paper_backward/ratio": "/ average",
+        }
+        show(title, case, columns, base=case[0])
+        rows += case
+    return rows
+
+
 def run_model(args) -> list[dict]:
     rows = benchmark.benchmark_models(
         args.configs, args.device, tuple(args.size), args.batch_size, args.rounds
@@ -133,28 +166,34 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    op = commands.add_parser("op", help="pooling operators")
-    op.add_argument("--dtype", nargs="+", choices=benchmark.DTYPES, default=["float32"])
-    op.add_argument(
-        "--layout", nargs="+", choices=benchmark.LAYOUTS, default=list(benchmark.LAYOUTS)
+    op = commands.add_parser("op", help="SoftPool's operator and what can stand in for it")
+    pooling = commands.add_parser(
+        "pooling", help="the pooling methods of the paper's Table 3, beside its times"
     )
-    op.add_argument(
-        "--kernel",
-        nargs="+",
-        type=kernel,
-        default=[(3, 2, 1), (2, 2, 0)],
-        metavar="K,S,P",
-        help="kernel_size,stride,padding (default: 3,2,1 2,2,0)",
-    )
-    op.add_argument(
-        "--shape", nargs=4, type=int, default=[4, 64, 400, 672], metavar=("N", "C", "H", "W")
-    )
-    op.add_argument("--plot", metavar="FILE", help="picture of the times")
+    for command, layouts, shape in (
+        (op, list(benchmark.LAYOUTS), [4, 64, 400, 672]),
+        # A stem on ImageNet, as in the paper; the methods' graphs together take about 5 GiB.
+        (pooling, ["contiguous"], [8, 64, 112, 112]),
+    ):
+        command.add_argument("--dtype", nargs="+", choices=benchmark.DTYPES, default=["float32"])
+        command.add_argument("--layout", nargs="+", choices=benchmark.LAYOUTS, default=layouts)
+        command.add_argument(
+            "--kernel",
+            nargs="+",
+            type=kernel,
+            default=[(3, 2, 1), (2, 2, 0)],
+            metavar="K,S,P",
+            help="kernel_size,stride,padding (default: 3,2,1 2,2,0)",
+        )
+        command.add_argument(
+            "--shape", nargs=4, type=int, default=shape, metavar=("N", "C", "H", "W")
+        )
+        command.add_argument("--plot", metavar="FILE", help="picture of the times")
     model = commands.add_parser("model", help="training iteration and inference of detectors")
     model.add_argument("configs", nargs="+", help="config files")
     model.add_argument("--size", nargs=2, type=int, default=[800, 1344], metavar=("H", "W"))
     model.add_argument("--batch-size", type=int, default=2)
-    for command in (op, model):
+    for command in (op, pooling, model):
         command.add_argument("--device", choices=["cpu", "cuda"])
         command.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
         command.add_argument("--rounds", type=int, default=15, help="rounds (default: %(default)s)")
@@ -165,14 +204,15 @@ def main():
         raise apis.UserError("--device cuda: torch sees no GPU")
     if args.threads:
         torch.set_num_threads(args.threads)
-    rows = run_op(args) if args.command == "op" else run_model(args)
+    run = {"op": run_op, "pooling": run_pooling, "model": run_model}[args.command]
+    rows = run(args)
     if args.json:
         with open(args.json, "w") as file:
             json.dump(
                 dict(environment=benchmark.environment(args.device), rows=rows), file, indent=1
             )
         print(f"wrote {args.json}")
-    if args.command == "op" and args.plot:
+    if args.command != "model" and args.plot:
         plot(rows, args.plot)
         print(f"wrote {args.plot}")
 

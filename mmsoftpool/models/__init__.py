@@ -8,9 +8,31 @@ from mmengine.registry import MODELS
 from ..ops import SoftPool1d, SoftPool2d, SoftPool3d
 from ..ops.library import forward_flops
 from .backbone import soft_pool_backbone  # noqa: F401
+from .pooling import (
+    GatedPool2d,
+    LearnedNormPool2d,
+    LIPool2d,
+    LiteS3DPPool2d,
+    PowerAvgPool2d,
+    S3Pool2d,
+    StochasticPool2d,
+    SumPool2d,
+)
 
 # In the root registry, so that mmdet, mmpretrain and the rest all find them.
-for _module in (SoftPool1d, SoftPool2d, SoftPool3d):
+for _module in (
+    SoftPool1d,
+    SoftPool2d,
+    SoftPool3d,
+    PowerAvgPool2d,
+    SumPool2d,
+    LearnedNormPool2d,
+    GatedPool2d,
+    LiteS3DPPool2d,
+    LIPool2d,
+    StochasticPool2d,
+    S3Pool2d,
+):
     MODELS.register_module(module=_module)
 
 if importlib.util.find_spec("mmdet") is not None:

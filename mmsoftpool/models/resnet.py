@@ -3,6 +3,8 @@
 The stem's pool is the only one that ResNet and ResNeXt have.
 """
 
+import inspect
+
 from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 from mmdet.registry import MODELS
 
@@ -17,6 +19,10 @@ class _StemPool:
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        pool = stem_pool["type"]
+        pool = MODELS.get(pool) if isinstance(pool, str) else pool
+        if pool is not None and "channels" in inspect.signature(pool).parameters:
+            stem_pool = {"channels": self.stem_channels, **stem_pool}
         self.maxpool = MODELS.build(stem_pool)  # the name that ResNet.forward calls
 
 
@@ -38,7 +44,8 @@ class SoftPoolResNet(_StemPool, ResNet):
         stem_pool (dict): Config of the pool in the stem, for ``MODELS.build``. Defaults to
             ``dict(type='SoftPool2d', kernel_size=3, stride=2, padding=1)``, the grid of the max
             pool that it replaces. ``dict(type='SoftPool2d', kernel_size=2, stride=2)`` is what the
-            authors' code does, ``dict(type='torch.nn.MaxPool2d', ...)`` what mmdet does.
+            authors' code does, ``dict(type='torch.nn.MaxPool2d', ...)`` what mmdet does. A pool
+            that takes ``channels`` is given the stem's.
         **kwargs: As for mmdet's ResNet.
 
     Example:

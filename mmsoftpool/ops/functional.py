@@ -74,7 +74,13 @@ def check_pooling(
     return kernel_size, stride, padding, dilation, ceil_mode, gradient
 
 
-def _soft_pool(axes: int, input: Tensor, *args) -> Tensor:
+def check_input(axes: int, input: Tensor, *args):
+    """:func:`check_pooling` of the arguments of a pooling, and a check that ``input`` suits them.
+
+    Raises:
+        TypeError: If it is not a tensor of float16, bfloat16, float32 or float64.
+        ValueError: If its rank is not ``axes + 1`` or ``axes + 2``, or the output would be empty.
+    """
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}")
     if input.dtype not in _DTYPES:
@@ -95,6 +101,11 @@ def _soft_pool(axes: int, input: Tensor, *args) -> Tensor:
             f"{tuple(pooling[0])}, padding={args[2]!r} and dilation={tuple(pooling[3])} give an "
             f"output of size {tuple(outs)}, at least 1 is needed"
         )
+    return pooling
+
+
+def _soft_pool(axes: int, input: Tensor, *args) -> Tensor:
+    pooling = check_input(axes, input, *args)
     if input.dim() == axes + 1:
         return torch.ops.mmsoftpool.soft_pool(input.unsqueeze(0), *pooling).squeeze(0)
     return torch.ops.mmsoftpool.soft_pool(input, *pooling)

@@ -56,7 +56,7 @@ def output_sizes(
     return [output_size(*axis, ceil_mode) for axis in axes]
 
 
-class _Windows:
+class Windows:
     """The windows of a pooling over (N, C, spatial...) tensors, as a stack of strided slices."""
 
     def __init__(self, sizes, kernel_size, stride, padding, dilation, ceil_mode):
@@ -87,9 +87,17 @@ class _Windows:
 
     def gather(self, x: Tensor, absent: float) -> Tensor:
         """(taps, N, C, out...) with ``absent`` for what is outside the input."""
+        return torch.stack(self.views(x, absent))
+
+    def views(self, x: Tensor, absent: float) -> list[Tensor]:
+        """The taps of :meth:`gather` one by one, without a copy of each."""
         pairs = zip(reversed(self.before), reversed(self.after), strict=True)  # the last axis first
         padded = F.pad(x, [p for pair in pairs for p in pair], value=absent)
-        return torch.stack([padded[tap] for tap in self.taps])
+        return [padded[tap] for tap in self.taps]
+
+    def present(self, x: Tensor) -> Tensor:
+        """(taps, 1, 1, out...), 1 where a tap is inside the input and 0 where it is absent."""
+        return self.gather(torch.ones_like(x[:1, :1]), 0.0)
 
     def scatter(self, values: Tensor) -> Tensor:
         """The transpose of :meth:`gather`: adds every tap to the element that it came from."""
@@ -131,7 +139,8 @@ def memory_format(input: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -145,8 +154,8 @@ def soft_pool(
     gradient: str,
 ) -> Tensor:
     """Forward pass of ``torch.ops.mmsoftpool.soft_pool``, see :mod:`mmsoftpool.ops.library`."""
-    windows = _Windows(input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
-    _, _, top, mean = _softmax(windows.gather(input.to(_compute_dtype(input.dtype)), -math.inf))
+    windows = Windows(input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
+    _, _, top, mean = _softmax(windows.gather(input.to(compute_dtype(input.dtype)), -math.inf))
     return (top + mean).to(input.dtype).contiguous(memory_format=memory_format(input))
 
 
@@ -161,8 +170,8 @@ def soft_pool_backward(
     gradient: str,
 ) -> Tensor:
     """Gradient of the input: g w (1 + x - y) for ``'exact'``, g w (section 3.2) for ``'paper'``."""
-    dtype = _compute_dtype(input.dtype)
-    windows = _Windows(input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
+    dtype = compute_dtype(input.dtype)
+    windows = Windows(input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
     w, shifted, _, mean = _softmax(windows.gather(input.to(dtype), -math.inf))
     grads = grad_output.to(dtype) * w
     if gradient == "exact":
@@ -191,8 +200,8 @@ def soft_pool_double_backward(
     Returns:
         The gradients of ``grad_output`` and ``input``.
     """
-    dtype = _compute_dtype(input.dtype)
-    windows = _Windows(input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
+    dtype = compute_dtype(input.dtype)
+    windows = Windows(input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
     w, shifted, _, mean = _softmax(windows.gather(input.to(dtype), -math.inf))
     v = windows.gather(grad_grad_input.to(dtype), 0.0)
     v_mean = (v * w).sum(0)

@@ -1,0 +1,313 @@
+"""Pictures of what pooling does: to a photo, and to the activations in a detector's stem."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import matplotlib
+
+matplotlib.use("Agg")  # files only; no window system is needed
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.patches import Rectangle
+from mmdet.utils import get_test_pipeline_cfg
+from mmengine.dataset import Compose
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import load_checkpoint
+from torch import Tensor
+
+from .apis import UserError
+from .models.pooling import METHODS
+from .ops.functional import check_pooling, soft_pool2d
+from .ops.reference import Windows
+from .similarity import enlarge, pool_image
+
+_NAMES = {
+    "lp": "$L_p$",
+    "lite-s3dpp": "Lite-S3DPP",
+    "lip": "LIP",
+    "s3": "S3Pool",
+    "softpool": "SoftPool",
+}
+_ACCENT = "#ffd400"
+Box = tuple[int, int, int, int]  # x, y, width, height
+
+
+def check_box(name: str, box: Sequence[int], what: str, outer: Box) -> Box:
+    """``box``, if it is inside ``outer``.
+
+    Raises:
+        UserError: If it is not inside.
+    """
+    x, y, w, h = box
+    left, top, width, height = outer
+    if min(w, h) < 1 or x < left or y < top or x + w > left + width or y + h > top + height:
+        raise UserError(
+            f"{name} must be X Y WIDTH HEIGHT inside {what}, which is {left} {top} {width} "
+            f"{height}; got {x} {y} {w} {h}"
+        )
+    return x, y, w, h
+
+
+def richest_box(image: Tensor, width: int, height: int) -> Box:
+    """The box of this size with the most contrast: the largest variance of brightness."""
+    grey = image.mean(1)[0].double().numpy()
+    sums, squares = cv2.integral2(grey)
+
+    def window(table):
+        return (
+            table[height:, width:]
+            - table[:-height, width:]
+            - table[height:, :-width]
+            + table[:-height, :-width]
+        )
+
+    area = width * height
+    variance = window(squares) / area - (window(sums) / area) ** 2
+    y, x = np.unravel_index(np.argmax(variance), variance.shape)
+    return int(x), int(y), width, height
+
+
+def _crop(image: Tensor, box: Box) -> np.ndarray:
+    x, y, w, h = box
+    return image[0, :, y : y + h, x : x + w].permute(1, 2, 0).numpy()
+
+
+def _outline(axes, box: Box, origin: tuple[int, int], **style) -> None:
+    x, y, w, h = box
+    corner = (x - origin[0] - 0.5, y - origin[1] - 0.5)
+    axes.add_patch(Rectangle(corner, w, h, fill=False, **style))
+
+
+def draw_pooling(
+    image: Tensor,
+    out,
+    kernels: Sequence[int] = (3, 5),
+    methods: Sequence[str] = tuple(METHODS),
+    region: Box | None = None,
+    zoom: Box | None = None,
+    scale: float = 1.0,
+    columns: int = 6,
+) -> None:
+    """Draws a region of an image pooled by several methods, with a zoomed detail in each.
+
+    Pooled images are enlarged to the size of the original, every pixel over its window; stochastic
+    methods give one draw, trainable ones have their weights from before training.
+
+    Args:
+        image: (1, 3, H, W), values 0 to 1.
+        out (str | Path): Picture file.
+        kernels: Kernel sizes, which are the strides too. Defaults to (3, 5).
+        methods: Keys of ``METHODS``. Defaults to all.
+        region: x, y, width and height of what is shown. Defaults to None, the box of half the
+            image's shorter side that has the most contrast.
+        zoom: x, y, width and height of the detail, inside the region. Defaults to None, the box of
+            a fifth of the region that has the most contrast.
+        scale: The value that white has for the methods. Defaults to 1.
+        columns: The most methods in a row. Defaults to 6.
+
+    Raises:
+        UserError: If a box is not inside the image, or a kernel does not fit the region.
+    """
+    height, width = image.shape[2:]
+    side = max(1, min(height, width) // 2)
+    region = region or richest_box(image, side, side)
+    region = check_box("region", region, "the image", (0, 0, width, height))
+    x, y, w, h = region
+    for kernel in kernels:
+        if not 2 <= kernel <= min(w, h) // 2:
+            raise UserError(
+                f"kernel must be from 2 to half of the region of {w} x {h} pixels, got {kernel}"
+            )
+    if zoom is None:
+        part = max(1, min(w, h) // 5)
+        inside = richest_box(image[..., y : y + h, x : x + w], part, part)
+        zoom = (inside[0] + x, inside[1] + y, *inside[2:])
+    zoom = check_box("zoom", zoom, "the region", region)
+
+    # Everything in one row if it fits; else a block of rows for every kernel.
+    panels = [("original", kernels[0])] + [(m, k) for k in kernels for m in methods]
+    one_row = len(panels) <= columns
+    if not one_row:
+        panels = [(m, k) for k in kernels for m in ("original", *methods)]
+    per_block = len(panels) if one_row else len(methods) + 1
+    columns = min(columns, per_block)
+    rows_per_block = math.ceil(per_block / columns)
+    rows = rows_per_block * (len(panels) // per_block)
+    size = 1.75
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(size * columns, (size * h / w + 0.22) * rows),
+        squeeze=False,
+        gridspec_kw=dict(wspace=0.04, hspace=0.15 * w / h),
+    )
+    for axes in grid.flat:
+        axes.axis("off")
+    for i, (method, kernel) in enumerate(panels):
+        block, place = divmod(i, per_block)
+        row, column = divmod(place, columns)
+        axes = grid[block * rows_per_block + row, column]
+        title = _NAMES.get(method, method)
+        if method == "original":
+            shown = image
+        else:
+            shown = torch.ones_like(image)
+            large = enlarge(pool_image(image, method, kernel, scale), kernel)
+            shown[..., : large.shape[2], : large.shape[3]] = large
+        if one_row and len(kernels) > 1 and method != "original":
+            title += f", {kernel} x {kernel}"
+        elif not one_row and column == 0:
+            label = f"{kernel} x {kernel}"
+            style = dict(rotation=90, ha="right", va="center", fontsize=8.5)
+            axes.text(-0.03, 0.5, label, transform=axes.transAxes, **style)
+        axes.imshow(_crop(shown, region), interpolation="nearest", vmin=0, vmax=1)
+        weight = "bold" if method == "softpool" else "normal"
+        axes.set_title(title, fontsize=8.5, pad=3, weight=weight)
+        _outline(axes, region, (x, y), ec="0.7", lw=0.6)
+        _outline(axes, zoom, (x, y), ec=_ACCENT, lw=0.8)
+        # In the corner that is farthest from the detail.
+        left = zoom[0] + zoom[2] / 2 > x + w / 2
+        below = zoom[1] + zoom[3] / 2 < y + h / 2
+        times = 0.46 * min(w / zoom[2], h / zoom[3])
+        part = (times * zoom[2] / w, times * zoom[3] / h)
+        inset = axes.inset_axes(
+            (0 if left else 1 - part[0], 0 if below else 1 - part[1], *part), zorder=3
+        )
+        inset.imshow(_crop(shown, zoom), interpolation="nearest", vmin=0, vmax=1, aspect="auto")
+        inset.set(xticks=[], yticks=[])
+        for spine in inset.spines.values():
+            spine.set(color=_ACCENT, linewidth=1.2)
+    _save(figure, out)
+
+
+def _save(figure, out) -> None:
+    quality = dict(pil_kwargs=dict(quality=88, optimize=True))
+    jpeg = Path(out).suffix.lower() in (".jpg", ".jpeg")
+    figure.savefig(out, dpi=150, bbox_inches="tight", pad_inches=0.05, **(quality if jpeg else {}))
+    plt.close(figure)
+
+
+def stem_activations(cfg, checkpoint: str, image_file: str) -> tuple[np.ndarray, Tensor, dict]:
+    """What a detector's stem gives its pool for an image.
+
+    Args:
+        cfg (Config): The detector's config.
+        checkpoint: Its weights; must fit the model exactly.
+        image_file: The image.
+
+    Returns:
+        The image as the model sees it, (H, W, 3) RGB of 0 to 1; the activations, (C, h, w); and the
+        arguments of the pool.
+
+    Raises:
+        UserError: If the config has no ``test_dataloader``, the checkpoint is missing or does not
+            fit, or the backbone has no ``maxpool``, the name of the stem's pool in mmdet's ResNets.
+    """
+    if "test_dataloader" not in cfg:
+        raise UserError(
+            f"{cfg.filename} has no test_dataloader, whose pipeline would prepare the image"
+        )
+    if not Path(checkpoint).is_file():
+        raise UserError(f"no checkpoint at {Path(checkpoint).absolute()}")
+    init_default_scope("mmdet")
+    model = MODELS.build(cfg.model)
+    try:
+        load_checkpoint(model, checkpoint, map_location="cpu", strict=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{checkpoint} does not fit the model or is damaged: {reason}") from error
+    model.eval()
+    pool = getattr(model.backbone, "maxpool", None)
+    if pool is None:
+        raise UserError(
+            f"the backbone {type(model.backbone).__name__} has no stem pool (maxpool) to look at"
+        )
+    steps = [
+        step
+        for step in get_test_pipeline_cfg(cfg)
+        if step["type"].split(".")[-1] not in ("LoadAnnotations", "PackDetInputs")
+    ]
+    pack = dict(type="mmdet.PackDetInputs", meta_keys=("ori_shape", "img_shape"))
+    data = Compose([*steps, pack])(dict(img_path=str(image_file), img_id=0))
+    batch = model.data_preprocessor(
+        dict(inputs=[data["inputs"]], data_samples=[data["data_samples"]])
+    )
+    seen = []
+    pool.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        model.backbone(batch["inputs"])
+    height, width = data["data_samples"].img_shape[:2]
+    shown = data["inputs"].permute(1, 2, 0).numpy()[..., ::-1] / 255
+    keys = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    arguments = {key: getattr(pool, key) for key in keys if hasattr(pool, key)}
+    stride = batch["inputs"].shape[-1] / seen[0].shape[-1]
+    activations = seen[0][0, :, : math.ceil(height / stride), : math.ceil(width / stride)]
+    return shown, activations, arguments
+
+
+def draw_stem(
+    image: np.ndarray, activations: Tensor, pooling: dict, out, channels: int = 4
+) -> None:
+    """Draws activations before and after max pooling and SoftPool, and where SoftPool looks.
+
+    A row for the mean of all channels, with the image in the corner, and one for each of the
+    channels whose activations vary most. The columns: before pooling, max pooling and SoftPool on
+    one scale; the difference of the two; the largest softmax weight of each window, from 1 / taps,
+    where SoftPool averages, to 1, where it looks at one activation as max pooling does.
+
+    Args:
+        image: (H, W, 3), values 0 to 1.
+        activations: (C, h, w), what the pool gets.
+        pooling: Arguments of the pools.
+        out (str | Path): Picture file.
+        channels: How many channels are drawn. Defaults to 4.
+    """
+    windows = Windows(activations.shape[1:], *check_pooling(2, **pooling)[:5])
+    taps = windows.gather(activations[None], -math.inf)[:, 0]
+    largest, weights = taps.amax(0), taps.softmax(0)
+    soft = soft_pool2d(activations, **pooling)
+    order = activations.flatten(1).var(1).argsort(descending=True)[:channels].tolist()
+    height, width = image.shape[:2]
+    size = 1.6
+    figure, grid = plt.subplots(
+        len(order) + 1,
+        5,
+        figsize=(5.7 * size, size * (len(order) + 1) * height / width + 0.3),
+        squeeze=False,
+        layout="constrained",
+    )
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    titles = ("before pooling", "max pooling", "SoftPool", "max minus SoftPool", "largest weight")
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=10)
+    of_one = dict(cmap="viridis", vmin=1 / len(weights), vmax=1)
+    rows = [("mean of all channels", slice(None)), *((f"channel {c}", [c]) for c in order)]
+    for line, (name, which) in zip(grid, rows, strict=True):
+        before, after_max, after_soft = (
+            maps[which].mean(0).numpy() for maps in (activations, largest, soft)
+        )
+        limits = dict(vmin=min(0.0, float(before.min())), vmax=float(after_max.max()))
+        line[0].set_ylabel(name, fontsize=9)
+        for axes, values in zip(line, (before, after_max, after_soft), strict=False):
+            drawn = axes.imshow(values, cmap="magma", interpolation="nearest", **limits)
+        bars = [(drawn, line[2])]
+        for axes, values, style in (
+            (line[3], after_max - after_soft, dict(cmap="cividis", vmin=0)),
+            (line[4], weights.amax(0)[which].mean(0).numpy(), of_one),
+        ):
+            bars.append((axes.imshow(values, interpolation="nearest", **style), axes))
+        for drawn, axes in bars:
+            bar = figure.colorbar(drawn, ax=axes, fraction=0.05, pad=0.02)
+            bar.ax.tick_params(labelsize=6.5, length=2, pad=1)
+            bar.outline.set_visible(False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    inset = grid[0, 0].inset_axes((0, 0, 0.5, 0.5))
+    inset.imshow(image)
+    inset.set(xticks=[], yticks=[])
+    inset.spines[:].set_color("white")
+    _save(figure, out)
