@@ -9,12 +9,14 @@ import warnings
 from importlib.metadata import version
 
 from .ops import SoftPool1d, SoftPool2d, SoftPool3d, soft_pool1d, soft_pool2d, soft_pool3d
+from .replace import replace_pooling
 
 __version__ = version("mmsoftpool")
 __all__ = [
     "SoftPool1d",
     "SoftPool2d",
     "SoftPool3d",
+    "replace_pooling",
     "soft_pool1d",
     "soft_pool2d",
     "soft_pool3d",

@@ -82,14 +82,20 @@ def load_config(
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``. Defaults to ``'none'``.
 
     Raises:
-        UserError: If the config is missing, or has no ``data_root`` to replace.
+        UserError: If the config is missing, needs mmpretrain that is not installed, or has no
+            ``data_root`` to replace.
     """
     if not Path(path).is_file():
         raise UserError(
             f"no config file at {Path(path).absolute()}; this project's configs are in configs/, "
             "mmdet's own can be had with 'mim download mmdet --config NAME'"
         )
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except ModuleNotFoundError as error:
+        if "mmpretrain" not in str(error):
+            raise
+        raise UserError(f"{path} needs mmpretrain: pip install 'mmsoftpool[pretrain]'") from error
     options = dict(cfg_options or {})
     if "data_root" in options:
         if "data_root" not in cfg:
@@ -126,15 +132,19 @@ def check_data(cfg: Config, *splits: str) -> None:
     """
     for split in splits:
         for node in _dicts(cfg.get(f"{split}_dataloader"), cfg.get(f"{split}_evaluator")):
-            if not node.get("ann_file") or node.get("backend_args"):
+            # mmpretrain's ImageNet has a folder per split, and needs no annotations.
+            folders = [node["split"]] if node.get("split") and not node.get("ann_file") else []
+            if not (node.get("ann_file") or folders) or node.get("backend_args"):
                 continue  # no data set, or one on a remote file server
             root = node.get("data_root") or ""
             source = cfg.get("data_source", _COCO_SOURCE)
             help = f"{source}, or name another folder with --cfg-options data_root=DIR"
-            ann_file = Path(root, node["ann_file"])
-            if not ann_file.is_file():
-                raise UserError(f"no {split} annotations at {ann_file.absolute()}; {help}")
-            for prefix in (node.get("data_prefix") or {}).values():
+            if node.get("ann_file"):
+                ann_file = Path(root, node["ann_file"])
+                if not ann_file.is_file():
+                    raise UserError(f"no {split} annotations at {ann_file.absolute()}; {help}")
+                folders = (node.get("data_prefix") or {}).values()
+            for prefix in folders:
                 folder = Path(root, prefix)
                 if not folder.is_dir() or not any(folder.iterdir()):
                     raise UserError(f"no {split} images in {folder.absolute()}; {help}")
@@ -289,9 +299,14 @@ def test(
     if show or show_dir:
         # An absolute path: the hook takes a relative one as a folder inside work_dir.
         show_dir = os.path.abspath(show_dir) if show_dir else None
-        cfg = trigger_visualization_hook(
-            cfg, ConfigDict(show=show, show_dir=show_dir, wait_time=wait_time)
-        )
+        if cfg.default_hooks.visualization.type == "VisualizationHook":  # mmpretrain's
+            cfg.default_hooks.visualization.update(
+                enable=True, interval=1, show=show, out_dir=show_dir, wait_time=wait_time
+            )
+        else:
+            cfg = trigger_visualization_hook(
+                cfg, ConfigDict(show=show, show_dir=show_dir, wait_time=wait_time)
+            )
     runner = build_runner(cfg)
     load_weights(runner, checkpoint)
     if out is not None:

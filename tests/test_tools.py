@@ -6,9 +6,13 @@ import re
 
 import pytest
 import torch
+from mmdet.registry import MODELS
+from mmengine.registry import init_default_scope
 
+from mmsoftpool import apis
 from mmsoftpool.datasets.shapes import make_shapes
 
+from .conftest import ROOT
 from .test_apis import SMALL
 
 DEMO = "configs/demo_retinanet_softpool.py"
@@ -83,6 +87,18 @@ class TestDemo:
         )
         for name in ("curves.png", "detections.png"):
             assert (run_dir / "run" / name).stat().st_size > 10_000
+
+    def test_a_max_pool_detectors_checkpoint_evaluates_with_soft_pool(self, run_script, run_dir):
+        max_pool = apis.load_config(str(ROOT / "configs/demo_retinanet_maxpool.py"))
+        init_default_scope("mmdet")
+        model = MODELS.build(max_pool.model)
+        assert type(model.backbone.maxpool) is torch.nn.MaxPool2d
+        torch.save(dict(state_dict=model.state_dict()), run_dir / "max_pool.pth")
+        out = run_script(
+            "tools/test.py", DEMO, run_dir / "max_pool.pth", "--work-dir", run_dir / "swap",
+            "--cfg-options", f"data_root={run_dir}/shapes", "model.test_cfg.score_thr=0",
+        ).stdout  # fmt: skip
+        assert re.search(r"Epoch\(test\).*coco/bbox_mAP: [\d.]+", out)
 
     def test_a_checkpoint_of_another_model_is_refused(self, run_script, run_dir):
         for name, content in (("other", {"x": torch.zeros(1)}), ("broken", None)):

@@ -45,4 +45,17 @@ if ! "$venv/bin/python" -c 'import mmcv.ops' 2>/dev/null; then
 fi
 
 echo "== mmdetection and mmsoftpool"
-pip install -q --no-build-isolation -c constraints.txt -e '.[mmdet,test]'
+pip install -q --no-build-isolation -c constraints.txt -e '.[mmdet,pretrain,test]'
+
+# The tests' networks are torchvision's, and mmpretrain and timm import it too.
+if ! error=$("$venv/bin/python" -W ignore -c 'import torchvision' 2>&1); then
+  case $error in
+    *"torchvision::nms does not exist"*)
+      echo "== torchvision: this build needs CUDA and torch has none, so its operators are left out"
+      site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+      cp tools/torchvision_without_cuda.py "$site"
+      echo 'import torchvision_without_cuda' >"$site/torchvision_without_cuda.pth"
+      ;;
+  esac
+  "$venv/bin/python" -W ignore -c 'import torchvision' || die "torchvision does not load, see above"
+fi

@@ -8,6 +8,7 @@ from mmengine.registry import MODELS
 from .. import registry
 from ..ops import SoftPool1d, SoftPool2d, SoftPool3d
 from ..ops.library import forward_flops
+from .backbone import soft_pool_backbone  # noqa: F401
 from .pooling import (
     GatedPool2d,
     LearnedNormPool2d,
@@ -39,7 +40,7 @@ for _module in (
 if importlib.util.find_spec("mmdet") is not None:
     import mmdet.registry
 
-    from .resnet import SoftPoolResNet  # noqa: F401
+    from .resnet import SoftPoolResNet, SoftPoolResNetV1d, SoftPoolResNeXt  # noqa: F401
 
     # A child registry sees its parent's modules, not those of mmdet's beside it.
     for _name, _module in mmdet.registry.MODELS.module_dict.items():

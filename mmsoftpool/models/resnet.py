@@ -1,13 +1,33 @@
-"""ResNet with SoftPool in its stem (Stergiou et al., ICCV 2021, section 4.4)."""
+"""The ResNet family with SoftPool in its stem (Stergiou et al., ICCV 2021, section 4.4).
+
+The stem's pool is the only one that ResNet and ResNeXt have.
+"""
 
 import inspect
 
-from mmdet.models.backbones import ResNet
+from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 from mmdet.registry import MODELS
 
 
+class _StemPool:
+    """Makes the pool after the first convolution of an mmdet ResNet a setting."""
+
+    def __init__(
+        self,
+        *args,
+        stem_pool=dict(type="SoftPool2d", kernel_size=3, stride=2, padding=1),
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        pool = stem_pool["type"]
+        pool = MODELS.get(pool) if isinstance(pool, str) else pool
+        if pool is not None and "channels" in inspect.signature(pool).parameters:
+            stem_pool = {"channels": self.stem_channels, **stem_pool}
+        self.maxpool = MODELS.build(stem_pool)  # the name that ResNet.forward calls
+
+
 @MODELS.register_module()
-class SoftPoolResNet(ResNet):
+class SoftPoolResNet(_StemPool, ResNet):
     """mmdet's :class:`~mmdet.models.backbones.ResNet` with another pool after the first
     convolution, its only pooling layer.
 
@@ -35,15 +55,21 @@ class SoftPoolResNet(ResNet):
         [(1, 64, 8, 8), (1, 128, 4, 4), (1, 256, 2, 2), (1, 512, 1, 1)]
     """
 
-    def __init__(
-        self,
-        *args,
-        stem_pool=dict(type="SoftPool2d", kernel_size=3, stride=2, padding=1),
-        **kwargs,
-    ):
-        super().__init__(*args, **kwargs)
-        pool = stem_pool["type"]
-        pool = MODELS.get(pool) if isinstance(pool, str) else pool
-        if pool is not None and "channels" in inspect.signature(pool).parameters:
-            stem_pool = {"channels": self.stem_channels, **stem_pool}
-        self.maxpool = MODELS.build(stem_pool)  # the name that ResNet.forward calls
+
+@MODELS.register_module()
+class SoftPoolResNetV1d(_StemPool, ResNetV1d):
+    """mmdet's :class:`~mmdet.models.backbones.ResNetV1d` (three 3x3 convolutions in the stem,
+    average pools in the shortcuts) with another pool in the stem; see :class:`SoftPoolResNet`.
+
+    The average pools in the shortcuts stay; ``SoftPoolBackbone`` replaces those too.
+    """
+
+
+@MODELS.register_module()
+class SoftPoolResNeXt(_StemPool, ResNeXt):
+    """mmdet's :class:`~mmdet.models.backbones.ResNeXt` with another pool in the stem; see
+    :class:`SoftPoolResNet`. Depths 50, 101 and 152.
+
+    Example:
+        >>> backbone = SoftPoolResNeXt(depth=50, groups=32, base_width=4)  # ResNeXt-50 32x4d
+    """

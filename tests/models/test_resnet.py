@@ -2,11 +2,11 @@ import mmdet.registry
 import mmengine.registry
 import pytest
 import torch
-from mmdet.models.backbones import ResNet
+from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 from mmengine.runner import load_checkpoint
 
 from mmsoftpool import SoftPool2d, soft_pool2d
-from mmsoftpool.models import SoftPoolResNet
+from mmsoftpool.models import SoftPoolResNet, SoftPoolResNetV1d, SoftPoolResNeXt
 
 
 @pytest.mark.parametrize("registry", [mmengine.registry.MODELS, mmdet.registry.MODELS])
@@ -63,6 +63,30 @@ def test_forward_is_mmdets_with_the_pool_replaced(deep_stem, stem_pool, args):
     ]
     for level, other in zip(levels, theirs(x), strict=True):
         torch.testing.assert_close(level, other)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "args"),
+    [
+        (SoftPoolResNetV1d, ResNetV1d, dict(depth=50)),
+        (SoftPoolResNeXt, ResNeXt, dict(depth=50, groups=32, base_width=4)),
+        (SoftPoolResNeXt, ResNeXt, dict(depth=101, groups=32, base_width=8)),
+    ],
+)
+def test_the_family_is_mmdets_with_the_stem_pool_replaced(ours, theirs, args):
+    default = mmdet.registry.MODELS.build(dict(type=ours.__name__, **args))
+    assert repr(default.maxpool).startswith("SoftPool2d(kernel_size=3, stride=2, padding=1")
+    max_pool = dict(type="torch.nn.MaxPool2d", kernel_size=3, stride=2, padding=1)
+    with_max_pool = ours(**args, stem_pool=max_pool)
+    reference = theirs(**args)
+    with_max_pool.load_state_dict(reference.state_dict(), strict=True)
+    for backbone in (default, with_max_pool, reference):
+        backbone.eval()
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        for level, other in zip(with_max_pool(x), reference(x), strict=True):
+            assert level.equal(other)
+        assert not default(x)[0].equal(reference(x)[0])
 
 
 @pytest.mark.parametrize("name", ["torch.nn.MaxPool2d", torch.nn.MaxPool2d])

@@ -1,0 +1,46 @@
+"""Any backbone with SoftPool, by config alone."""
+
+import importlib.util
+
+from mmengine.registry import MODELS
+from torch import nn
+
+from ..replace import replace_pooling
+
+
+@MODELS.register_module(name="SoftPoolBackbone")
+def soft_pool_backbone(
+    backbone: dict, pool=dict(type="SoftPool2d"), include=None, exclude=()
+) -> nn.Module:
+    """Builds a backbone and replaces its pools; ``SoftPoolBackbone`` in a config.
+
+    What is built is the backbone itself, with other pools: it has the outputs, the ``init_cfg``,
+    the ``frozen_stages``, the ``norm_eval`` and the checkpoint keys that it has without.
+
+    Args:
+        backbone: Config of a backbone of mmdet, mmpretrain (``type='mmpretrain.DenseNet'``) or timm
+            (``type='mmpretrain.TIMMBackbone'``), with all of its own settings.
+        pool: The new pool, as for :func:`mmsoftpool.replace_pooling`. Defaults to
+            ``dict(type='SoftPool2d')``.
+        include: Names and classes of the pools to replace, as for
+            :func:`mmsoftpool.replace_pooling`; a class of torch as ``'torch.nn.MaxPool2d'``.
+            Defaults to None: all max and average pools but global ones.
+        exclude: Names and classes of pools that stay. Defaults to none.
+
+    Raises:
+        ValueError: As :func:`mmsoftpool.replace_pooling`.
+
+    Example:
+        >>> from mmengine.registry import MODELS
+        >>> cfg = dict(type="SoftPoolBackbone", backbone=dict(type="mmdet.Res2Net", depth=50))
+        >>> type(MODELS.build(cfg).maxpool).__name__
+        'SoftPool2d'
+    """
+    registry = MODELS
+    if importlib.util.find_spec("mmdet") is not None:
+        # Without a default scope too, a name alone means mmdet's; that of a running config, such
+        # as mmpretrain, goes first.
+        from mmdet.registry import MODELS as registry
+    module = registry.build(backbone)
+    replace_pooling(module, pool, include=include, exclude=exclude)
+    return module

@@ -1,0 +1,258 @@
+"""Checkpoints in the authors' format, made here from torchvision's networks."""
+
+import os
+from collections import OrderedDict
+
+import pytest
+import torch
+import torchvision
+from mmengine.registry import init_default_scope
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from mmsoftpool import apis, checkpoint, replace_pooling, soft_pool2d
+from mmsoftpool.checkpoint import ARCHITECTURES, WINDOWS, convert_checkpoint
+
+from .conftest import ROOT
+
+
+def network(arch):
+    """torchvision's network, with statistics that are not the initial ones."""
+    torch.manual_seed(0)
+    if arch == "resnext101_32x4d":  # which torchvision has no function for
+        return ResNet(Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4)
+    net = getattr(torchvision.models, arch)()
+    for name, buffer in net.named_buffers():
+        if name.endswith(("mean", "var")):
+            buffer.uniform_(0.5, 1.5)
+    return net
+
+
+def save(path, net, **settings):
+    """Writes what PyTorch's ImageNet example writes."""
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    content = dict(
+        epoch=100,
+        arch="resnet18",
+        state_dict=OrderedDict((f"module.{k}", v) for k, v in net.state_dict().items()),
+        best_acc1=torch.tensor(71.27),
+        optimizer=optimizer.state_dict(),
+    )
+    torch.save({**content, **settings}, path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def resnet18():
+    return network("resnet18")
+
+
+@pytest.fixture(scope="module")
+def theirs(resnet18, tmp_path_factory):
+    return save(tmp_path_factory.mktemp("theirs") / "resnet18.pth.tar", resnet18)
+
+
+def detector(lines, tmp_path):
+    """A RetinaNet from the lines that the tool prints."""
+    path = tmp_path / "config.py"
+    path.write_text(f"_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n{lines}")
+    init_default_scope("mmdet")
+    from mmdet.registry import MODELS
+
+    return MODELS.build(apis.load_config(str(path)).model)
+
+
+@pytest.mark.parametrize(
+    ("arch", "windows"),
+    [
+        ("resnet18", "shifted"),
+        ("resnet18", "aligned"),
+        ("densenet121", "shifted"),
+    ],
+)
+def test_the_printed_lines_start_a_detector_from_the_networks_weights(tmp_path, arch, windows):
+    net = network(arch)
+    theirs = save(tmp_path / "theirs.pth.tar", net, arch=arch)
+    lines = convert_checkpoint(theirs, str(tmp_path / "ours.pth"), windows=windows)
+    backbone = detector(lines, tmp_path).backbone
+    backbone.init_weights()
+
+    replace_pooling(net, WINDOWS[windows])
+    features = (
+        torch.nn.Sequential(*list(net.children())[:-2]) if arch != "densenet121" else net.features
+    )
+    for module in (features, backbone):
+        module.eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, level = features(x), backbone(x)[-1]
+    if arch == "densenet121":  # torchvision has the last activation in its forward
+        expected = expected.relu()
+    torch.testing.assert_close(level, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_architecture_has_torchvisions_keys_and_shapes(arch):
+    # mmpretrain's ResNet, which the wide one is, cannot be made on the meta device.
+    with torch.device("cpu" if arch == "wide_resnet50_2" else "meta"):
+        net, backbone = network(arch), checkpoint._build(arch)
+    theirs = {checkpoint._rename(key): value.shape for key, value in net.state_dict().items()}
+    head = {key: theirs.pop(key) for key in ("head.fc.weight", "head.fc.bias")}
+    assert theirs == {f"backbone.{k}": value.shape for k, value in backbone.state_dict().items()}
+    assert head["head.fc.bias"] == (1000,)
+
+
+def test_the_file_has_weights_and_where_they_come_from(resnet18, theirs, tmp_path):
+    convert_checkpoint(theirs, str(tmp_path / "ours.pth"))
+    ours = torch.load(tmp_path / "ours.pth", weights_only=True)
+    assert ours.keys() == {"meta", "state_dict"}
+    meta = ours["meta"]
+    assert (meta["source"], meta["arch"], meta["epoch"]) == ("resnet18.pth.tar", "resnet18", 100)
+    assert meta["best_acc1"] == pytest.approx(71.27) and meta["windows"] == "shifted"
+    assert len(meta["source_sha256"]) == 64 and meta["converted_by"].startswith("mmsoftpool 0")
+    names = {k.replace("backbone.", "").replace("head.", "") for k in ours["state_dict"]}
+    assert names == set(resnet18.state_dict())
+    assert ours["state_dict"]["head.fc.weight"].equal(resnet18.fc.weight)
+    assert os.listdir(tmp_path) == ["ours.pth"]
+
+
+def test_nothing_is_missing_or_left_over_in_the_retinanet_config(theirs, tmp_path):
+    convert_checkpoint(theirs, str(tmp_path / "ours.pth"))
+    weights = torch.load(tmp_path / "ours.pth")["state_dict"]
+    backbone = {k for k in weights if k.startswith("backbone.")}
+    assert {k for k in weights if not k.startswith("backbone.")} == {
+        "head.fc.weight",
+        "head.fc.bias",
+    }
+    cfg = apis.load_config(
+        str(ROOT / "configs/retinanet_r50_softpool.py"),
+        {"model.backbone.depth": 18, "model.neck.in_channels": [64, 128, 256, 512]},
+    )
+    init_default_scope("mmdet")
+    from mmdet.registry import MODELS
+
+    keys = MODELS.build(cfg.model).state_dict()
+    assert {k for k in keys if k.startswith("backbone.")} == backbone
+
+
+@pytest.mark.parametrize(("windows", "first"), [("shifted", -1), ("aligned", 0)])
+def test_the_windows_are_those_of_the_training(windows, first):
+    """Window p of an axis has the inputs 2p + first and 2p + first + 1 that exist."""
+    settings = {k: v for k, v in WINDOWS[windows].items() if k != "type"}
+    x = torch.randn(8, 10, dtype=torch.float64)
+    y = soft_pool2d(x[None, None], **settings)[0, 0]
+    assert y.shape == (4, 5)
+    for p in range(4):
+        for q in range(5):
+            rows = slice(max(2 * p + first, 0), 2 * p + first + 2)
+            columns = slice(max(2 * q + first, 0), 2 * q + first + 2)
+            taps = x[rows, columns].flatten()
+            torch.testing.assert_close(y[p, q], (taps.softmax(0) * taps).sum(), rtol=0, atol=1e-14)
+
+
+class TestRefused:
+    def refused(self, source, tmp_path, **arguments):
+        target = tmp_path / "out" / "ours.pth"
+        target.parent.mkdir(exist_ok=True)
+        with pytest.raises(apis.UserError) as info:
+            convert_checkpoint(str(source), str(target), **arguments)
+        assert not os.listdir(target.parent)
+        assert "\n" not in str(info.value)
+        return str(info.value)
+
+    def test_a_missing_file(self, tmp_path):
+        assert self.refused(tmp_path / "x.pth", tmp_path) == f"no checkpoint at {tmp_path}/x.pth"
+
+    @pytest.mark.parametrize("size", [0, 3, 1000, 1_000_000])
+    def test_a_truncated_file(self, theirs, tmp_path, size):
+        cut = tmp_path / "cut.pth.tar"
+        with open(theirs, "rb") as file:
+            cut.write_bytes(file.read(size))
+        assert f"{cut} is damaged or no checkpoint of PyTorch" in self.refused(cut, tmp_path)
+
+    def test_another_kind_of_file(self, tmp_path):
+        (tmp_path / "x.pth").write_text("# a text")
+        assert "is damaged or no checkpoint of PyTorch" in self.refused(
+            tmp_path / "x.pth", tmp_path
+        )
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ([1, 2], "it holds a list and no weights by name in state_dict"),
+            (
+                dict(model={}, epoch=3),
+                "it holds the keys epoch, model and no weights by name in state_dict",
+            ),
+            (dict(state_dict={3: 4}), "it holds the keys state_dict and no weights by name"),
+            (dict(state_dict={}, arch=["resnet18"]), "says nothing known of its architecture"),
+            (dict(state_dict={}), "says nothing known of its architecture (arch=None); name it"),
+            (dict(state_dict={}, arch="vgg16"), "(arch='vgg16'); name it with --arch, one of res"),
+        ],
+    )
+    def test_other_contents(self, tmp_path, content, message):
+        torch.save(content, tmp_path / "x.pth")
+        assert message in self.refused(tmp_path / "x.pth", tmp_path)
+
+    def test_another_architecture(self, resnet18, theirs, tmp_path):
+        message = self.refused(theirs, tmp_path, arch="resnet34")
+        assert "says that its architecture is resnet18, not resnet34" in message
+        path = save(tmp_path / "x.pth", resnet18, arch="resnet34")
+        message = self.refused(path, tmp_path)
+        assert (
+            "does not fit resnet34: 96 keys are missing (backbone.layer1.2.conv1.weight" in message
+        )
+
+    def test_keys_shapes_and_values_that_do_not_fit(self, resnet18, tmp_path):
+        state_dict = resnet18.state_dict()
+        del state_dict["bn1.running_mean"]
+        state_dict["pool.weight"] = torch.ones(1)
+        state_dict["conv1.weight"] = torch.ones(64, 3, 3, 3)
+        state_dict["fc.bias"] = torch.full((1000,), float("nan"))
+        torch.save(dict(arch="resnet18", state_dict=state_dict), tmp_path / "x.pth")
+        assert self.refused(tmp_path / "x.pth", tmp_path).endswith(
+            "x.pth does not fit resnet18: 1 keys are missing (backbone.bn1.running_mean); 1 keys "
+            "do not belong to it (backbone.pool.weight); 1 shapes differ (backbone.conv1.weight "
+            "(64, 3, 3, 3), not (64, 3, 7, 7)); 1 are not finite (head.fc.bias)"
+        )
+
+    def test_code_is_not_run_unless_the_file_is_trusted(self, resnet18, tmp_path):
+        class Code:
+            def __reduce__(self):
+                return os.mkdir, (str(tmp_path / "ran"),)
+
+        path = save(tmp_path / "x.pth", resnet18, optimizer=Code())
+        assert "which is code. --trust runs it" in self.refused(path, tmp_path)
+        assert not (tmp_path / "ran").exists()
+        convert_checkpoint(path, str(tmp_path / "ours.pth"), trust=True)
+        assert (tmp_path / "ran").exists() and (tmp_path / "ours.pth").exists()
+
+    def test_a_target_that_cannot_be_written(self, theirs, tmp_path):
+        for target in (tmp_path, tmp_path / "none" / "x.pth"):
+            with pytest.raises(apis.UserError, match="must be a file in an existing folder"):
+                convert_checkpoint(theirs, str(target))
+        with pytest.raises(apis.UserError, match="is the file to read"):
+            convert_checkpoint(theirs, theirs)
+
+
+def test_what_the_file_does_not_say_can_be_given(resnet18, tmp_path):
+    """A state dict from one GPU, with another number of classes, in the format before torch 1.6."""
+    state_dict = resnet18.state_dict()
+    state_dict.update({"fc.weight": torch.ones(7, 512), "fc.bias": torch.ones(7)})
+    torch.save(
+        dict(state_dict=state_dict), tmp_path / "x.pth", _use_new_zipfile_serialization=False
+    )
+    convert_checkpoint(str(tmp_path / "x.pth"), str(tmp_path / "ours.pth"), arch="resnet18")
+    assert torch.load(tmp_path / "ours.pth")["state_dict"]["head.fc.bias"].shape == (7,)
+
+
+def test_the_tool(run_script, theirs, tmp_path):
+    out = run_script("tools/convert_checkpoint.py", theirs, tmp_path / "ours.pth").stdout
+    assert f"wrote {tmp_path}/ours.pth; a detector's config starts from it with" in out
+    assert "padding=((1, 0), (1, 0))" in out
+    lines = out[out.index("custom_imports") :]
+    assert detector(lines, tmp_path).backbone.maxpool.padding == ((1, 0), (1, 0))
+    result = run_script("tools/convert_checkpoint.py", tmp_path / "no", tmp_path / "x", check=False)
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (
+        2,
+        f"error: no checkpoint at {tmp_path}/no",
+    )
