@@ -37,8 +37,11 @@ demo: env
 	@echo "The COCO table is above; every image with its detections is in $(DEMO_RUN)/pictures."
 	@echo "To train anew: rm -r $(DEMO_RUN)"
 
+# Two processes of one thread each: most of the time goes into starting Python, and threads of two
+# processes on two cores wait for each other. JOBS=8 where there are more cores.
+JOBS ?= 2
 test: env lint
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 lint: env
 	$(PY) -m ruff check .
