@@ -1,5 +1,6 @@
 """Trains and evaluates two configs with the same seeds, and compares what comes out."""
 
+import argparse
 import difflib
 import fcntl
 import os
@@ -8,6 +9,8 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from mmengine.config import DictAction
 
 from ..apis import UserError, load_config
 from ..engine import find_good_checkpoint
@@ -142,13 +145,14 @@ def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[
 
 def _parse_options(cfg_options: list[str]) -> dict:
     """Reads ``key=value`` as the tools' ``--cfg-options`` does."""
-    from mmengine.config import DictAction
-
     for option in cfg_options:
         if "=" not in option:
             raise UserError(f"--cfg-options must be KEY=VALUE, got {option}")
-    pairs = (option.split("=", maxsplit=1) for option in cfg_options)
-    return {key: DictAction._parse_iterable(value) for key, value in pairs}
+    if not cfg_options:
+        return {}
+    parser = argparse.ArgumentParser()
+    parser.add_argument("options", nargs="+", action=DictAction)
+    return parser.parse_args(cfg_options).options
 
 
 def _run_all(runs: list[_Run], tools: Path, cfg_options, train_arguments, gpus) -> None:
