@@ -35,7 +35,9 @@ def test_python_runs_and_configs_build(path, tmp_path):
 def test_commands_exist_with_their_options(path):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     common = (ROOT / "mmsoftpool" / "apis.py").read_text()
-    commands = [line for block in blocks(path, "sh") for line in block.splitlines()]
+    commands = [
+        line for block in blocks(path, "sh") for line in block.replace("\\\n", " ").splitlines()
+    ]
     commands += re.findall(r"`((?:python|make) [^`]+)`", path.read_text())
     for command in commands:
         words = shlex.split(command.replace("...", ""), comments=True)

@@ -123,6 +123,12 @@ class TestDemo:
         (["tools/test.py", "configs/missing.py", "x.pth"], "error: no config file at /"),
         (["tools/make_shapes.py", "/tmp/x", "--train", "0"], "error: train must be at least 1"),
         (["tools/draw_run.py", DEMO, "--work-dir", "/missing"], "error: no training log"),
+        (
+            ["tools/compare.py", "detectors", "/missing", "--a", "a.json", "--b", "b.json"],
+            "error: no annotation file at /missing",
+        ),
+        (["tools/compare.py", "classifiers", "a.csv", "b.csv"], "error: no prediction file at /"),
+        (["tools/test_dev.py", "--check", "x.zip", "--ann-file", "/x"], "error: no image list of"),
     ],
 )
 def test_a_mistake_is_one_line_and_no_traceback(run_script, arguments, message):
@@ -133,10 +139,42 @@ def test_a_mistake_is_one_line_and_no_traceback(run_script, arguments, message):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("tool", ["train", "test", "make_shapes", "draw_run"])
+TOOLS = [path.stem for path in sorted((ROOT / "tools").glob("*.py"))]
+TOOLS.remove("torchvision_without_cuda")
+
+
+@pytest.mark.parametrize("tool", TOOLS)
 def test_help(run_script, tool):
     text = run_script(f"tools/{tool}.py", "--help").stdout
     assert "Example: python tools/" in text
+
+
+class TestCompare:
+    def test_classifiers_by_counts(self, run_script, tmp_path):
+        out = run_script(
+            "tools/compare.py", "classifiers", "--counts", 31838, 3795, 3011, 11356,
+            "--names", "max", "SoftPool", "--markdown", tmp_path / "table.md",
+        ).stdout  # fmt: skip
+        assert "chi-square 90.08, p = 2.29e-21" in out
+        assert "max 69.70%, SoftPool 71.27%, difference +1.57 points" in out
+        assert (tmp_path / "table.md").read_text() == out
+
+    def test_detectors(self, run_script, tmp_path):
+        make_shapes(tmp_path, train=1, val=3)
+        ann_file = tmp_path / "annotations" / "instances_val.json"
+        boxes = json.loads(ann_file.read_text())["annotations"]
+        for name, objects in (("a", boxes[::2]), ("b", boxes)):
+            found = [
+                dict(image_id=o["image_id"], category_id=o["category_id"], bbox=o["bbox"], score=1)
+                for o in objects
+            ]
+            (tmp_path / f"{name}.json").write_text(json.dumps(found))
+        out = run_script(
+            "tools/compare.py", "detectors", ann_file, "--a", tmp_path / "a.json",
+            "--b", tmp_path / "b.json", "--resamples", 10, "--plot", tmp_path / "plot.png",
+        ).stdout  # fmt: skip
+        assert re.search(r"\| B +\| +100.0 \|", out) and "3 images; 1 and 1 runs" in out
+        assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
 class TestBenchmark:
