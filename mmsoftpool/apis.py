@@ -10,11 +10,13 @@ import os
 import sys
 import urllib.error
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.runner import Runner
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner, load_checkpoint
 
 from .engine import find_good_checkpoint
 
@@ -183,18 +185,35 @@ def build_runner(cfg: Config) -> Runner:
     return Runner.from_cfg(cfg)
 
 
-def load_weights(runner: Runner, checkpoint: str) -> None:
+def load_weights(checkpoint: str, load: Callable) -> None:
     """Loads a checkpoint for evaluation; unlike mmengine's default, every weight must fit.
+
+    Args:
+        checkpoint: File or URL.
+        load: What loads it, such as the ``load_checkpoint`` of a Runner.
 
     Raises:
         UserError: If there is no such file, or it does not fit the model.
     """
     _check_checkpoint(checkpoint, "checkpoint")
     try:
-        runner.load_checkpoint(checkpoint, strict=True)
+        load(checkpoint, map_location="cpu", strict=True)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{checkpoint} does not fit the model or is damaged: {reason}") from error
+
+
+def load_model(cfg: Config, checkpoint: str) -> torch.nn.Module:
+    """The model of a config with the weights of a checkpoint, in evaluation mode on the CPU.
+
+    Raises:
+        UserError: As :func:`load_weights`.
+    """
+    init_default_scope(cfg.get("default_scope", "mmdet"))
+    model = MODELS.build(cfg.model)
+    load_weights(checkpoint, partial(load_checkpoint, model))
+    model.eval()
+    return model
 
 
 def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume=None) -> Runner:
@@ -308,7 +327,7 @@ def test(
                 cfg, ConfigDict(show=show, show_dir=show_dir, wait_time=wait_time)
             )
     runner = build_runner(cfg)
-    load_weights(runner, checkpoint)
+    load_weights(checkpoint, runner.load_checkpoint)
     if out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
     return runner.test()

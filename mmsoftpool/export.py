@@ -12,13 +12,10 @@ from pathlib import Path
 
 import torch
 from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
-from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
-from .apis import UserError
+from .apis import UserError, load_model
 
 FORMATS = ("onnx", "pt2")
 #: Largest difference from PyTorch that is allowed, as a share of the largest output above 1.
@@ -91,16 +88,7 @@ def build_network(cfg: Config, checkpoint: str, backbone: bool = False) -> Netwo
     Raises:
         UserError: If the checkpoint is missing or does not fit.
     """
-    if "://" not in checkpoint and not Path(checkpoint).is_file():
-        raise UserError(f"no checkpoint at {Path(checkpoint).absolute()}")
-    init_default_scope(cfg.get("default_scope", "mmdet"))
-    detector = MODELS.build(cfg.model)
-    try:
-        load_checkpoint(detector, checkpoint, map_location="cpu", strict=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{checkpoint} does not fit the model or is damaged: {reason}") from error
-    return Network(detector, backbone).eval()
+    return Network(load_model(cfg, checkpoint), backbone).eval()
 
 
 def export(network: Network, format: str, out: str) -> float:

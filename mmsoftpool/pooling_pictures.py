@@ -14,11 +14,9 @@ import torch
 from matplotlib.patches import Rectangle
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.dataset import Compose
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import load_checkpoint
 from torch import Tensor
 
-from .apis import UserError
+from .apis import UserError, load_model
 from .models.pooling import METHODS
 from .ops.functional import check_pooling, soft_pool2d
 from .ops.reference import Windows
@@ -210,16 +208,7 @@ def stem_activations(cfg, checkpoint: str, image_file: str) -> tuple[np.ndarray,
         raise UserError(
             f"{cfg.filename} has no test_dataloader, whose pipeline would prepare the image"
         )
-    if not Path(checkpoint).is_file():
-        raise UserError(f"no checkpoint at {Path(checkpoint).absolute()}")
-    init_default_scope("mmdet")
-    model = MODELS.build(cfg.model)
-    try:
-        load_checkpoint(model, checkpoint, map_location="cpu", strict=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{checkpoint} does not fit the model or is damaged: {reason}") from error
-    model.eval()
+    model = load_model(cfg, checkpoint)
     pool = getattr(model.backbone, "maxpool", None)
     if pool is None:
         raise UserError(

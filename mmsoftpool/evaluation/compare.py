@@ -243,6 +243,7 @@ class Comparison:
         axes.set(
             yticks=rows,
             yticklabels=METRICS,
+            ylim=(-0.6, len(METRICS) - 0.4),
             xlabel=f"{self.names[1]} minus {self.names[0]}, points",
             title=f"Differences with {self.confidence:.0%} intervals",
         )

@@ -113,7 +113,7 @@ def detect_test_dev(
         outfile_prefix=str(folder / "unfinished"),
     )
     runner = build_runner(cfg)
-    load_weights(runner, checkpoint)
+    load_weights(checkpoint, runner.load_checkpoint)
     dataset = runner.test_loop.dataloader.dataset
     classes, categories = dataset.metainfo["classes"], {c["name"] for c in info["categories"]}
     if set(classes) != categories:
