@@ -49,6 +49,8 @@ def test_commands_exist_with_their_options(path):
         tools = [word for word in words if word.startswith("tools/")]
         if tools:
             source = (ROOT / tools[0]).read_text() + common
+            if tools[0].endswith(".sh"):  # which hands its options on
+                source += (ROOT / tools[0].replace("dist_", "").replace(".sh", ".py")).read_text()
             for option in (
                 word for word in words[words.index(tools[0]) :] if word.startswith("--")
             ):

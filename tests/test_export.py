@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 
 from mmsoftpool import apis, export
 
@@ -31,7 +31,7 @@ def checkpoint(tmp_path_factory):
         cfg = apis.load_config(CONFIGS[name], SMALL.get(name))
         init_default_scope("mmdet")
         torch.manual_seed(0)
-        detector = export.MODELS.build(cfg.model)
+        detector = MODELS.build(cfg.model)
         path = tmp_path_factory.mktemp(name) / "epoch_1.pth"
         torch.save({"state_dict": detector.state_dict(), "meta": {}}, path)
         return cfg, str(path)

@@ -28,14 +28,9 @@ def main():
     tools = parser.add_subparsers(dest="what", required=True)
     detectors = tools.add_parser("detectors", help="COCO metrics with bootstrap intervals")
     detectors.add_argument("ann_file", help="annotations, as instances_val2017.json")
-    for model in "ab":
-        detectors.add_argument(
-            f"--{model}",
-            nargs="+",
-            required=True,
-            metavar="FILE.json",
-            help=f"results of model {model.upper()}, one file for each run",
-        )
+    several = dict(nargs="+", required=True, metavar="FILE.json")
+    detectors.add_argument("--a", help="results of model A, one file for each run", **several)
+    detectors.add_argument("--b", help="results of model B", **several)
     detectors.add_argument(
         "--iou-type", choices=["bbox", "segm"], default="bbox", help="(default: %(default)s)"
     )
