@@ -54,7 +54,8 @@ def test_commands_exist_with_their_options(path):
             for option in (
                 word for word in words[words.index(tools[0]) :] if word.startswith("--")
             ):
-                assert f'"{option}"' in source, command
+                # make_shapes.py makes its options in a loop over their names.
+                assert f'"{option}"' in source or f'"{option[2:]}"' in source, command
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
