@@ -37,6 +37,15 @@ for _module in (
 ):
     MODELS.register_module(module=_module, force=True)
 
+
+def _count_flops(inputs, outputs) -> int:
+    """mmengine's FLOP counter on the operator, as torch's; see mmsoftpool.ops.library."""
+    kernel_size = [value.toIValue() for value in inputs[1].node().inputs()]
+    return forward_flops(None, kernel_size, out_shape=outputs[0].type().sizes())
+
+
+complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS["mmsoftpool::soft_pool"] = _count_flops
+
 if importlib.util.find_spec("mmdet") is not None:
     import mmdet.registry
 
@@ -46,12 +55,3 @@ if importlib.util.find_spec("mmdet") is not None:
     for _name, _module in mmdet.registry.MODELS.module_dict.items():
         if _module.__module__.startswith(__name__):
             registry.MODELS.register_module(name=_name, module=_module)
-
-
-def _count_flops(inputs, outputs) -> int:
-    """mmengine's FLOP counter on the operator, as torch's; see mmsoftpool.ops.library."""
-    kernel_size = [value.toIValue() for value in inputs[1].node().inputs()]
-    return forward_flops(None, kernel_size, out_shape=outputs[0].type().sizes())
-
-
-complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS["mmsoftpool::soft_pool"] = _count_flops

@@ -8,17 +8,17 @@ import inspect
 from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 from mmdet.registry import MODELS
 
+#: The grid of the max pool that is replaced.
+_GRID = dict(kernel_size=3, stride=2, padding=1)
+
 
 class _StemPool:
     """Makes the pool after the first convolution of an mmdet ResNet a setting."""
 
-    def __init__(
-        self,
-        *args,
-        stem_pool=dict(type="SoftPool2d", kernel_size=3, stride=2, padding=1),
-        **kwargs,
-    ):
+    def __init__(self, *args, stem_pool=dict(type="SoftPool2d", **_GRID), **kwargs):
         super().__init__(*args, **kwargs)
+        if "kernel_size" not in stem_pool:
+            stem_pool = {**_GRID, **stem_pool}
         pool = stem_pool["type"]
         pool = MODELS.get(pool) if isinstance(pool, str) else pool
         if pool is not None and "channels" in inspect.signature(pool).parameters:
@@ -44,8 +44,9 @@ class SoftPoolResNet(_StemPool, ResNet):
         stem_pool (dict): Config of the pool in the stem, for ``MODELS.build``. Defaults to
             ``dict(type='SoftPool2d', kernel_size=3, stride=2, padding=1)``, the grid of the max
             pool that it replaces. ``dict(type='SoftPool2d', kernel_size=2, stride=2)`` is what the
-            authors' code does, ``dict(type='torch.nn.MaxPool2d', ...)`` what mmdet does. A pool
-            that takes ``channels`` is given the stem's.
+            authors' code does, ``dict(type='torch.nn.MaxPool2d')`` what mmdet does: without a
+            ``kernel_size`` the grid is the default's. A pool that takes ``channels`` is given the
+            stem's.
         **kwargs: As for mmdet's ResNet.
 
     Example:

@@ -44,6 +44,7 @@ def test_a_checkpoint_of_mmdets_resnet_loads_with_nothing_missing_or_left_over(t
     [
         ({}, (3, 2, 1)),
         (dict(stem_pool=dict(type="SoftPool2d", kernel_size=2, stride=2)), (2, 2)),
+        (dict(stem_pool=dict(type="SoftPool2d", gradient="paper")), (3, 2, 1)),  # the default grid
     ],
 )
 def test_forward_is_mmdets_with_the_pool_replaced(deep_stem, stem_pool, args):
