@@ -66,6 +66,16 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds how a run is trained, with MMDetection's names."""
+    parser.add_argument("--amp", action="store_true", help="train in mixed precision (needs a GPU)")
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate by true batch size / auto_scale_lr.base_batch_size",
+    )
+
+
 def load_config(
     path: str,
     cfg_options: dict | None = None,
@@ -160,6 +170,26 @@ def _dicts(*nodes) -> Iterator[dict]:
             yield from _dicts(*node.values())
         elif isinstance(node, (list, tuple)):
             yield from _dicts(*node)
+
+
+def coco_metrics(cfg: Config) -> list[str]:
+    """What a config's ``test_evaluator`` evaluates: ``'bbox'``, ``'segm'`` or both.
+
+    Raises:
+        UserError: If it is not one CocoMetric of those.
+    """
+    evaluator = cfg.get("test_evaluator")
+    if not isinstance(evaluator, dict) or evaluator.get("type") != "CocoMetric":
+        raise UserError(
+            f"{cfg.filename} must have one test_evaluator, a CocoMetric, got {evaluator}"
+        )
+    metrics = evaluator.get("metric", "bbox")
+    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    if not set(metrics) <= {"bbox", "segm"}:
+        raise UserError(
+            f"test_evaluator.metric of {cfg.filename} must be bbox or segm, got {metrics}"
+        )
+    return metrics
 
 
 def _check_checkpoint(path: str, what: str) -> None:
@@ -263,7 +293,7 @@ def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume=No
     cfg.custom_hooks = hooks
     # Workers live for an epoch, and then get new seeds; see EpochSeedHook.
     cfg.train_dataloader.persistent_workers = False
-    cfg.train_dataloader.worker_init_fn = dict(type="keep_torch_seed")
+    cfg.train_dataloader.setdefault("worker_init_fn", dict(type="keep_torch_seed"))
     runner = build_runner(cfg)
     try:
         runner.train()

@@ -25,6 +25,8 @@ class EpochSeedHook(Hook):
 
     def before_train(self, runner):
         # A resumed run without a seed of its own takes the checkpoint's, after its sampler is made.
+        if runner.cfg.get("randomness", {}).get("diff_rank_seed"):
+            return  # the ranks' seeds differ, and samplers that differ would draw images twice
         loader = runner.train_dataloader
         for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
             if hasattr(sampler, "seed"):

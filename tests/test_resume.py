@@ -5,12 +5,14 @@ import re
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from mmsoftpool.datasets.shapes import make_shapes
-from mmsoftpool.engine import find_good_checkpoint
+from mmsoftpool.engine import EpochSeedHook, find_good_checkpoint
 
 from .conftest import ROOT
 
@@ -84,6 +86,16 @@ def test_a_full_disk_is_reported_and_a_damaged_checkpoint_passed_over(
     assert f"{tmp_path}/epoch_2.pth is damaged or gone and is passed over" in result.stderr
     assert f"resuming from {tmp_path}/epoch_1.pth" in result.stdout
     assert torch.load(tmp_path / "epoch_3.pth", weights_only=False)["meta"]["epoch"] == 3
+
+
+@pytest.mark.parametrize("diff_rank_seed", [False, True])
+def test_all_ranks_draw_with_one_seed(diff_rank_seed):
+    # With diff_rank_seed mmengine adds the rank to runner.seed; this is rank 3's.
+    cfg = Config(dict(randomness=dict(diff_rank_seed=diff_rank_seed)))
+    sampler = SimpleNamespace(seed=7)
+    loader = SimpleNamespace(sampler=None, batch_sampler=SimpleNamespace(sampler=sampler))
+    EpochSeedHook().before_train(SimpleNamespace(cfg=cfg, seed=5 + 3, train_dataloader=loader))
+    assert sampler.seed == (7 if diff_rank_seed else 8)
 
 
 def test_find_good_checkpoint(tmp_path):

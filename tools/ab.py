@@ -41,12 +41,7 @@ def main():
         help="override settings of both configs, as in tools/train.py; data_root=DIR for your data",
     )
     parser.add_argument("--gpus", type=int, default=1, help="GPUs of a run (default: %(default)s)")
-    parser.add_argument("--amp", action="store_true", help="train in mixed precision (needs a GPU)")
-    parser.add_argument(
-        "--auto-scale-lr",
-        action="store_true",
-        help="scale the learning rate by true batch size / auto_scale_lr.base_batch_size",
-    )
+    apis.add_train_arguments(parser)
     parser.add_argument(
         "--resamples",
         type=int,

@@ -14,12 +14,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="config file")
-    parser.add_argument("--amp", action="store_true", help="train in mixed precision (needs a GPU)")
-    parser.add_argument(
-        "--auto-scale-lr",
-        action="store_true",
-        help="scale the learning rate by true batch size / auto_scale_lr.base_batch_size",
-    )
+    apis.add_train_arguments(parser)
     parser.add_argument(
         "--resume",
         nargs="?",

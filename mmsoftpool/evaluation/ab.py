@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
-from ..apis import UserError, load_config
+from ..apis import UserError, coco_metrics, load_config
 from ..engine import find_good_checkpoint
 from .compare import Comparison, compare_detections
 
@@ -121,13 +121,7 @@ def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[
         The annotation file and the metrics of its evaluation.
     """
     cfg = load_config(config, _parse_options(cfg_options), work_dir=str(folder))
-    evaluator = cfg.get("test_evaluator")
-    if not isinstance(evaluator, dict) or evaluator.get("type") != "CocoMetric":
-        raise UserError(f"{config} must have one test_evaluator, a CocoMetric, got {evaluator}")
-    metrics = evaluator.get("metric", "bbox")
-    metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    if not set(metrics) <= {"bbox", "segm"}:
-        raise UserError(f"test_evaluator.metric of {config} must be bbox or segm, got {metrics}")
+    metrics = tuple(coco_metrics(cfg))
     noted, settings = folder / "config.py", cfg.pretty_text
     if not noted.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +134,7 @@ def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[
             f"{folder} holds runs of {config} with other settings; name another --work-dir or "
             "delete it. The change: " + " ".join(list(changes)[2:])
         )
-    return evaluator.ann_file, metrics
+    return cfg.test_evaluator.ann_file, metrics
 
 
 def _parse_options(cfg_options: list[str]) -> dict:

@@ -13,7 +13,7 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.runner import Runner
 from rich.progress import track
 
-from ..apis import UserError, build_runner, load_weights
+from ..apis import UserError, build_runner, coco_metrics, load_weights
 
 #: Images of the whole test-dev2017.
 TEST_DEV_IMAGES = 20288
@@ -94,8 +94,7 @@ def detect_test_dev(
             f"{Path(image_dir).absolute()}, for example {missing[0]}; "
             "they are in test2017.zip of https://cocodataset.org/#download"
         )
-    metrics = cfg.test_evaluator.get("metric", "bbox")
-    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    metrics = coco_metrics(cfg)
     folder = Path(cfg.work_dir, "test-dev")
 
     cfg.test_dataloader.dataset.update(

@@ -113,6 +113,10 @@ def test_refuses_data_that_is_not_test_devs(coco_root, mask_rcnn, small, tmp_pat
     good = annotations / "image_info_test-dev2017.json"
     assert "--name must be" in refusal(good, name="a b")
     assert "no checkpoint at" in refusal(good, checkpoint=tmp_path / "none.pth")
+    several = small()
+    several.test_evaluator = [several.test_evaluator]
+    with pytest.raises(apis.UserError, match="must have one test_evaluator, a CocoMetric"):
+        detect_test_dev(several, str(mask_rcnn), "test", good, coco_root / "test2017")
     info = json.loads(good.read_text())
     info["categories"][0]["name"] = "martian"
     (tmp_path / "other.json").write_text(json.dumps(info))
