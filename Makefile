@@ -17,8 +17,8 @@ CSRC   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 env: $(VENV)/.built
 
-$(VENV)/.installed: constraints.txt pyproject.toml tools/setup_env.sh
-	PYTHON=$(PYTHON) tools/setup_env.sh $(VENV)
+$(VENV)/.installed: constraints.txt pyproject.toml scripts/setup_env.sh
+	PYTHON=$(PYTHON) scripts/setup_env.sh $(VENV)
 	touch $@
 
 $(VENV)/.built: $(VENV)/.installed setup.py $(CSRC)

@@ -2,6 +2,6 @@
 
 import sys
 
-from .collect_env import main
+from .environment import main
 
 sys.exit(main())

@@ -15,7 +15,7 @@ from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from .apis import UserError, load_model
+from .engine import load_model
 
 FORMATS = ("onnx", "pt2")
 #: Largest difference from PyTorch that is allowed, as a share of the largest output above 1.
@@ -33,7 +33,7 @@ class Network(nn.Module):
         backbone: Whether to take the backbone alone. Defaults to False.
 
     Raises:
-        UserError: If it is neither a single-stage nor a two-stage detector.
+        ValueError: If it is neither a single-stage nor a two-stage detector.
     """
 
     def __init__(self, detector: nn.Module, backbone: bool = False):
@@ -42,7 +42,7 @@ class Network(nn.Module):
         if not (
             backbone or single or (isinstance(detector, TwoStageDetector) and detector.with_rpn)
         ):
-            raise UserError(
+            raise ValueError(
                 f"{type(detector).__name__} is neither a single-stage detector nor a two-stage one "
                 "with an RPN; --backbone exports its backbone alone"
             )
@@ -86,7 +86,7 @@ def build_network(cfg: Config, checkpoint: str, backbone: bool = False) -> Netwo
     """The network of a config with the weights of a checkpoint, ready for inference on the CPU.
 
     Raises:
-        UserError: If the checkpoint is missing or does not fit.
+        ValueError: If the checkpoint is missing or does not fit.
     """
     return Network(load_model(cfg, checkpoint), backbone).eval()
 
@@ -103,20 +103,20 @@ def export(network: Network, format: str, out: str) -> float:
         The largest absolute difference of any output from PyTorch's.
 
     Raises:
-        UserError: If a package is missing, or the file disagrees with PyTorch.
+        ValueError: If a package is missing, or the file disagrees with PyTorch.
     """
     if format not in FORMATS:
-        raise UserError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     if format == "onnx":
         missing = [
             n for n in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(n)
         ]
         if missing:
-            raise UserError(
+            raise ValueError(
                 f"--format onnx needs {', '.join(missing)}: pip install 'mmsoftpool[export]'"
             )
     if not Path(out).parent.is_dir():
-        raise UserError(f"no folder {Path(out).absolute().parent} for --out")
+        raise ValueError(f"no folder {Path(out).absolute().parent} for --out")
     partial = f"{out}.partial"
     example = torch.randn(_EXAMPLE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -166,7 +166,7 @@ def _write_onnx(program, axes: dict, path: str, names: list[str]) -> None:
     }
     if foreign or model.functions:
         foreign |= {function.name for function in model.functions}
-        raise UserError(f"not standard ONNX operators: {', '.join(sorted(foreign))}")
+        raise ValueError(f"not standard ONNX operators: {', '.join(sorted(foreign))}")
 
 
 def _compare(network: Network, format: str, path: str) -> float:
@@ -187,7 +187,7 @@ def _compare(network: Network, format: str, path: str) -> float:
             difference = (got - expected).abs().max().item()
             allowed = TOLERANCE * max(1.0, expected.abs().max().item())
             if got.shape != expected.shape or not difference <= allowed:
-                raise UserError(
+                raise ValueError(
                     f"the exported {name} is not PyTorch's for an image of {shape}: off by "
                     f"{difference:.2g}, {allowed:.2g} is allowed"
                 )

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 import torch
 
-from .conftest import ROOT
+from .common import ROOT
 
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 

@@ -8,7 +8,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from .conftest import ROOT
+from .common import ROOT
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -34,7 +34,7 @@ def test_python_runs_and_configs_build(path, tmp_path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_exist_with_their_options(path):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    common = (ROOT / "mmsoftpool" / "apis.py").read_text()
+    common = (ROOT / "mmsoftpool" / "engine.py").read_text()
     commands = [
         line for block in blocks(path, "sh") for line in block.replace("\\\n", " ").splitlines()
     ]

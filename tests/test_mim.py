@@ -7,7 +7,7 @@ import pytest
 import yaml
 from mmengine.registry import MODELS, Registry
 
-from .conftest import ROOT
+from .common import ROOT
 
 METAFILE = yaml.safe_load((ROOT / "configs" / "metafile.yml").read_text())
 

@@ -9,11 +9,11 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
-from mmsoftpool import apis
+from mmsoftpool import engine
 from mmsoftpool.datasets.shapes import make_shapes
 
-from .conftest import ROOT
-from .test_apis import SMALL
+from .common import ROOT
+from .engine.test_runner import SMALL
 
 DEMO = "configs/demo_retinanet_softpool.py"
 
@@ -89,7 +89,7 @@ class TestDemo:
             assert (run_dir / "run" / name).stat().st_size > 10_000
 
     def test_a_max_pool_detectors_checkpoint_evaluates_with_soft_pool(self, run_script, run_dir):
-        max_pool = apis.load_config(str(ROOT / "configs/demo_retinanet_maxpool.py"))
+        max_pool = engine.load_config(str(ROOT / "configs/demo_retinanet_maxpool.py"))
         init_default_scope("mmdet")
         model = MODELS.build(max_pool.model)
         assert type(model.backbone.maxpool) is torch.nn.MaxPool2d

@@ -8,17 +8,14 @@ Example: python tools/ab.py configs/demo_retinanet_maxpool.py configs/demo_retin
              --seeds 0 1 2 3 4
 """
 
-import argparse
 from pathlib import Path
 
-from mmsoftpool import apis
+from mmsoftpool import cli
 from mmsoftpool.evaluation.ab import compare_configs
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser():
+    parser = cli.make_parser(__doc__)
     parser.add_argument("config_a", help="config file, the baseline")
     parser.add_argument("config_b", help="config file that is compared with it")
     parser.add_argument(
@@ -41,14 +38,17 @@ def main():
         help="override settings of both configs, as in tools/train.py; data_root=DIR for your data",
     )
     parser.add_argument("--gpus", type=int, default=1, help="GPUs of a run (default: %(default)s)")
-    apis.add_train_arguments(parser)
+    cli.add_train_arguments(parser)
     parser.add_argument(
         "--resamples",
         type=int,
         default=1000,
         help="bootstrap samples of the comparison (default: %(default)s)",
     )
-    args = parser.parse_args()
+    return parser
+
+
+def main(args):
     names = [Path(config).stem for config in (args.config_a, args.config_b)]
     work_dir = args.work_dir or Path("work_dirs", "_vs_".join(names))
     train_arguments = [
@@ -71,4 +71,4 @@ def main():
 
 
 if __name__ == "__main__":
-    apis.run_tool(main)
+    cli.run(main, make_parser())

@@ -17,7 +17,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mmsoftpool import apis, benchmark
+from mmsoftpool import cli
+from mmsoftpool.analysis import benchmark
 
 
 def kernel(text: str) -> tuple[int, int, int]:
@@ -161,10 +162,8 @@ def run_model(args) -> list[dict]:
     return rows
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser():
+    parser = cli.make_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     op = commands.add_parser("op", help="SoftPool's operator and what can stand in for it")
     pooling = commands.add_parser(
@@ -198,10 +197,13 @@ def main():
         command.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
         command.add_argument("--rounds", type=int, default=15, help="rounds (default: %(default)s)")
         command.add_argument("--json", metavar="FILE", help="file for all numbers")
-    args = parser.parse_args()
+    return parser
+
+
+def main(args):
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise apis.UserError("--device cuda: torch sees no GPU")
+        raise ValueError("--device cuda: torch sees no GPU")
     if args.threads:
         torch.set_num_threads(args.threads)
     run = {"op": run_op, "pooling": run_pooling, "model": run_model}[args.command]
@@ -218,4 +220,4 @@ def main():
 
 
 if __name__ == "__main__":
-    apis.run_tool(main)
+    cli.run(main, make_parser())

@@ -13,18 +13,15 @@ Example: python tools/compare.py detectors data/coco/annotations/instances_val20
          python tools/compare.py classifiers --counts 31838 3795 3011 11356
 """
 
-import argparse
 from pathlib import Path
 
-from mmsoftpool import apis
-from mmsoftpool.evaluation.compare import compare_detections
+from mmsoftpool import cli
+from mmsoftpool.evaluation.comparison import compare_detections
 from mmsoftpool.evaluation.mcnemar import McNemar, compare_predictions
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser():
+    parser = cli.make_parser(__doc__)
     tools = parser.add_subparsers(dest="what", required=True)
     detectors = tools.add_parser("detectors", help="COCO metrics with bootstrap intervals")
     detectors.add_argument("ann_file", help="annotations, as instances_val2017.json")
@@ -58,34 +55,34 @@ def main():
             "--names", nargs=2, default=["A", "B"], metavar=("A", "B"), help="of the models"
         )
         sub.add_argument("--markdown", metavar="FILE.md", help="write the table to a file too")
-    args = parser.parse_args()
-    try:
-        if args.what == "detectors":
-            comparison = compare_detections(
-                args.ann_file,
-                args.a,
-                args.b,
-                names=tuple(args.names),
-                iou_type=args.iou_type,
-                resamples=args.resamples,
-                confidence=args.confidence,
-                seed=args.seed,
-            )
-            if args.plot:
-                comparison.plot(args.plot)
-            text = comparison.markdown()
-        elif args.counts and not args.files:
-            text = McNemar(*args.counts).report(tuple(args.names))
-        elif len(args.files) == 2 and not args.counts:
-            text = compare_predictions(*args.files).report(tuple(args.names))
-        else:
-            classifiers.error("give two prediction files, or --counts")
-    except ValueError as error:
-        raise apis.UserError(str(error)) from error
+    return parser
+
+
+def main(args):
+    if args.what == "detectors":
+        comparison = compare_detections(
+            args.ann_file,
+            args.a,
+            args.b,
+            names=tuple(args.names),
+            iou_type=args.iou_type,
+            resamples=args.resamples,
+            confidence=args.confidence,
+            seed=args.seed,
+        )
+        if args.plot:
+            comparison.plot(args.plot)
+        text = comparison.markdown()
+    elif args.counts and not args.files:
+        text = McNemar(*args.counts).report(tuple(args.names))
+    elif len(args.files) == 2 and not args.counts:
+        text = compare_predictions(*args.files).report(tuple(args.names))
+    else:
+        raise ValueError("give two prediction files, or --counts")
     print(text, end="")
     if args.markdown:
         Path(args.markdown).write_text(text)
 
 
 if __name__ == "__main__":
-    apis.run_tool(main)
+    cli.run(main, make_parser())

@@ -4,16 +4,12 @@
 Example: python tools/convert_checkpoint.py resnet50.pth.tar resnet50_softpool.pth
 """
 
-import argparse
-
-from mmsoftpool import apis
-from mmsoftpool.checkpoint import ARCHITECTURES, WINDOWS, convert_checkpoint
+from mmsoftpool import cli
+from mmsoftpool.convert import ARCHITECTURES, WINDOWS, convert_checkpoint
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser():
+    parser = cli.make_parser(__doc__)
     parser.add_argument("source", metavar="IN", help="the authors' checkpoint")
     parser.add_argument("target", metavar="OUT", help="file to write, with the weights alone")
     parser.add_argument(
@@ -34,10 +30,13 @@ def main():
         action="store_true",
         help="run code that the file may contain; only for a file from people that you trust",
     )
-    args = parser.parse_args()
+    return parser
+
+
+def main(args):
     lines = convert_checkpoint(**vars(args))
     print(f"wrote {args.target}; a detector's config starts from it with\n\n{lines}", end="")
 
 
 if __name__ == "__main__":
-    apis.run_tool(main)
+    cli.run(main, make_parser())

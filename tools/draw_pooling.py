@@ -10,20 +10,18 @@ Examples:
       --checkpoint work_dirs/demo_retinanet_softpool/epoch_16.pth --out stem.png
 """
 
-import argparse
 import os
 
 from mmengine.config import DictAction
 
-from mmsoftpool import apis, pooling_pictures
-from mmsoftpool.models.pooling import METHODS
-from mmsoftpool.similarity import read_image
+from mmsoftpool import cli, engine
+from mmsoftpool.analysis.similarity import read_image
+from mmsoftpool.models.pooling_methods import METHODS
+from mmsoftpool.visualization import pooling as pooling_pictures
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser():
+    parser = cli.make_parser(__doc__)
     parser.add_argument("image", help="image file")
     parser.add_argument(
         "--out",
@@ -60,23 +58,26 @@ def main():
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE",
         help="override settings of the config",
     )  # fmt: skip
-    args = parser.parse_args()
+    return parser
+
+
+def main(args):
     folder, suffix = os.path.dirname(args.out) or ".", os.path.splitext(args.out)[1].lower()
     if not os.path.isdir(folder) or suffix not in (".png", ".jpg", ".jpeg", ".pdf"):
-        raise apis.UserError(
+        raise ValueError(
             f"--out must be a .png, .jpg or .pdf file in a folder that exists, got {args.out}"
         )
     if not os.path.isfile(args.image):
-        raise apis.UserError(f"no image at {os.path.abspath(args.image)}")
+        raise ValueError(f"no image at {os.path.abspath(args.image)}")
     image = read_image(args.image)
     if image is None:
-        raise apis.UserError(f"{args.image} is not an image")
+        raise ValueError(f"{args.image} is not an image")
     if bool(args.config) != bool(args.checkpoint):
-        raise apis.UserError("--config and --checkpoint go together")
+        raise ValueError("--config and --checkpoint go together")
     if args.scale <= 0 or args.columns < 1 or args.channels < 1:
-        raise apis.UserError("--scale, --columns and --channels must be positive")
+        raise ValueError("--scale, --columns and --channels must be positive")
     if args.config:
-        cfg = apis.load_config(args.config, args.cfg_options)
+        cfg = engine.load_config(args.config, args.cfg_options)
         shown, activations, pooling = pooling_pictures.stem_activations(
             cfg, args.checkpoint, args.image
         )
@@ -90,4 +91,4 @@ def main():
 
 
 if __name__ == "__main__":
-    apis.run_tool(main)
+    cli.run(main, make_parser())

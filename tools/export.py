@@ -8,20 +8,17 @@ PyTorch before it is kept.
 Example: python tools/export.py configs/retinanet_r50_softpool.py epoch_12.pth --format onnx
 """
 
-import argparse
 import logging
 import warnings
 from pathlib import Path
 
 from mmengine.config import DictAction
 
-from mmsoftpool import apis
+from mmsoftpool import cli, engine
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser():
+    parser = cli.make_parser(__doc__)
     parser.add_argument("config", help="config file")
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument(
@@ -36,9 +33,12 @@ def main():
         "--out", help="file to write; defaults to the checkpoint's with the format's ending"
     )
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
-    args = parser.parse_args()
+    return parser
 
-    cfg = apis.load_config(args.config, args.cfg_options)
+
+def main(args):
+
+    cfg = engine.load_config(args.config, args.cfg_options)
     from mmsoftpool import export
 
     network = export.build_network(cfg, args.checkpoint, args.backbone)
@@ -55,4 +55,4 @@ def main():
 
 
 if __name__ == "__main__":
-    apis.run_tool(main)
+    cli.run(main, make_parser())

@@ -5,14 +5,14 @@ the SoftPool paper: mean SSIM and PSNR (dB) beside the paper's, per image in a C
 Example: python tools/image_similarity.py photos/ --kernel 2 3 5 --csv photos.csv --plot photos.png
 """
 
-import argparse
 import os
 
 from rich.console import Console
 from rich.table import Table
 
-from mmsoftpool import apis, similarity
-from mmsoftpool.models.pooling import METHODS
+from mmsoftpool import cli
+from mmsoftpool.analysis import similarity
+from mmsoftpool.models.pooling_methods import METHODS
 
 
 def number(value: float | None, metric: str) -> str:
@@ -64,10 +64,8 @@ def show(rows: list[dict], console: Console) -> None:
             print(text)
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser():
+    parser = cli.make_parser(__doc__)
     parser.add_argument("folder", help="folder with images")
     parser.add_argument(
         "--kernel", nargs="+", type=int, default=[2, 3, 5], help="kernel sizes and strides"
@@ -98,14 +96,17 @@ def main():
         help="keep what --csv has already with the same settings, and add what is missing",
     )  # fmt: skip
     parser.add_argument("--plot", metavar="FILE", help="picture of the means")
-    args = parser.parse_args()
+    return parser
+
+
+def main(args):
     if args.scale <= 0:
-        raise apis.UserError(f"--scale must be positive, got {args.scale}")
+        raise ValueError(f"--scale must be positive, got {args.scale}")
     for path in filter(None, (args.csv, args.plot)):
         if not os.path.isdir(os.path.dirname(path) or "."):
-            raise apis.UserError(f"no folder {os.path.dirname(path)} to write {path} into")
+            raise ValueError(f"no folder {os.path.dirname(path)} to write {path} into")
     if args.resume and not args.csv:
-        raise apis.UserError("--resume needs --csv, the file of the run that goes on")
+        raise ValueError("--resume needs --csv, the file of the run that goes on")
     rows, skipped = similarity.image_similarity(
         args.folder, args.kernel, args.methods, args.match, args.scale, args.expectation, args.seed,
         args.csv, args.resume,
@@ -121,4 +122,4 @@ def main():
 
 
 if __name__ == "__main__":
-    apis.run_tool(main)
+    cli.run(main, make_parser())

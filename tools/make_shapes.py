@@ -4,16 +4,12 @@
 Example: python tools/make_shapes.py data/shapes
 """
 
-import argparse
-
-from mmsoftpool import apis
+from mmsoftpool import cli
 from mmsoftpool.datasets.shapes import make_shapes
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser():
+    parser = cli.make_parser(__doc__)
     parser.add_argument("root", help="folder for the data set")
     for name, default, help in (
         ("train", 800, "number of training images"),
@@ -24,12 +20,12 @@ def main():
         parser.add_argument(
             f"--{name}", type=int, default=default, help=f"{help} (default: %(default)s)"
         )
-    args = parser.parse_args()
-    try:
-        make_shapes(**vars(args))
-    except (ValueError, OSError) as error:
-        raise apis.UserError(str(error)) from error
+    return parser
+
+
+def main(args):
+    make_shapes(**vars(args))
 
 
 if __name__ == "__main__":
-    apis.run_tool(main)
+    cli.run(main, make_parser())

@@ -5,15 +5,11 @@ Example: python tools/test.py configs/retinanet_r50_softpool.py \\
              work_dirs/retinanet_r50_softpool/epoch_12.pth --show-dir pictures
 """
 
-import argparse
-
-from mmsoftpool import apis
+from mmsoftpool import cli, engine
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser():
+    parser = cli.make_parser(__doc__)
     parser.add_argument("config", help="config file")
     parser.add_argument("checkpoint", help="checkpoint file or URL")
     parser.add_argument("--out", metavar="FILE.pkl", help="pickle file for the predictions")
@@ -24,11 +20,14 @@ def main():
     parser.add_argument(
         "--wait-time", type=float, default=2, help="seconds per window (default: %(default)s)"
     )
-    apis.add_common_arguments(parser)
-    args = parser.parse_args()
-    cfg = apis.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
-    apis.test(cfg, args.checkpoint, args.out, args.show, args.show_dir, args.wait_time)
+    cli.add_common_arguments(parser)
+    return parser
+
+
+def main(args):
+    cfg = engine.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    engine.test(cfg, args.checkpoint, args.out, args.show, args.show_dir, args.wait_time)
 
 
 if __name__ == "__main__":
-    apis.run_tool(main)
+    cli.run(main, make_parser())

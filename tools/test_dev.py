@@ -10,17 +10,14 @@ Example: python tools/test_dev.py configs/retinanet_r50_softpool.py \\
          python tools/test_dev.py --check detections_test-dev2017_softpool_results.zip
 """
 
-import argparse
 from pathlib import Path
 
-from mmsoftpool import apis
-from mmsoftpool.evaluation.test_dev import check_submission, detect_test_dev
+from mmsoftpool import cli, engine
+from mmsoftpool.evaluation.submission import check_submission, detect_test_dev
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser():
+    parser = cli.make_parser(__doc__)
     parser.add_argument("config", nargs="?", help="config file")
     parser.add_argument("checkpoint", nargs="?", help="checkpoint file or URL")
     parser.add_argument("--check", metavar="FILE", help="check this .json or .zip and do no more")
@@ -48,13 +45,16 @@ def main():
         metavar="N",
         help="for --check: images that may be without a detection (default: %(default)s)",
     )
-    apis.add_common_arguments(parser)
-    args = parser.parse_args()
+    cli.add_common_arguments(parser)
+    return parser
+
+
+def main(args):
     if not args.check and not (args.config and args.checkpoint):
-        parser.error("give a config and a checkpoint, or --check FILE")
+        raise ValueError("give a config and a checkpoint, or --check FILE")
     data_root = "data/coco"
     if args.config:
-        cfg = apis.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+        cfg = engine.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
         data_root = cfg.test_dataloader.dataset.get("data_root") or data_root
     ann_file = args.ann_file or Path(data_root, "annotations", "image_info_test-dev2017.json")
     if args.check:
@@ -73,4 +73,4 @@ def main():
 
 
 if __name__ == "__main__":
-    apis.run_tool(main)
+    cli.run(main, make_parser())

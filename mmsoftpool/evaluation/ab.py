@@ -12,9 +12,8 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
-from ..apis import UserError, coco_metrics, load_config
-from ..engine import find_good_checkpoint
-from .compare import Comparison, compare_detections
+from ..engine import coco_metrics, find_good_checkpoint, load_config
+from .comparison import Comparison, compare_detections
 
 
 @dataclass(frozen=True)
@@ -73,23 +72,23 @@ def compare_configs(
         ``work_dir/comparison_METRIC.md`` and ``.png``.
 
     Raises:
-        UserError: If the two cannot be compared, the folder holds runs with other settings, or a
+        ValueError: If the two cannot be compared, the folder holds runs with other settings, or a
             run fails.
     """
     if len(set(seeds)) != len(seeds) or min(seeds, default=-1) < 0:
-        raise UserError(f"--seeds must be different numbers from 0 on, got {list(seeds)}")
+        raise ValueError(f"--seeds must be different numbers from 0 on, got {list(seeds)}")
     if gpus < 1:
-        raise UserError(f"--gpus must be at least 1, got {gpus}")
+        raise ValueError(f"--gpus must be at least 1, got {gpus}")
     names = tuple(Path(config).stem for config in (config_a, config_b))
     if names[0] == names[1]:
-        raise UserError(f"the two configs must have different names, got {names[0]} twice")
+        raise ValueError(f"the two configs must have different names, got {names[0]} twice")
     work_dir = Path(work_dir)
     evaluations = [
         _check_settings(config, list(cfg_options), work_dir / name)
         for config, name in zip((config_a, config_b), names, strict=True)
     ]
     if evaluations[0] != evaluations[1]:
-        raise UserError(
+        raise ValueError(
             f"{config_a} and {config_b} must be evaluated alike, got (annotations, metrics) "
             f"{evaluations[0]} and {evaluations[1]}"
         )
@@ -130,7 +129,7 @@ def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[
         changes = difflib.unified_diff(
             noted.read_text().splitlines(), settings.splitlines(), n=0, lineterm=""
         )
-        raise UserError(
+        raise ValueError(
             f"{folder} holds runs of {config} with other settings; name another --work-dir or "
             "delete it. The change: " + " ".join(list(changes)[2:])
         )
@@ -141,7 +140,7 @@ def _parse_options(cfg_options: list[str]) -> dict:
     """Reads ``key=value`` as the tools' ``--cfg-options`` does."""
     for option in cfg_options:
         if "=" not in option:
-            raise UserError(f"--cfg-options must be KEY=VALUE, got {option}")
+            raise ValueError(f"--cfg-options must be KEY=VALUE, got {option}")
     if not cfg_options:
         return {}
     parser = argparse.ArgumentParser()
@@ -169,7 +168,7 @@ def _run_all(runs: list[_Run], tools: Path, cfg_options, train_arguments, gpus) 
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise UserError(
+                raise ValueError(
                     f"{run.folder} is being run by another process; wait for it or end it"
                 ) from error
             _train_and_test(run, title, tools, cfg_options, train_arguments, gpus, lock)
@@ -187,7 +186,7 @@ def _train_and_test(run, title, tools, cfg_options, train_arguments, gpus, lock)
     _execute([*train, *arguments, *options], run, title, lock)
     checkpoint, _ = find_good_checkpoint(run.folder)
     if checkpoint is None:
-        raise UserError(f"{run.name} has left no checkpoint in {run.folder}")
+        raise ValueError(f"{run.name} has left no checkpoint in {run.folder}")
     test = [*launch, str(tools / "test.py"), run.config, checkpoint]
     unfinished = run.folder / "unfinished"
     options.append(f"test_evaluator.outfile_prefix={unfinished}")
@@ -218,11 +217,11 @@ def _execute(command: list[str], run: _Run, title: str, lock) -> None:
                         print(f"[{title}]{progress.rstrip()}", flush=True)
             except KeyboardInterrupt:
                 process.wait()  # it was interrupted too
-                raise UserError("interrupted; the same command goes on from here") from None
+                raise ValueError("interrupted; the same command goes on from here") from None
     if process.returncode != 0:
         last = "".join(path.read_text(errors="replace").splitlines(keepends=True)[-15:])
         print(last, file=sys.stderr)
-        raise UserError(
+        raise ValueError(
             f"{run.name} failed with exit status {process.returncode}, see above and {path}; the "
             "same command goes on from its last checkpoint"
         )

@@ -6,7 +6,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope, init_default_scope
 from torch import nn
 
-from mmsoftpool import SoftPool2d, apis, replace_pooling
+from mmsoftpool import SoftPool2d, engine, replace_pooling
 
 RES2NET = dict(type="Res2Net", depth=50, frozen_stages=1, norm_eval=True)
 BACKBONES = {
@@ -93,7 +93,7 @@ def test_any_detectors_config_by_one_line(tmp_path):
         '    _delete_=True, type="SoftPoolBackbone", backbone={{_base_.model.backbone}}\n'
         "))\n"
     )
-    cfg = apis.load_config(str(path))
+    cfg = engine.load_config(str(path))
     assert Config.fromfile(path).model.backbone.backbone.depth == 101
     cfg.model.backbone.backbone.update(depth=50, init_cfg=None)
     init_default_scope("mmdet")

@@ -17,8 +17,8 @@ import torch._functorch.config as functorch_config
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ops import reference, soft_pool2d
-from .ops.functional import check_pooling
+from ..ops import reference, soft_pool2d
+from ..ops.functional import check_pooling
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -69,7 +69,7 @@ def methods(
     """The pooling methods of the paper's Table 3 as modules, in training mode."""
     from mmengine.registry import MODELS
 
-    from .models.pooling import METHODS
+    from ..models.pooling_methods import METHODS
 
     kernel_size, stride, padding = pooling
     modules = {}
@@ -148,8 +148,8 @@ def peak_memory(function: Callable[[], object], device: str) -> int:
 
 def environment(device: str) -> dict[str, object]:
     """What a number depends on: machine, versions, threads."""
-    from . import __version__
-    from .ops.library import BACKENDS
+    from .. import __version__
+    from ..ops.library import BACKENDS
 
     return dict(
         device=torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
@@ -278,7 +278,7 @@ def benchmark_models(
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import init_default_scope
 
-    from .apis import load_config
+    from ..engine import load_config
 
     train, inference, rows = {}, {}, []
     init_default_scope("mmdet")

@@ -8,11 +8,11 @@ import pytest
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-from mmsoftpool import apis
-from mmsoftpool.evaluation import test_dev
-from mmsoftpool.evaluation.test_dev import check_submission, detect_test_dev
+from mmsoftpool import engine
+from mmsoftpool.evaluation import submission as test_dev
+from mmsoftpool.evaluation.submission import check_submission, detect_test_dev
 
-from ..test_apis import SMALL, config
+from ..engine.test_runner import SMALL, config
 
 # Everything that random weights find, of few proposals.
 OPTIONS = {**SMALL, "model.test_cfg.rcnn.score_thr": 0.0, "model.test_cfg.rpn.max_per_img": 20}
@@ -26,7 +26,7 @@ def mask_rcnn(coco_root, tmp_path_factory):
     from mmengine.registry import init_default_scope
     from mmengine.runner import save_checkpoint
 
-    cfg = apis.load_config(config("mask_rcnn_r34_softpool"))
+    cfg = engine.load_config(config("mask_rcnn_r34_softpool"))
     init_default_scope("mmdet")
     path = tmp_path_factory.mktemp("weights") / "epoch_1.pth"
     save_checkpoint(dict(state_dict=MODELS.build(cfg.model).state_dict()), str(path))
@@ -39,7 +39,7 @@ def small(coco_root, tmp_path):
 
     def load():
         options = {**OPTIONS, "data_root": str(coco_root)}
-        return apis.load_config(config("mask_rcnn_r34_softpool"), options, str(tmp_path))
+        return engine.load_config(config("mask_rcnn_r34_softpool"), options, str(tmp_path))
 
     return load
 
@@ -95,7 +95,7 @@ def test_goes_on_where_it_was_interrupted(coco_root, mask_rcnn, small, tmp_path,
 
     other = small()
     other.model.test_cfg.rcnn.max_per_img = 7
-    with pytest.raises(apis.UserError, match="has results of a run with another model"):
+    with pytest.raises(ValueError, match="has results of a run with another model"):
         detect_test_dev(other, *arguments, part_size=2)
 
 
@@ -103,7 +103,7 @@ def test_refuses_data_that_is_not_test_devs(coco_root, mask_rcnn, small, tmp_pat
     annotations = coco_root / "annotations"
 
     def refusal(ann_file, image_dir=coco_root / "test2017", name="test", checkpoint=mask_rcnn):
-        with pytest.raises(apis.UserError) as error:
+        with pytest.raises(ValueError) as error:
             detect_test_dev(small(), str(checkpoint), name, ann_file, image_dir)
         return str(error.value)
 
@@ -115,7 +115,7 @@ def test_refuses_data_that_is_not_test_devs(coco_root, mask_rcnn, small, tmp_pat
     assert "no checkpoint at" in refusal(good, checkpoint=tmp_path / "none.pth")
     several = small()
     several.test_evaluator = [several.test_evaluator]
-    with pytest.raises(apis.UserError, match="must have one test_evaluator, a CocoMetric"):
+    with pytest.raises(ValueError, match="must have one test_evaluator, a CocoMetric"):
         detect_test_dev(several, str(mask_rcnn), "test", good, coco_root / "test2017")
     info = json.loads(good.read_text())
     info["categories"][0]["name"] = "martian"
@@ -193,7 +193,7 @@ class TestCheck:
     def test_a_wrong_value(self, tmp_path, ann_file, key, value, message):
         detections = self.detections()
         detections[1][key] = value
-        with pytest.raises(apis.UserError, match=message):
+        with pytest.raises(ValueError, match=message):
             self.check(tmp_path, ann_file, detections)
 
     def test_what_is_missing_or_too_much(self, tmp_path, ann_file):
@@ -207,23 +207,23 @@ class TestCheck:
             ([1], "must be a list of dicts, got 1"),
             (dict(a=1), "must be a list of detections, got a dict"),
         ):
-            with pytest.raises(apis.UserError, match=message):
+            with pytest.raises(ValueError, match=message):
                 self.check(tmp_path, ann_file, detections)
         assert "1 of 2 images" in self.check(tmp_path, ann_file, [one], max_empty=1)
 
     def test_the_file_itself(self, tmp_path, ann_file):
-        with pytest.raises(apis.UserError, match="must be called detections_test-dev2017_NAME"):
+        with pytest.raises(ValueError, match="must be called detections_test-dev2017_NAME"):
             self.check(tmp_path, ann_file, self.detections(), name="results")
         self.check(tmp_path, ann_file, self.detections())
         path = tmp_path / f"{NAME}.json"
         path.write_text(path.read_text()[:-20])
-        with pytest.raises(apis.UserError, match="is damaged or cut off"):
+        with pytest.raises(ValueError, match="is damaged or cut off"):
             check_submission(path, ann_file)
         archive = path.with_suffix(".zip")
         with zipfile.ZipFile(archive, "w") as file:
             file.write(path, "folder/results.json")
-        with pytest.raises(apis.UserError, match=f"must hold {NAME}.json alone"):
+        with pytest.raises(ValueError, match=f"must hold {NAME}.json alone"):
             check_submission(archive, ann_file)
         archive.write_bytes(archive.read_bytes()[:50])
-        with pytest.raises(apis.UserError, match="is damaged or cut off"):
+        with pytest.raises(ValueError, match="is damaged or cut off"):
             check_submission(archive, ann_file)

@@ -13,7 +13,7 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.runner import Runner
 from rich.progress import track
 
-from ..apis import UserError, build_runner, coco_metrics, load_weights
+from ..engine import build_runner, coco_metrics, load_weights
 
 #: Images of the whole test-dev2017.
 TEST_DEV_IMAGES = 20288
@@ -29,22 +29,22 @@ def read_image_info(path) -> dict:
         path (str | Path): The file; it has images and categories, and no annotations.
 
     Raises:
-        UserError: If it is missing or is another kind of file.
+        ValueError: If it is missing or is another kind of file.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(
+        raise ValueError(
             f"no image list of test-dev at {path.absolute()}; it is in image_info_test2017.zip of "
             "https://cocodataset.org/#download; name it with --ann-file"
         )
     try:
         info = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON, or is cut off: {error}") from error
+        raise ValueError(f"{path} is not JSON, or is cut off: {error}") from error
     if not isinstance(info, dict) or not info.get("images") or not info.get("categories"):
-        raise UserError(f"{path} must have images and categories, as image_info_test-dev2017.json")
+        raise ValueError(f"{path} must have images and categories, as image_info_test-dev2017.json")
     if info.get("annotations"):
-        raise UserError(
+        raise ValueError(
             f"{path} has annotations, so it is not test-dev's image_info_test-dev2017.json"
         )
     return info
@@ -64,7 +64,7 @@ def detect_test_dev(
     on with the first part that is missing.
 
     Args:
-        cfg: The config, from :func:`mmsoftpool.apis.load_config`.
+        cfg: The config, from :func:`mmsoftpool.engine.load_config`.
         checkpoint: File or URL of the detector's weights.
         name: Of the algorithm, in the names of the files: letters, digits and ``_.-``.
         ann_file (str | Path): ``image_info_test-dev2017.json``.
@@ -77,19 +77,19 @@ def detect_test_dev(
         processes of a distributed run but the first.
 
     Raises:
-        UserError: If something is missing, does not fit, or the check finds a fault.
+        ValueError: If something is missing, does not fit, or the check finds a fault.
     """
     file_name = f"detections_test-dev2017_{name}_results"
     if not _FILE_NAME.fullmatch(file_name):
-        raise UserError(f"--name must be of letters, digits and _.- only, got {name!r}")
+        raise ValueError(f"--name must be of letters, digits and _.- only, got {name!r}")
     if part_size < 1:
-        raise UserError(f"--part-size must be at least 1, got {part_size}")
+        raise ValueError(f"--part-size must be at least 1, got {part_size}")
     info = read_image_info(ann_file)
     missing = [
         i["file_name"] for i in info["images"] if not Path(image_dir, i["file_name"]).exists()
     ]
     if missing:
-        raise UserError(
+        raise ValueError(
             f"{len(missing)} of the {len(info['images'])} images of {ann_file} are not in "
             f"{Path(image_dir).absolute()}, for example {missing[0]}; "
             "they are in test2017.zip of https://cocodataset.org/#download"
@@ -116,7 +116,7 @@ def detect_test_dev(
     dataset = runner.test_loop.dataloader.dataset
     classes, categories = dataset.metainfo["classes"], {c["name"] for c in info["categories"]}
     if set(classes) != categories:
-        raise UserError(
+        raise ValueError(
             f"the detector's {len(classes)} classes are not the {len(categories)} of {ann_file}: "
             f"{', '.join(sorted(set(classes) ^ categories)[:5])} ... are in one of them only"
         )
@@ -186,7 +186,7 @@ def _begin(folder: Path, cfg: Config, checkpoint: str, ann_file, part_size: int)
     earlier = json.loads(noted.read_text())
     changed = [key for key in settings if settings[key] != earlier.get(key)]
     if changed:
-        raise UserError(
+        raise ValueError(
             f"{folder} has results of a run with another {' and '.join(changed)}; delete it or "
             "name another --work-dir"
         )
@@ -229,16 +229,16 @@ def check_submission(path, ann_file, max_empty: int = 0) -> str:
         One line that says what the file has.
 
     Raises:
-        UserError: With all faults that were found, an example for each.
+        ValueError: With all faults that were found, an example for each.
     """
     path = Path(path)
     info = read_image_info(ann_file)
     detections = _read_submission(path)
     if not detections:
-        raise UserError(f"{path} has no detections")
+        raise ValueError(f"{path} has no detections")
     not_dicts = [d for d in detections if not isinstance(d, dict)]
     if not_dicts:
-        raise UserError(f"{path} must be a list of dicts, got {not_dicts[0]!r}")
+        raise ValueError(f"{path} must be a list of dicts, got {not_dicts[0]!r}")
     faults = _Faults(detections)
     kinds = [kind for kind in ("bbox", "segmentation") if kind in detections[0]]
     for key in ("image_id", "category_id", "score", *(kinds or ["bbox"])):
@@ -262,7 +262,7 @@ def check_submission(path, ann_file, max_empty: int = 0) -> str:
     faults.report(path)
     empty = sorted(images.keys() - set(ids.tolist()))
     if len(empty) > max_empty:
-        raise UserError(
+        raise ValueError(
             f"{path} has detections for {len(ids)} of {len(images)} images, the first without is "
             f"{empty[0]}; is the file cut off? (--max-empty {len(empty)} if the detector found "
             "nothing there)"
@@ -284,16 +284,16 @@ def check_submission(path, ann_file, max_empty: int = 0) -> str:
 
 def _read_submission(path: Path) -> list:
     if not path.is_file():
-        raise UserError(f"no file at {path.absolute()}")
+        raise ValueError(f"no file at {path.absolute()}")
     if not _FILE_NAME.fullmatch(path.stem) or path.suffix not in (".json", ".zip"):
-        raise UserError(
+        raise ValueError(
             f"the file must be called detections_test-dev2017_NAME_results.json or .zip, got {path}"
         )
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
                 if archive.namelist() != [f"{path.stem}.json"]:
-                    raise UserError(
+                    raise ValueError(
                         f"{path} must hold {path.stem}.json alone, got {archive.namelist()}"
                     )
                 content = archive.read(f"{path.stem}.json")
@@ -301,9 +301,9 @@ def _read_submission(path: Path) -> list:
             content = path.read_bytes()
         detections = json.loads(content)
     except (zipfile.BadZipFile, ValueError) as error:
-        raise UserError(f"{path} is damaged or cut off: {error}") from error
+        raise ValueError(f"{path} is damaged or cut off: {error}") from error
     if not isinstance(detections, list):
-        raise UserError(f"{path} must be a list of detections, got a {type(detections).__name__}")
+        raise ValueError(f"{path} must be a list of detections, got a {type(detections).__name__}")
     return detections
 
 
@@ -324,7 +324,7 @@ class _Faults:
 
     def report(self, path) -> None:
         if self.lines:
-            raise UserError(f"{path} is not fit for the server:\n  " + "\n  ".join(self.lines))
+            raise ValueError(f"{path} is not fit for the server:\n  " + "\n  ".join(self.lines))
 
 
 def _is_number(value) -> bool:

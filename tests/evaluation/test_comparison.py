@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mmsoftpool.datasets.shapes import make_shapes
-from mmsoftpool.evaluation.compare import METRICS, DetectionScores, compare_detections
+from mmsoftpool.evaluation.comparison import METRICS, DetectionScores, compare_detections
 
 
 def noisy_detections(coco: COCO, seed: int, jitter: float) -> list[dict]:

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmsoftpool import apis, soft_pool2d
+from mmsoftpool import engine, soft_pool2d
 from mmsoftpool.datasets.shapes import make_shapes
 from mmsoftpool.models import SoftPoolResNet
-from mmsoftpool.models.pooling import METHODS
+from mmsoftpool.models.pooling_methods import METHODS
 
-from ..conftest import ROOT
+from ..common import ROOT
 
 OTHERS = [name for name in METHODS if name not in ("average", "maximum", "softpool")]
 TRAINABLE = ["lp", "gate", "lite-s3dpp", "lip"]
@@ -411,7 +411,7 @@ def test_a_detector_trains_with_it(name, shapes, tmp_path):
     for key in ("val", "test"):
         options |= {f"{key}_dataloader": None, f"{key}_evaluator": None, f"{key}_cfg": None}
     path = str(ROOT / "configs" / "demo_retinanet_softpool.py")
-    runner = apis.train(apis.load_config(path, options, str(tmp_path)))
+    runner = engine.train(engine.load_config(path, options, str(tmp_path)))
     assert runner.iter == 2
     pool = runner.model.backbone.maxpool
     assert type(pool) is type(build(name, 3))

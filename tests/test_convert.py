@@ -9,10 +9,10 @@ import torchvision
 from mmengine.registry import init_default_scope
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from mmsoftpool import apis, checkpoint, replace_pooling, soft_pool2d
-from mmsoftpool.checkpoint import ARCHITECTURES, WINDOWS, convert_checkpoint
+from mmsoftpool import convert, engine, replace_pooling, soft_pool2d
+from mmsoftpool.convert import ARCHITECTURES, WINDOWS, convert_checkpoint
 
-from .conftest import ROOT
+from .common import ROOT
 
 
 def network(arch):
@@ -58,7 +58,7 @@ def detector(lines, tmp_path):
     init_default_scope("mmdet")
     from mmdet.registry import MODELS
 
-    return MODELS.build(apis.load_config(str(path)).model)
+    return MODELS.build(engine.load_config(str(path)).model)
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_the_printed_lines_start_a_detector_from_the_networks_weights(tmp_path, 
 def test_every_architecture_has_torchvisions_keys_and_shapes(arch):
     # mmpretrain's ResNet, which the wide one is, cannot be made on the meta device.
     with torch.device("cpu" if arch == "wide_resnet50_2" else "meta"):
-        net, backbone = network(arch), checkpoint._build(arch)
-    theirs = {checkpoint._rename(key): value.shape for key, value in net.state_dict().items()}
+        net, backbone = network(arch), convert._build(arch)
+    theirs = {convert._rename(key): value.shape for key, value in net.state_dict().items()}
     head = {key: theirs.pop(key) for key in ("head.fc.weight", "head.fc.bias")}
     assert theirs == {f"backbone.{k}": value.shape for k, value in backbone.state_dict().items()}
     assert head["head.fc.bias"] == (1000,)
@@ -123,7 +123,7 @@ def test_nothing_is_missing_or_left_over_in_the_retinanet_config(theirs, tmp_pat
         "head.fc.weight",
         "head.fc.bias",
     }
-    cfg = apis.load_config(
+    cfg = engine.load_config(
         str(ROOT / "configs/retinanet_r50_softpool.py"),
         {"model.backbone.depth": 18, "model.neck.in_channels": [64, 128, 256, 512]},
     )
@@ -153,7 +153,7 @@ class TestRefused:
     def refused(self, source, tmp_path, **arguments):
         target = tmp_path / "out" / "ours.pth"
         target.parent.mkdir(exist_ok=True)
-        with pytest.raises(apis.UserError) as info:
+        with pytest.raises(ValueError) as info:
             convert_checkpoint(str(source), str(target), **arguments)
         assert not os.listdir(target.parent)
         assert "\n" not in str(info.value)
@@ -228,9 +228,9 @@ class TestRefused:
 
     def test_a_target_that_cannot_be_written(self, theirs, tmp_path):
         for target in (tmp_path, tmp_path / "none" / "x.pth"):
-            with pytest.raises(apis.UserError, match="must be a file in an existing folder"):
+            with pytest.raises(ValueError, match="must be a file in an existing folder"):
                 convert_checkpoint(theirs, str(target))
-        with pytest.raises(apis.UserError, match="is the file to read"):
+        with pytest.raises(ValueError, match="is the file to read"):
             convert_checkpoint(theirs, theirs)
 
 

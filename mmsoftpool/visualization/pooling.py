@@ -16,11 +16,11 @@ from mmdet.utils import get_test_pipeline_cfg
 from mmengine.dataset import Compose
 from torch import Tensor
 
-from .apis import UserError, load_model
-from .models.pooling import METHODS
-from .ops.functional import check_pooling, soft_pool2d
-from .ops.reference import Windows
-from .similarity import enlarge, pool_image
+from ..analysis.similarity import enlarge, pool_image
+from ..engine import load_model
+from ..models.pooling_methods import METHODS
+from ..ops.functional import check_pooling, soft_pool2d
+from ..ops.reference import Windows
 
 _NAMES = {
     "lp": "$L_p$",
@@ -37,12 +37,12 @@ def check_box(name: str, box: Sequence[int], what: str, outer: Box) -> Box:
     """``box``, if it is inside ``outer``.
 
     Raises:
-        UserError: If it is not inside.
+        ValueError: If it is not inside.
     """
     x, y, w, h = box
     left, top, width, height = outer
     if min(w, h) < 1 or x < left or y < top or x + w > left + width or y + h > top + height:
-        raise UserError(
+        raise ValueError(
             f"{name} must be X Y WIDTH HEIGHT inside {what}, which is {left} {top} {width} "
             f"{height}; got {x} {y} {w} {h}"
         )
@@ -107,7 +107,7 @@ def draw_pooling(
         columns: The most methods in a row. Defaults to 6.
 
     Raises:
-        UserError: If a box is not inside the image, or a kernel does not fit the region.
+        ValueError: If a box is not inside the image, or a kernel does not fit the region.
     """
     height, width = image.shape[2:]
     side = max(1, min(height, width) // 2)
@@ -116,7 +116,7 @@ def draw_pooling(
     x, y, w, h = region
     for kernel in kernels:
         if not 2 <= kernel <= min(w, h) // 2:
-            raise UserError(
+            raise ValueError(
                 f"kernel must be from 2 to half of the region of {w} x {h} pixels, got {kernel}"
             )
     if zoom is None:
@@ -201,17 +201,17 @@ def stem_activations(cfg, checkpoint: str, image_file: str) -> tuple[np.ndarray,
         arguments of the pool.
 
     Raises:
-        UserError: If the config has no ``test_dataloader``, the checkpoint is missing or does not
+        ValueError: If the config has no ``test_dataloader``, the checkpoint is missing or does not
             fit, or the backbone has no ``maxpool``, the name of the stem's pool in mmdet's ResNets.
     """
     if "test_dataloader" not in cfg:
-        raise UserError(
+        raise ValueError(
             f"{cfg.filename} has no test_dataloader, whose pipeline would prepare the image"
         )
     model = load_model(cfg, checkpoint)
     pool = getattr(model.backbone, "maxpool", None)
     if pool is None:
-        raise UserError(
+        raise ValueError(
             f"the backbone {type(model.backbone).__name__} has no stem pool (maxpool) to look at"
         )
     steps = [

@@ -9,9 +9,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from mmsoftpool import apis
+from mmsoftpool import engine
 
-from .conftest import ROOT
+from ..common import ROOT
 
 #: The detectors of Table 8 of the paper.
 TABLE_8 = [
@@ -52,7 +52,7 @@ def test_a_pair_of_configs_differs_in_the_pool_alone(name):
 def test_configs_build_the_detector_with_the_pool_of_their_name(name):
     from mmdet.registry import MODELS
 
-    cfg = apis.load_config(config(name))
+    cfg = engine.load_config(config(name))
     assert cfg.custom_imports == dict(imports=["mmsoftpool"])
     init_default_scope("mmdet")
     with torch.device("meta"):
@@ -71,7 +71,7 @@ def test_table_8_trains_an_iteration_and_evaluates(name, coco_root, tmp_path, ca
     options |= {f"{split}_dataloader.dataset.indices": 2 for split in ("train", "val")}
     mask = name.startswith("mask")
     options["model.test_cfg.rcnn.score_thr" if mask else "model.test_cfg.score_thr"] = 0.0
-    runner = apis.train(apis.load_config(config(name), options, str(tmp_path)))
+    runner = engine.train(engine.load_config(config(name), options, str(tmp_path)))
     assert runner.iter == 1
     assert 0 < runner.message_hub.get_scalar("train/loss").current() < 20
     for metric in ["bbox", "segm"] if mask else ["bbox"]:
@@ -100,7 +100,7 @@ def test_coco_configs_differ_from_mmdets_in_the_backbone_alone(tmp_path, name, b
     "name", ["retinanet_r50_softpool", "mask_rcnn_r50_softpool", "demo_retinanet_softpool"]
 )
 def test_one_option_moves_all_data(name, root):
-    cfg = apis.load_config(config(name), dict(data_root=root))
+    cfg = engine.load_config(config(name), dict(data_root=root))
     for split in ("train", "val", "test"):
         assert cfg[f"{split}_dataloader"].dataset.data_root == "/elsewhere/images/"
     for split in ("val", "test"):
@@ -112,10 +112,10 @@ def test_one_option_moves_all_data(name, root):
 
 def test_other_options_and_the_work_dir():
     options = {"train_dataloader.batch_size": 5, "model.backbone.depth": 101}
-    cfg = apis.load_config(config("retinanet_r50_softpool"), options)
+    cfg = engine.load_config(config("retinanet_r50_softpool"), options)
     assert (cfg.train_dataloader.batch_size, cfg.model.backbone.depth) == (5, 101)
     assert cfg.work_dir == "work_dirs/retinanet_r50_softpool"
-    assert apis.load_config(config("retinanet_r50_softpool"), None, "/x").work_dir == "/x"
+    assert engine.load_config(config("retinanet_r50_softpool"), None, "/x").work_dir == "/x"
 
 
 class TestMistakes:
@@ -128,74 +128,74 @@ class TestMistakes:
             (tmp_path / "annotations").mkdir(exist_ok=True)
             (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps({}))
         path = config("retinanet_r50_softpool")
-        return apis.load_config(path, dict(data_root=str(tmp_path)), str(tmp_path / "work"))
+        return engine.load_config(path, dict(data_root=str(tmp_path)), str(tmp_path / "work"))
 
     def test_a_complete_data_set_passes(self, cfg):
-        apis.check_data(cfg, "train", "val", "test")
+        engine.check_data(cfg, "train", "val", "test")
 
     @pytest.mark.parametrize("split", ["train", "val"])
     def test_missing_annotations(self, cfg, tmp_path, split):
         path = tmp_path / "annotations" / f"instances_{split}2017.json"
         path.unlink()
-        with pytest.raises(apis.UserError) as info:
-            apis.train(cfg)
+        with pytest.raises(ValueError) as info:
+            engine.train(cfg)
         message = str(info.value)
         assert f"no {split} annotations at {path}" in message
         assert "cocodataset.org" in message and "--cfg-options data_root=DIR" in message
 
     def test_missing_or_empty_image_folder(self, cfg, tmp_path):
         (tmp_path / "val2017" / "1.jpg").unlink()
-        with pytest.raises(apis.UserError, match=f"no val images in {tmp_path}/val2017"):
-            apis.check_data(cfg, "val")
+        with pytest.raises(ValueError, match=f"no val images in {tmp_path}/val2017"):
+            engine.check_data(cfg, "val")
         (tmp_path / "val2017").rmdir()
-        with pytest.raises(apis.UserError, match=f"no test images in {tmp_path}/val2017"):
-            apis.test(cfg, "x.pth")
+        with pytest.raises(ValueError, match=f"no test images in {tmp_path}/val2017"):
+            engine.test(cfg, "x.pth")
 
     def test_the_demo_says_how_to_draw_its_data(self, tmp_path):
-        cfg = apis.load_config(config("demo_retinanet_softpool"), dict(data_root=str(tmp_path)))
-        with pytest.raises(apis.UserError, match=r"tools/make_shapes\.py"):
-            apis.train(cfg)
+        cfg = engine.load_config(config("demo_retinanet_softpool"), dict(data_root=str(tmp_path)))
+        with pytest.raises(ValueError, match=r"tools/make_shapes\.py"):
+            engine.train(cfg)
 
     def test_missing_config(self, tmp_path):
-        with pytest.raises(apis.UserError, match=f"no config file at {tmp_path}/x.py"):
-            apis.load_config(str(tmp_path / "x.py"))
+        with pytest.raises(ValueError, match=f"no config file at {tmp_path}/x.py"):
+            engine.load_config(str(tmp_path / "x.py"))
 
     def test_a_config_without_data_root(self, tmp_path):
         (tmp_path / "x.py").write_text("model = dict()")
-        with pytest.raises(apis.UserError, match="has no data_root"):
-            apis.load_config(str(tmp_path / "x.py"), dict(data_root="y"))
+        with pytest.raises(ValueError, match="has no data_root"):
+            engine.load_config(str(tmp_path / "x.py"), dict(data_root="y"))
 
     def test_missing_checkpoints(self, cfg, tmp_path):
         missing = str(tmp_path / "x.pth")
-        with pytest.raises(apis.UserError, match=f"no checkpoint at {missing}"):
-            apis.test(cfg, missing)
-        with pytest.raises(apis.UserError, match=f"no checkpoint at {missing}"):
-            apis.train(cfg, resume=missing)
+        with pytest.raises(ValueError, match=f"no checkpoint at {missing}"):
+            engine.test(cfg, missing)
+        with pytest.raises(ValueError, match=f"no checkpoint at {missing}"):
+            engine.train(cfg, resume=missing)
         cfg.load_from = None
         cfg.model.backbone.init_cfg.checkpoint = missing
-        with pytest.raises(apis.UserError, match=f"no pretrained weights at {missing}"):
-            apis.train(cfg)
+        with pytest.raises(ValueError, match=f"no pretrained weights at {missing}"):
+            engine.train(cfg)
 
     def test_pretrained_weights_out_of_reach(self, cfg, monkeypatch):
         class Unreachable:
             def train(self):
                 raise urllib.error.URLError("no network")
 
-        monkeypatch.setattr(apis.Runner, "from_cfg", lambda cfg: Unreachable())
-        with pytest.raises(apis.UserError, match=r"no network.*init_cfg\.checkpoint=FILE"):
-            apis.train(cfg)
+        monkeypatch.setattr(engine.runner.Runner, "from_cfg", lambda cfg: Unreachable())
+        with pytest.raises(ValueError, match=r"no network.*init_cfg\.checkpoint=FILE"):
+            engine.train(cfg)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_mixed_precision_without_a_gpu(self, cfg):
-        with pytest.raises(apis.UserError, match="--amp needs a GPU"):
-            apis.train(cfg, amp=True)
+        with pytest.raises(ValueError, match="--amp needs a GPU"):
+            engine.train(cfg, amp=True)
 
     def test_learning_rate_scaling_without_a_base(self, cfg):
         cfg.pop("auto_scale_lr")
-        with pytest.raises(apis.UserError, match="--auto-scale-lr"):
-            apis.train(cfg, auto_scale_lr=True)
+        with pytest.raises(ValueError, match="--auto-scale-lr"):
+            engine.train(cfg, auto_scale_lr=True)
 
     def test_predictions_of_another_format(self, cfg, tmp_path):
         (tmp_path / "x.pth").touch()
-        with pytest.raises(apis.UserError, match=r"--out must end in \.pkl"):
-            apis.test(cfg, str(tmp_path / "x.pth"), out="x.json")
+        with pytest.raises(ValueError, match=r"--out must end in \.pkl"):
+            engine.test(cfg, str(tmp_path / "x.pth"), out="x.json")

@@ -8,16 +8,16 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
-from mmsoftpool import SoftPool2d, apis
+from mmsoftpool import SoftPool2d, engine
 
-from .conftest import ROOT
+from ..common import ROOT
 
 DEPTHS = [18, 34, 50, 101]
 SPLITS = ("train", "val", "test")
 
 
 def config(name, **options):
-    return apis.load_config(str(ROOT / "configs" / f"{name}.py"), options)
+    return engine.load_config(str(ROOT / "configs" / f"{name}.py"), options)
 
 
 def build(cfg):
@@ -110,16 +110,14 @@ def test_it_trains_and_its_checkpoint_starts_the_detector(run_script, image_fold
 
 def test_a_missing_folder_is_one_line(tmp_path):
     cfg = config("pretrain_resnet50_softpool_in1k", data_root=str(tmp_path))
-    with pytest.raises(apis.UserError, match=f"no train images in {tmp_path}/train; get ImageNet"):
-        apis.train(cfg)
+    with pytest.raises(ValueError, match=f"no train images in {tmp_path}/train; get ImageNet"):
+        engine.train(cfg)
 
 
 def test_without_mmpretrain_it_says_what_to_install(monkeypatch):
     def fromfile(path):
         raise ModuleNotFoundError("mmpretrain is not installed, please install mmpretrain manually")
 
-    monkeypatch.setattr(apis.Config, "fromfile", fromfile)
-    with pytest.raises(
-        apis.UserError, match=r"needs mmpretrain: pip install 'mmsoftpool\[pretrain\]'"
-    ):
+    monkeypatch.setattr(engine.config.Config, "fromfile", fromfile)
+    with pytest.raises(ValueError, match=r"needs mmpretrain: pip install 'mmsoftpool\[pretrain\]'"):
         config("pretrain_resnet50_softpool_in1k")

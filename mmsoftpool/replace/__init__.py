@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from . import ops
+from .. import ops
 
 _WINDOWED = tuple(
     getattr(nn, f"{kind}Pool{axes}d") for kind in ("Max", "Avg") for axes in (1, 2, 3)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Creates a virtual environment with everything the project needs: torch, mmcv, mmdet, the linters.
-# Usage: tools/setup_env.sh [VENV_DIR]     (`make env` calls it with .venv)
+# Usage: scripts/setup_env.sh [VENV_DIR]     (`make env` calls it with .venv)
 # Safe to call again: what is already there is kept, and a build that was interrupted starts anew.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -53,7 +53,7 @@ if ! error=$("$venv/bin/python" -W ignore -c 'import torchvision' 2>&1); then
     *"torchvision::nms does not exist"*)
       echo "== torchvision: this build needs CUDA and torch has none, so its operators are left out"
       site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-      cp tools/torchvision_without_cuda.py "$site"
+      cp scripts/torchvision_without_cuda.py "$site"
       echo 'import torchvision_without_cuda' >"$site/torchvision_without_cuda.pth"
       ;;
   esac

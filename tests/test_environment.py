@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from mmsoftpool import collect_env
+from mmsoftpool import environment
 from mmsoftpool.ops import reference
 
 from .ops.test_soft_pool import since
@@ -28,7 +28,7 @@ def problems(tmp_path):
             lines = [f"Requires-Dist: {line}" for line in REQUIRES.get(name, [])]
             header = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
             (folder / "METADATA").write_text("\n".join([*header, *lines]) + "\n")
-        return collect_env.check_versions(collect_env.installed([str(tmp_path)]))
+        return environment.check_versions(environment.installed([str(tmp_path)]))
 
     return find
 
@@ -103,13 +103,13 @@ def test_what_does_not_fit_is_named_with_a_remedy(problems, versions, what, reme
 )
 def test_a_library_that_is_not_in_use_is_explained(backends, machine, what, remedy):
     backends = {"cpu": backends, "cuda": "(reference: libmmsoftpool_cuda.so was not built)"}
-    (problem,) = collect_env.check_libraries(backends, *machine)
+    (problem,) = environment.check_libraries(backends, *machine)
     assert re.search(what, problem.what) and remedy in problem.remedy
 
 
 def test_a_package_that_does_not_import_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mmcv.ops", None)
-    problem = next(p for p in collect_env.check_imports(["mmcv"]) if "mmcv.ops" in p.what)
+    problem = next(p for p in environment.check_imports(["mmcv"]) if "mmcv.ops" in p.what)
     assert "ModuleNotFoundError" in problem.what and "--no-build-isolation" in problem.remedy
 
 
@@ -140,5 +140,5 @@ def test_a_wrong_kernel_fails_the_self_test(capsys, broken):
     name = "soft_pool" if broken == "forward" else "soft_pool_backward"
     with torch.library._scoped_library("mmsoftpool", "IMPL") as scoped:
         scoped.impl(name, wrong, "CPU", allow_override=True)
-        assert collect_env.main() == 1
+        assert environment.main() == 1
     assert re.search(r"cpu +FAILED, compiled: off by .* is allowed", capsys.readouterr().out)

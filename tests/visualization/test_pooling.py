@@ -11,10 +11,11 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 
-from mmsoftpool import apis, similarity
-from mmsoftpool.models.pooling import METHODS
+from mmsoftpool import engine
+from mmsoftpool.analysis import similarity
+from mmsoftpool.models.pooling_methods import METHODS
 
-from .conftest import ROOT, SHARED
+from ..common import ROOT, SHARED
 
 DEMO = str(ROOT / "configs" / "demo_retinanet_softpool.py")
 
@@ -147,7 +148,7 @@ class TestDrawPooling:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    cfg = apis.load_config(DEMO)
+    cfg = engine.load_config(DEMO)
     path = tmp_path_factory.mktemp("stem") / "demo.pth"
     torch.manual_seed(0)
     torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), path)
@@ -156,9 +157,9 @@ def checkpoint(tmp_path_factory):
 
 class TestStem:
     def test_activations_are_what_the_stem_gives_its_pool(self, folder, checkpoint):
-        from mmsoftpool.pooling_pictures import stem_activations
+        from mmsoftpool.visualization.pooling import stem_activations
 
-        cfg = apis.load_config(DEMO)
+        cfg = engine.load_config(DEMO)
         image, activations, pooling = stem_activations(cfg, str(checkpoint), str(folder / "1.png"))
         # 60 x 80 is resized to 120 x 160, and the stem's convolution has stride 2.
         assert image.shape == (120, 160, 3) and activations.shape == (32, 60, 80)

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmsoftpool.datasets.shapes import make_shapes
 from mmsoftpool.engine import EpochSeedHook, find_good_checkpoint
 
-from .conftest import ROOT
+from ..common import ROOT
 
 DEMO = "configs/demo_retinanet_softpool.py"
 

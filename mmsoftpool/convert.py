@@ -19,8 +19,6 @@ from pathlib import Path
 import torch
 from mmengine.registry import MODELS
 
-from .apis import UserError
-
 #: Where the authors' operator has its 2x2 windows along an axis, by the time of training.
 #:
 #: Until April 2022 it padded one element on each side, without weight, and dropped what did not
@@ -83,32 +81,32 @@ def convert_checkpoint(
         The lines of a detector's config that start it from ``target``.
 
     Raises:
-        UserError: If the file is missing, damaged or another thing than such a checkpoint, or an
+        ValueError: If the file is missing, damaged or another thing than such a checkpoint, or an
             argument does not fit. Nothing is written then.
     """
     if windows not in WINDOWS:
-        raise UserError(f"windows must be one of {', '.join(WINDOWS)}, got {windows!r}")
+        raise ValueError(f"windows must be one of {', '.join(WINDOWS)}, got {windows!r}")
     if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
-        raise UserError(f"{target} cannot be written: it must be a file in an existing folder")
+        raise ValueError(f"{target} cannot be written: it must be a file in an existing folder")
     if Path(target).exists() and Path(source).exists() and os.path.samefile(source, target):
-        raise UserError(f"{target} is the file to read; give another one to write")
+        raise ValueError(f"{target} is the file to read; give another one to write")
     checkpoint = _load(source, trust)
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
     if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
         keys = (
             ", ".join(sorted(map(str, checkpoint))[:5]) if isinstance(checkpoint, Mapping) else ""
         )
-        raise UserError(
+        raise ValueError(
             f"{source} is no checkpoint of the authors' format: it holds "
             f"{f'the keys {keys}' if keys else f'a {type(checkpoint).__name__}'} and no weights by "
             "name in state_dict"
         )
     found = checkpoint.get("arch")
     if arch is not None and found is not None and arch != found:
-        raise UserError(f"{source} says that its architecture is {found}, not {arch}")
+        raise ValueError(f"{source} says that its architecture is {found}, not {arch}")
     arch = arch or found
     if not isinstance(arch, str) or arch not in ARCHITECTURES:
-        raise UserError(
+        raise ValueError(
             f"{source} says nothing known of its architecture (arch={found!r}); name it with "
             f"--arch, one of {', '.join(ARCHITECTURES)}"
         )
@@ -140,19 +138,19 @@ def convert_checkpoint(
 
 def _load(path: str, trust: bool):
     if not Path(path).is_file():
-        raise UserError(f"no checkpoint at {Path(path).absolute()}")
+        raise ValueError(f"no checkpoint at {Path(path).absolute()}")
     try:
         return torch.load(path, map_location="cpu", weights_only=not trust)
     except Exception as error:  # torch.load raises whatever the damage leads to
         reason = " ".join(str(error).split())
         code = re.search(r"unsupported (?:(?:global|class):? )+(\S+)", reason, re.IGNORECASE)
         if isinstance(error, pickle.UnpicklingError) and code:
-            raise UserError(
+            raise ValueError(
                 f"{path} holds more than weights: {code[1]}, which is code. --trust runs it; only "
                 "for a file from people that you trust"
             ) from error
         reason = reason.split(". ")[0] or type(error).__name__
-        raise UserError(f"{path} is damaged or no checkpoint of PyTorch: {reason}") from error
+        raise ValueError(f"{path} is damaged or no checkpoint of PyTorch: {reason}") from error
 
 
 def _rename(key: str) -> str:
@@ -166,7 +164,7 @@ def _build(arch: str) -> torch.nn.Module:
     if cfg["type"].startswith("mmpretrain."):
         for package in ("mmpretrain", "timm"):
             if importlib.util.find_spec(package) is None:
-                raise UserError(f"{arch} needs {package}: pip install 'mmsoftpool[pretrain]'")
+                raise ValueError(f"{arch} needs {package}: pip install 'mmsoftpool[pretrain]'")
         return MODELS.build(cfg)
     return MODELS.build({**cfg, "type": f"mmdet.{cfg['type']}"})
 
@@ -199,7 +197,7 @@ def _check(source: str, arch: str, state_dict: dict, backbone: torch.nn.Module) 
         if keys
     ]
     if problems:
-        raise UserError(f"{source} does not fit {arch}: {'; '.join(problems)}")
+        raise ValueError(f"{source} does not fit {arch}: {'; '.join(problems)}")
 
 
 def _channels(backbone: torch.nn.Module) -> list[int]:

@@ -29,8 +29,7 @@ from rich.progress import track
 from scipy import stats
 from torch import Tensor
 
-from .apis import UserError
-from .models.pooling import METHODS
+from ..models.pooling_methods import METHODS
 
 #: SSIM and PSNR for kernels 2, 3 and 5, from Table 1 and (Flickr2K) Table 3 of the paper.
 PAPER = {
@@ -216,15 +215,15 @@ def image_similarity(
         is too small for one of the kernels is left out for all.
 
     Raises:
-        UserError: If the folder is missing, no image is left, or scikit-image is not installed.
+        ValueError: If the folder is missing, no image is left, or scikit-image is not installed.
     """
     if importlib.util.find_spec("skimage") is None:
-        raise UserError("SSIM and PSNR need scikit-image: pip install scikit-image")
+        raise ValueError("SSIM and PSNR need scikit-image: pip install scikit-image")
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"no folder at {folder.absolute()}")
+        raise ValueError(f"no folder at {folder.absolute()}")
     if min(kernels) < 2:
-        raise UserError(f"kernel must be at least 2, got {min(kernels)}")
+        raise ValueError(f"kernel must be at least 2, got {min(kernels)}")
     cases = [(k, m) for k in dict.fromkeys(kernels) for m in dict.fromkeys(methods)]
     settings = dict(match=match, scale=scale, expectation=expectation, seed=seed)
     done = {}
@@ -264,7 +263,7 @@ def image_similarity(
             rows += [done[key] for key in keys]
     if not rows:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:3])
-        raise UserError(f"no image to compare in {folder.absolute()} ({reasons or 'it is empty'})")
+        raise ValueError(f"no image to compare in {folder.absolute()} ({reasons or 'it is empty'})")
     return rows, skipped
 
 
@@ -298,13 +297,13 @@ def read_csv(path) -> list[dict]:
     """Rows of :func:`image_similarity` from its file; an unfinished last line is left out.
 
     Raises:
-        UserError: If it is another file.
+        ValueError: If it is another file.
     """
     rows = []
     with open(path, newline="") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames != list(_COLUMNS):
-            raise UserError(f"{path} is not a file of image_similarity, so it cannot be resumed")
+            raise ValueError(f"{path} is not a file of image_similarity, so it cannot be resumed")
         for row in reader:
             if all(row.values()):
                 rows.append({key: read(row[key]) for key, read in _COLUMNS.items()})

@@ -1,4 +1,4 @@
-"""Lets PyPI's torchvision import where torch has no CUDA; tools/setup_env.sh puts it to use.
+"""Lets PyPI's torchvision import where torch has no CUDA; scripts/setup_env.sh puts it to use.
 
 PyPI's torchvision is linked to CUDA. With a CPU-only torch its operators do not load, and importing
 it ends with "operator torchvision::nms does not exist". With that one and its quantized twin

@@ -7,11 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmsoftpool import benchmark, similarity
-from mmsoftpool.apis import UserError
-from mmsoftpool.models.pooling import METHODS
+from mmsoftpool.analysis import benchmark, similarity
+from mmsoftpool.models.pooling_methods import METHODS
 
-from .conftest import SHARED
+from ..common import SHARED
 
 PAPER = SHARED / "seeds" / "paper.txt"
 ROWS = {
@@ -141,18 +140,18 @@ class TestFolder:
         similarity.image_similarity(folder, [2], scale=255.0, csv_file=path, resume=True)
         assert len(pooled) == 2 * len(METHODS)
         path.write_text("a,b\n1,2\n")
-        with pytest.raises(UserError, match=r"x\.csv is not a file of image_similarity"):
+        with pytest.raises(ValueError, match=r"x\.csv is not a file of image_similarity"):
             similarity.image_similarity(folder, [2], csv_file=path, resume=True)
 
     def test_mistakes(self, folder, tmp_path):
-        with pytest.raises(UserError, match=f"no folder at {tmp_path}/missing"):
+        with pytest.raises(ValueError, match=f"no folder at {tmp_path}/missing"):
             similarity.image_similarity(tmp_path / "missing")
         (tmp_path / "empty").mkdir()
-        with pytest.raises(UserError, match=r"no image to compare .*it is empty"):
+        with pytest.raises(ValueError, match=r"no image to compare .*it is empty"):
             similarity.image_similarity(tmp_path / "empty")
-        with pytest.raises(UserError, match=r"no image to compare .*a\.png: 45 x 40 pixels"):
+        with pytest.raises(ValueError, match=r"no image to compare .*a\.png: 45 x 40 pixels"):
             similarity.image_similarity(folder, [5], match="pooled")
-        with pytest.raises(UserError, match="kernel must be at least 2, got 1"):
+        with pytest.raises(ValueError, match="kernel must be at least 2, got 1"):
             similarity.image_similarity(folder, [1])
 
 

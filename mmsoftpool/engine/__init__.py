@@ -1,0 +1,20 @@
+"""Training and evaluation of a config: what ``tools/train.py`` and ``tools/test.py`` run."""
+
+from .config import coco_metrics, load_config
+from .data import check_data
+from .resume import EpochSeedHook, find_good_checkpoint, keep_torch_seed
+from .runner import build_runner, load_model, load_weights, test, train
+
+__all__ = [
+    "EpochSeedHook",
+    "build_runner",
+    "check_data",
+    "coco_metrics",
+    "find_good_checkpoint",
+    "keep_torch_seed",
+    "load_config",
+    "load_model",
+    "load_weights",
+    "test",
+    "train",
+]
