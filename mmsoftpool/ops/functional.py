@@ -34,24 +34,21 @@ def _adaptive_soft_pool(function, axes, input, output_size, alpha, gradient) -> 
         return handle_torch_function(
             function, (input,), input, output_size, alpha=alpha, gradient=gradient
         )
-    outs = check_output_size(axes, input, output_size)
     kernel_size = []
-    for axis, out in zip(range(-axes, 0), outs):  # noqa: B905 (torch 2.1 compiles no strict=True)
-        size = input.shape[axis]
+    for i, (size, out) in enumerate(check_output_size(axes, input, output_size)):
         if size % out == 0:
             kernel_size.append(size // out)
         else:
-            input, widest = _lay_out_windows(input, axis, out)
+            input, widest = _lay_out_windows(input, i - axes, size, out)
             kernel_size.append(widest)
     return _run(axes, input, Pooling.check(axes, kernel_size, alpha=alpha, gradient=gradient))
 
 
-def _lay_out_windows(input: Tensor, axis: int, out: int) -> tuple[Tensor, int]:
+def _lay_out_windows(input: Tensor, axis: int, size: int, out: int) -> tuple[Tensor, int]:
     """The windows of adaptive pooling along an axis side by side, all as wide as the widest one.
 
     Their sizes differ and they overlap. -inf fills the narrower ones up: it has no weight.
     """
-    size = input.shape[axis]
     bounds = [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
     widest = max([end - start for start, end in bounds])
     behind = [0, 0] * (-axis - 1)  # F.pad counts from the last axis
@@ -145,7 +142,7 @@ def soft_pool2d(
     Example:
         >>> import torch
         >>> soft_pool2d(torch.tensor([[[0.0, 1.0], [2.0, 3.0]]]), kernel_size=2)
-        tensor([[[2.4926]]])
+        tensor([[[2.4927]]])
     """
     return _soft_pool(
         soft_pool2d,
@@ -232,7 +229,7 @@ def adaptive_soft_pool2d(
     Example:
         >>> import torch
         >>> adaptive_soft_pool2d(torch.tensor([[[0.0, 1.0], [2.0, 3.0]]]), 1)
-        tensor([[[2.4926]]])
+        tensor([[[2.4927]]])
     """
     return _adaptive_soft_pool(adaptive_soft_pool2d, 2, input, output_size, alpha, gradient)
 

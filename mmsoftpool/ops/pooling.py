@@ -121,17 +121,17 @@ def check_sizes(axes: int, output_size) -> list[int | None]:
     return sizes
 
 
-def check_output_size(axes: int, input: Tensor, output_size) -> list[int]:
-    """Output size of every axis of an adaptive pool, and a check of ``input``."""
+def check_output_size(axes: int, input: Tensor, output_size) -> list[tuple[int, int]]:
+    """Input and output size of every axis of an adaptive pool, and a check of ``input``."""
     check_tensor(axes, input)
-    sizes = input.shape[-axes:]
-    outs = check_sizes(axes, output_size)
+    sizes = [_plain(size) for size in input.shape[-axes:]]
     if any(size < 1 for size in sizes):
         raise ValueError(
             f"input of size ({', '.join(_SPATIAL[3 - axes :])}) = {tuple(sizes)} is empty, every "
             "size must be at least 1"
         )
-    return [sizes[i] if outs[i] is None else outs[i] for i in range(axes)]
+    outs = check_sizes(axes, output_size)
+    return [(sizes[i], sizes[i] if outs[i] is None else outs[i]) for i in range(axes)]
 
 
 def check_tensor(axes: int, input: Tensor) -> None:
@@ -154,7 +154,7 @@ def _is_int(value) -> bool:
 
 
 def _plain(value):
-    """A NumPy integer as an int; a symbolic one stays symbolic."""
+    """A NumPy integer, or a size in torch.jit.trace, as an int; a symbolic one stays symbolic."""
     return value if isinstance(value, (int, torch.SymInt)) else int(value)
 
 

@@ -103,15 +103,18 @@ def _softmax(taps: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor, Tensor
     Returns:
         ``w`` (taps, ...), the weights, softmax(alpha x); ``shifted`` (taps, ...), x - max; ``max``
         (...); ``mean`` (...), sum of w * shifted, so that the output (eq. 2) is max + mean. A tap
-        that is absent or -inf weighs exactly 0; a window of nothing else has w = 0 and mean = -inf.
+        that is absent or -inf weighs exactly 0 and has shifted = 0, as those have whose weight
+        would be below the smallest normal number; a window of nothing else has w = 0 and
+        mean = -inf.
     """
     limits = torch.finfo(taps.dtype)
-    floor = math.log(limits.tiny)
+    alpha = _finite(alpha, taps.dtype)
     max = taps.amax(0).clamp(min=limits.min)
     shifted = (taps - max).clamp(min=limits.min)
-    scaled = alpha * shifted
-    absent = (scaled <= floor) | (taps == -math.inf)
-    exponentials = torch.where(absent, 0, scaled.clamp(min=floor).exp())
+    absent = (alpha * shifted <= math.log(limits.tiny)) | (taps == -math.inf)
+    # No large number stays in either: products with their derivatives could overflow.
+    shifted = torch.where(absent, 0, shifted)
+    exponentials = torch.where(absent, 0, (alpha * shifted).exp())
     total = exponentials.sum(0)
     empty = total == 0
     w = exponentials / torch.where(empty, 1, total)
@@ -119,13 +122,17 @@ def _softmax(taps: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor, Tensor
     return w, shifted, max, mean
 
 
+def _finite(alpha: float, dtype: torch.dtype) -> float:
+    """alpha, at most the largest number of a dtype: infinity times a difference of 0 is NaN."""
+    return min(alpha, torch.finfo(dtype).max)
+
+
 def _slopes(w: Tensor, shifted: Tensor, mean: Tensor, pooling: Pooling) -> Tensor:
     """Derivative of a window's output by its taps, over w: 1 + alpha (x - y), or 1 (paper)."""
     if pooling.gradient == "paper":
         return torch.ones_like(w)
-    # Where w is 0 the slope does not count, but must be finite.
-    finite = torch.where(mean == -math.inf, 0, mean)
-    return torch.where(w == 0, 1, 1 + pooling.alpha * (shifted - finite))
+    mean = torch.where(mean == -math.inf, 0, mean)  # where w is 0, but the slope must be finite
+    return 1 + _finite(pooling.alpha, w.dtype) * (shifted - mean)
 
 
 def memory_format(input: Tensor) -> torch.memory_format:
@@ -200,5 +207,5 @@ def soft_pool_double_backward(
     grads = w * (v - v_mean)
     if pooling.gradient == "exact":
         grads = grads * h + w * (v - u)
-    grad_input = windows.scatter(pooling.alpha * grad_output.to(dtype) * grads)
+    grad_input = windows.scatter(_finite(pooling.alpha, dtype) * grad_output.to(dtype) * grads)
     return u.to(grad_output.dtype), grad_input.to(input.dtype)

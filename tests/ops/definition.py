@@ -1,9 +1,29 @@
-"""SoftPool by its definition: a loop over windows in float64, written from eq. 1 and 2 alone."""
+"""SoftPool by its definition: a loop over windows in float64, written from eq. 1 and 2 alone.
+
+And the poolings and sharpnesses that the tests run it over.
+"""
 
 import itertools
 import math
 
 import torch
+import torch.nn.functional as F
+
+# kernel_size, stride, padding, dilation, ceil_mode
+POOLINGS = [
+    (2, 2, 0, 1, False),  # the authors' stem
+    (3, 2, 1, 1, False),  # ResNet's stem
+    (3, 2, 1, 1, True),
+    (3, 1, 1, 1, False),
+    (2, 1, 0, 1, False),
+    (1, 1, 0, 1, False),
+    (3, 5, 1, 1, False),  # windows with gaps
+    (5, 2, 2, 2, True),
+    ((3, 2), (1, 3), (1, 0), (2, 1), True),
+    ((2, 5), (3, 2), (1, 2), (1, 2), False),
+]
+#: From average pooling to nearly max pooling.
+ALPHAS = [0.0, 0.5, 1.0, 4.0, 30.0]
 
 
 def windows(size, out, kernel_size, stride, before, dilation):
@@ -20,7 +40,9 @@ def windows(size, out, kernel_size, stride, before, dilation):
         yield position, inside
 
 
-def soft_pool(x, out, kernel_size, stride, before, dilation, grad_output=None, gradient="exact"):
+def soft_pool(
+    x, out, kernel_size, stride, before, dilation, grad_output=None, gradient="exact", alpha=1.0
+):
     """Value and input gradient in float64.
 
     Args:
@@ -41,11 +63,24 @@ def soft_pool(x, out, kernel_size, stride, before, dilation, grad_output=None, g
                 y[(n, c, *position)] = -math.inf
                 continue
             largest = max(taps)
-            weights = [math.exp(tap - largest) for tap in taps]
+            weights = [math.exp(alpha * (tap - largest)) for tap in taps]
             weights = [weight / math.fsum(weights) for weight in weights]
             value = math.fsum(w * tap for w, tap in zip(weights, taps, strict=True))
             y[(n, c, *position)] = value
             for place, w, tap in zip(inside, weights, taps, strict=True):
-                slope = w * (1 + tap - value) if gradient == "exact" else w
+                slope = w * (1 + alpha * (tap - value)) if gradient == "exact" else w
                 grad[(n, c, *place)] += g[(n, c, *position)].item() * slope
     return y, grad
+
+
+def _pair(value):
+    return (value, value) if isinstance(value, int) else value
+
+
+def soft_pool2d(x, pooling, grad_output=None, gradient="exact", alpha=1.0):
+    """:func:`soft_pool` of (N, C, H, W) for one of POOLINGS, with the sizes of F.max_pool2d."""
+    kernel_size, stride, padding, dilation, ceil_mode = pooling
+    x = x.detach()
+    out = F.max_pool2d(x.float(), kernel_size, stride, padding, dilation, ceil_mode).shape[2:]
+    grid = map(_pair, (kernel_size, stride, padding, dilation))
+    return soft_pool(x, out, *grid, grad_output, gradient, alpha)

@@ -4,21 +4,23 @@ Needs torch, pytest and a GPU, no other package. `make sanitize-cuda` runs it un
 compute-sanitizer.
 """
 
+import math
+
 import pytest
 import torch
 
 from mmsoftpool import SoftPool2d, soft_pool1d, soft_pool2d, soft_pool3d
-from mmsoftpool.ops import functional, library
+from mmsoftpool.ops import backends
+from mmsoftpool.ops.pooling import Pooling
 
-from .test_soft_pool import POOLINGS, inf, nan
+from ..common import randn
+from .definition import ALPHAS, POOLINGS
 
 pytestmark = [
     pytest.mark.cuda,
-    pytest.mark.skipif(
-        library.BACKENDS["cuda"].startswith("("),
-        reason=f"CUDA runs on the reference: {library.BACKENDS['cuda']}",
-    ),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
 ]
+inf, nan = math.inf, math.nan
 EPSILON = {torch.float64: 1e-14, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
@@ -29,7 +31,7 @@ def check(pool, x, *args, **kwargs):
     for device in ("cpu", "cuda", "cuda"):
         leaf = x.to(device).requires_grad_()
         y = pool(leaf, *args, **kwargs)
-        g = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
+        g = randn(*y.shape).to(y)
         (grad,) = torch.autograd.grad(y, leaf, g)
         results.append((y, grad))
     epsilon = EPSILON[x.dtype]
@@ -39,6 +41,10 @@ def check(pool, x, *args, **kwargs):
         torch.testing.assert_close(first.cpu(), cpu, rtol=epsilon, atol=4 * epsilon, equal_nan=True)
 
 
+def test_the_compiled_library_is_what_runs():
+    assert backends.load("cuda").path is not None, backends.load("cuda").detail
+
+
 @pytest.mark.parametrize("gradient", ["exact", "paper"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", list(EPSILON))
@@ -46,9 +52,18 @@ def check(pool, x, *args, **kwargs):
 @pytest.mark.parametrize("size", [(8, 8), (11, 13), (32, 48)])
 def test_agrees_with_the_cpu(size, pooling, dtype, layout, gradient):
     for channels in (3, 8):
-        x = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0)) * 3
-        check(soft_pool2d, x.to(dtype).contiguous(memory_format=layout), *pooling,
-              gradient=gradient)  # fmt: skip
+        x = randn(2, channels, *size) * 3
+        x = x.to(dtype).contiguous(memory_format=layout)
+        check(soft_pool2d, x, *pooling, gradient=gradient)
+
+
+@pytest.mark.parametrize("alpha", [*ALPHAS, 1e30])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", list(EPSILON))
+@pytest.mark.parametrize("pooling", [(2, 2), (3, 2, 1), (3, 1, 1)])
+def test_agrees_with_the_cpu_over_alpha(pooling, dtype, layout, alpha):
+    x = randn(2, 8, 32, 48).to(dtype).contiguous(memory_format=layout)
+    check(soft_pool2d, x, *pooling, alpha=alpha)
 
 
 @pytest.mark.parametrize("dtype", list(EPSILON))
@@ -116,7 +131,7 @@ def test_cuda_graph():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_opcheck(layout):
-    arguments = functional.check_pooling(2, 3, 2, 1)
+    arguments = Pooling.check(2, 3, 2, 1)
     x = torch.randn(2, 4, 8, 12, device="cuda").contiguous(memory_format=layout).requires_grad_()
     torch.library.opcheck(torch.ops.mmsoftpool.soft_pool.default, (x, *arguments))
 

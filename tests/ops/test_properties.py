@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmsoftpool import soft_pool1d, soft_pool2d, soft_pool3d
-from mmsoftpool.ops.functional import check_pooling
-from mmsoftpool.ops.reference import output_sizes
+from mmsoftpool.ops.pooling import Pooling
 
-from .definition import soft_pool as definition
+from ..common import randn
+from . import definition
 
 POOLS = {1: soft_pool1d, 2: soft_pool2d, 3: soft_pool3d}
 EPSILON = {torch.float64: 2e-15, torch.float32: 6e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -31,29 +31,36 @@ def cases(draw):
     dtype = draw(st.sampled_from(list(EPSILON)))
     exponent = draw(st.integers(-4, 3) if dtype == torch.float16 else st.integers(-30, 30))
     sign = draw(st.sampled_from(["positive", "negative", "mixed"]))
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
+    x = randn(*shape, seed=draw(st.integers(0, 99)))
     x = {"positive": x.abs(), "negative": -x.abs(), "mixed": x}[sign].double() * 10.0**exponent
     x = x.to(dtype)
     if axes > 1 and draw(st.booleans()):
         x = x.contiguous(memory_format=LAST[axes])
     gradient = draw(st.sampled_from(["exact", "paper"]))
-    return x, (kernel, stride, padding, dilation, ceil_mode), gradient
+    alpha = draw(st.sampled_from(definition.ALPHAS))
+    return x, (kernel, stride, padding, dilation, ceil_mode), alpha, gradient
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(cases())
 def test_value_and_gradient_are_the_definition(case):
-    x, pooling, gradient = case
+    x, pooling, alpha, gradient = case
     kernel, stride, padding, dilation, _ = pooling
     axes = x.dim() - 2
-    arguments = check_pooling(axes, *pooling, gradient=gradient)
-    out = output_sizes(x.shape[2:], *arguments[:5])
+    out = Pooling.check(axes, *pooling).output_sizes(x.shape[2:])
     x.requires_grad_()
-    y = POOLS[axes](x, *pooling, gradient=gradient)
+    y = POOLS[axes](x, *pooling, alpha=alpha, gradient=gradient)
     assert y.shape == (*x.shape[:2], *out) and y.dtype == x.dtype
     (grad,) = torch.autograd.grad(y.sum(), x)
-    value, slope = definition(
-        x.detach(), out, kernel, stride, [p[0] for p in padding], dilation, gradient=gradient
+    value, slope = definition.soft_pool(
+        x.detach(),
+        out,
+        kernel,
+        stride,
+        [before for before, _ in padding],
+        dilation,
+        gradient=gradient,
+        alpha=alpha,
     )
     # Rounding is relative to the largest number of a window; 1 + x - y and the sum over the
     # windows of an input make it larger for the gradient.

@@ -1,0 +1,143 @@
+"""opcheck, compile, export, ONNX, fx, FLOP counters: the rest of PyTorch."""
+
+import pytest
+import torch
+from torch._dynamo.backends import registry
+
+from mmsoftpool import AdaptiveSoftPool2d, SoftPool2d, adaptive_soft_pool2d, soft_pool2d
+from mmsoftpool.ops import backends
+from mmsoftpool.ops.pooling import Pooling
+
+from ..common import randn, since
+from . import definition
+
+# torch warns that the reference takes the compiled kernel's place; see the fixture `backend`.
+pytestmark = pytest.mark.filterwarnings("ignore:Warning only once for all operators")
+
+X = torch.zeros(1, 1, 8, 8)
+
+
+class TestPyTorch:
+    @since(2, 5)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+    @pytest.mark.parametrize(
+        ("alpha", "gradient"), [*((alpha, "exact") for alpha in definition.ALPHAS), (1.0, "paper")]
+    )
+    def test_opcheck(self, dtype, format, alpha, gradient):
+        arguments = Pooling.check(2, 3, 2, 1, alpha=alpha, gradient=gradient)
+        x = torch.randn(2, 3, 7, 9, dtype=dtype).to(memory_format=format).requires_grad_()
+        g = torch.randn(2, 3, 4, 5, dtype=dtype).to(memory_format=format).requires_grad_()
+        torch.library.opcheck(torch.ops.mmsoftpool.soft_pool.default, (x, *arguments))
+        torch.library.opcheck(torch.ops.mmsoftpool.soft_pool_backward.default, (g, x, *arguments))
+
+    def test_compiles_once_for_all_sizes_without_graph_breaks(self):
+        torch._dynamo.reset()
+        pool = SoftPool2d(3, 2, 1)
+        graphs = []
+
+        def backend(graph, inputs):
+            graphs.append(graph)
+            return registry.lookup_backend("aot_eager")(graph, inputs)
+
+        compiled = torch.compile(pool, fullgraph=True, dynamic=True, backend=backend)
+        first = 0
+        for size in ((8, 9), (15, 12), (33, 21)):
+            first = first or len(graphs)
+            x = torch.randn(2, 3, *size, requires_grad=True)
+            y = compiled(x)
+            assert y.equal(pool(x))
+            (grad,) = torch.autograd.grad(y.sum(), x)
+            assert grad.equal(torch.autograd.grad(pool(x).sum(), x)[0])
+        # No recompilation for another size. (With dynamic=True torch takes the float alpha for a
+        # variable at first and traces once more when it turns out to be a constant.)
+        assert len(graphs) == first or backends.TORCH_VERSION < (2, 5)
+
+    def test_autocast_keeps_the_inputs_type(self):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert soft_pool2d(X.bfloat16(), 2).dtype == torch.bfloat16
+            assert soft_pool2d(X, 2).dtype == torch.float32
+
+    @since(2, 5)
+    def test_export_with_dynamic_shapes(self):
+        program = torch.export.export(
+            Net(), (torch.randn(2, 3, 16, 20),), dynamic_shapes=dynamic_shapes()
+        )
+        assert torch.ops.mmsoftpool.soft_pool.default in [n.target for n in program.graph.nodes]
+        x = torch.randn(3, 3, 33, 27)
+        assert program.module()(x).equal(Net()(x))
+
+    @since(2, 6)
+    @pytest.mark.filterwarnings("ignore")
+    def test_onnx_has_standard_operators_and_agrees(self, tmp_path):
+        import onnx
+        import onnxruntime
+
+        path = str(tmp_path / "net.onnx")
+        torch.onnx.export(
+            Net(),
+            (torch.randn(2, 3, 16, 20),),
+            path,
+            dynamo=True,
+            dynamic_shapes=dynamic_shapes(),
+            verbose=False,
+        )
+        model = onnx.load(path)
+        assert {node.domain for node in model.graph.node} == {""} and not model.functions
+        # TensorRT and QNN refuse axes of a reduction that another node computes.
+        constants = {tensor.name for tensor in model.graph.initializer}
+        axes = [node.input[1] for node in model.graph.node if node.op_type.startswith("Reduce")]
+        assert len(axes) >= 2 and set(axes) <= constants
+        session = onnxruntime.InferenceSession(path)
+        for size, scale in (((33, 27), 1.0), ((16, 20), 100.0)):
+            x = torch.randn(3, 3, *size) * scale
+            (y,) = session.run(None, {"x": x.numpy()})
+            torch.testing.assert_close(torch.from_numpy(y), Net()(x), rtol=1e-5, atol=1e-5 * scale)
+
+    def test_compiles_with_another_alpha(self):
+        torch._dynamo.reset()
+        compiled = torch.compile(soft_pool2d, fullgraph=True, backend="aot_eager")
+        x = randn(1, 2, 8, 8)
+        for alpha in (0.5, 2.0, 7.0):
+            assert compiled(x, 2, alpha=alpha).equal(soft_pool2d(x, 2, alpha=alpha))
+
+    def test_fx_traces_the_functions_and_the_modules(self):
+        net = torch.nn.Sequential(SoftPool2d(3, 2, 1, alpha=2.0), AdaptiveSoftPool2d((2, 3)))
+        graph = torch.fx.symbolic_trace(net)
+        called = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+        assert called == [soft_pool2d, adaptive_soft_pool2d]
+        x = randn(2, 3, 16, 20)
+        assert graph(x).equal(net(x))
+
+    @pytest.mark.parametrize("pool", [SoftPool2d(3, 2, 1, alpha=2.0), AdaptiveSoftPool2d((2, 3))])
+    @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+    def test_jit_trace(self, pool):
+        x = randn(1, 2, 8, 8)
+        traced = torch.jit.trace(pool, x)
+        assert traced(x + 1).equal(pool(x + 1))
+
+    def test_flop_counters(self):
+        flops = 6 * 9 * 3 * 4 * 5  # 6 a tap, 9 taps, 3 x 4 x 5 outputs
+        x = torch.randn(1, 3, 8, 10, requires_grad=True)
+        with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+            soft_pool2d(x, 3, 2, 1)
+        assert counter.get_total_flops() == flops
+        analysis = pytest.importorskip("mmengine.analysis")
+        conv = torch.nn.Conv2d(3, 3, 1)  # mmengine wants a model with parameters
+        alone, pooled = (
+            analysis.get_model_complexity_info(model, (3, 8, 10))["flops"]
+            for model in (conv, torch.nn.Sequential(conv, SoftPool2d(3, 2, 1)))
+        )
+        assert pooled - alone == flops
+
+
+class Net(torch.nn.Module):
+    """A stem without its convolution."""
+
+    def forward(self, x):
+        return soft_pool2d(x * 2, 3, 2, 1, alpha=1.5)
+
+
+def dynamic_shapes():
+    height, width = (torch.export.Dim(name, min=4, max=4096) for name in ("height", "width"))
+    return {"x": {0: torch.export.Dim("batch"), 2: height, 3: width}}
