@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmsoftpool import cli
-from mmsoftpool.analysis import benchmark
+from mmsoftpool.analysis import benchmark, paper
 
 
 def kernel(text: str) -> tuple[int, int, int]:
@@ -55,34 +55,6 @@ def show(title: str, rows: list[dict], columns: dict[str, str], base: dict) -> N
                 cells.append(f"{value * 1e3:.2f}" if isinstance(value, float) else str(value))
         table.add_row(*cells)
     Console(width=None if os.isatty(1) else 160).print(table)
-
-
-def plot(rows: list[dict], path: str) -> None:
-    """Bars of forward and backward time, a panel per case."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    cases = {}
-    for row in rows:
-        if "backward" in row:
-            title = "{device} {dtype}\n{layout}\nk, s, p = {pooling}".format(**row)
-            cases.setdefault(title, []).append(row)
-    figure, grid = plt.subplots(
-        1, len(cases), figsize=(3.4 * len(cases) + 1, 3.6), squeeze=False, layout="constrained"
-    )
-    for axes, (title, case) in zip(grid[0], cases.items(), strict=True):
-        names = [row["method"] for row in case]
-        for part, left, colour in (("forward", 0.0, "tab:blue"), ("backward", 0.4, "tab:orange")):
-            heights = [row[part] * 1e3 for row in case]
-            axes.barh([i + left for i in range(len(case))], heights, 0.38, label=part, color=colour)
-        axes.set_yticks([i + 0.2 for i in range(len(case))], names if axes is grid[0, 0] else [])
-        axes.set_title(title, fontsize=8)
-        axes.set(xlabel="ms (log)", xscale="log")
-        axes.invert_yaxis()
-    grid[0, 0].legend(frameon=False, fontsize=7)
-    figure.savefig(path, dpi=150)
 
 
 def run_op(args) -> list[dict]:
@@ -123,8 +95,8 @@ def run_pooling(args) -> list[dict]:
             args.device, dtype, layout, pooling, tuple(args.shape), args.rounds, "methods"
         )[1:]  # without the copy
         for row in case:
-            paper = benchmark.PAPER_LATENCY[row["method"]][args.device]
-            row.update(paper_forward=paper[0] / 1e3, paper_backward=paper[1] / 1e3)
+            forward, backward = paper.LATENCY[row["method"]][args.device]
+            row.update(paper_forward=forward / 1e3, paper_backward=backward / 1e3)
         columns = {
             "method": "method",
             "forward": "fwd ms",
@@ -171,7 +143,7 @@ def make_parser():
     )
     for command, layouts, shape in (
         (op, list(benchmark.LAYOUTS), [4, 64, 400, 672]),
-        # A stem on ImageNet, as in the paper; the methods' graphs together take about 5 GiB.
+        # A stem on ImageNet, as in the paper.
         (pooling, ["contiguous"], [8, 64, 112, 112]),
     ):
         command.add_argument("--dtype", nargs="+", choices=benchmark.DTYPES, default=["float32"])
@@ -215,7 +187,7 @@ def main(args):
             )
         print(f"wrote {args.json}")
     if args.command != "model" and args.plot:
-        plot(rows, args.plot)
+        benchmark.plot(rows, args.plot)
         print(f"wrote {args.plot}")
 
 

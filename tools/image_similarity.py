@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmsoftpool import cli
-from mmsoftpool.analysis import similarity
+from mmsoftpool.analysis import paper, similarity
 from mmsoftpool.models.pooling_methods import METHODS
 
 
@@ -31,19 +31,19 @@ def show(rows: list[dict], console: Console) -> None:
         screen.add_column("method")
         for name in ("SSIM", "place", "PSNR", "place"):
             screen.add_column(name, justify="right", style="bold" if name != "place" else None)
-        for dataset in similarity.PAPER:
-            for metric in similarity.METRICS:
+        for dataset in paper.SIMILARITY:
+            for metric in paper.METRICS:
                 screen.add_column(f"{dataset}\n{metric.upper()}", justify="right", style="dim")
         for (k, method), values in table.items():
             if k != kernel:
                 continue
-            cells = [method + ("*" if method in similarity.TRAINABLE else "")]
-            for metric in similarity.METRICS:
+            cells = [method + ("*" if method in paper.TRAINABLE else "")]
+            for metric in paper.METRICS:
                 cells += [number(values[metric], metric), str(places[metric][method])]
             cells += [
-                number(similarity.paper_value(dataset, method, kernel, metric), metric)
-                for dataset in similarity.PAPER
-                for metric in similarity.METRICS
+                number(paper.similarity(dataset, method, kernel, metric), metric)
+                for dataset in paper.SIMILARITY
+                for metric in paper.METRICS
             ]
             screen.add_row(*cells)
         console.print(screen)
