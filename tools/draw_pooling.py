@@ -105,13 +105,6 @@ def main(args):
         raise ValueError(f"{args.image} is not an image")
     if bool(args.config) != bool(args.checkpoint):
         raise ValueError("config and checkpoint must be given together")
-    for name, value in (
-        ("scale", args.scale),
-        ("columns", args.columns),
-        ("channels", args.channels),
-    ):
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")
     if args.config:
         cfg = engine.load_config(args.config, args.cfg_options)
         shown, activations, pooling = visualization.stem_activations(

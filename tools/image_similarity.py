@@ -128,8 +128,6 @@ def make_parser():
 def main(args):
     from mmsoftpool.analysis import similarity
 
-    if args.scale <= 0:
-        raise ValueError(f"scale must be positive, got {args.scale}")
     for path in filter(None, (args.csv, args.plot)):
         if not os.path.isdir(os.path.dirname(path) or "."):
             raise FileNotFoundError(f"no folder {os.path.dirname(path)} to write {path} into")
