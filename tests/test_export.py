@@ -125,5 +125,5 @@ def test_bad_arguments_are_named(checkpoint, format, out, error, message):
 
 
 def test_a_network_without_a_detectors_parts_is_refused():
-    with pytest.raises(ValueError, match="detector must be a single-stage .* got Linear"):
+    with pytest.raises(ValueError, match=r"detector must be a single-stage .* got Linear"):
         export.Network(torch.nn.Linear(1, 1))

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..analysis.similarity import check_methods, enlarge, pool_image
 from ..engine import load_model
 from ..models.pooling_methods import METHODS
-from ..ops.functional import check_pooling, soft_pool2d
+from ..ops.functional import soft_pool2d
+from ..ops.pooling import Pooling
 from ..ops.reference import Windows
 from . import save_figure
 
@@ -222,7 +223,7 @@ def stem_activations(cfg, checkpoint: str, image_file: str) -> tuple[np.ndarray,
         model.backbone(batch["inputs"])
     height, width = data["data_samples"].img_shape[:2]
     shown = data["inputs"].permute(1, 2, 0).numpy()[..., ::-1] / 255
-    keys = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    keys = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "alpha")
     arguments = {key: getattr(pool, key) for key in keys if hasattr(pool, key)}
     stride = batch["inputs"].shape[-1] / seen[0].shape[-1]
     activations = seen[0][0, :, : math.ceil(height / stride), : math.ceil(width / stride)]
@@ -252,9 +253,11 @@ def draw_stem(
     """
     if channels < 1:
         raise ValueError(f"channels must be at least 1, got {channels}")
-    windows = Windows(activations.shape[1:], *check_pooling(2, **pooling)[:5])
-    taps = windows.gather(activations[None], -math.inf)[:, 0]
-    largest, weights = taps.amax(0), taps.softmax(0)
+    checked = Pooling.check(2, **pooling)
+    taps = Windows(activations.shape[1:], checked).gather(activations[None], -math.inf)[:, 0]
+    # Not alpha times -inf, which is NaN for alpha = 0.
+    logits = torch.where(taps == -math.inf, taps, checked.alpha * taps)
+    largest, weights = taps.amax(0), logits.softmax(0)
     soft = soft_pool2d(activations, **pooling)
     order = activations.flatten(1).var(1).argsort(descending=True)[:channels].tolist()
     height, width = image.shape[:2]
