@@ -23,8 +23,8 @@ def make_parser():
         "--windows",
         choices=WINDOWS,
         default="shifted",
-        help="the 2x2 windows that the weights were trained with: shifted, [2p-1, 2p], the authors' "
-        "before April 2022, or aligned, [2p, 2p+1], theirs since then (default: %(default)s)",
+        help="the 2x2 windows that the weights were trained with: shifted, [2p-1, 2p], which the "
+        "authors had before April 2022, or aligned, [2p, 2p+1], since then (default: %(default)s)",
     )
     parser.add_argument(
         "--trust",

@@ -16,8 +16,8 @@ def make_parser():
         nargs="?",
         const=True,
         metavar="CHECKPOINT",
-        help="resume from CHECKPOINT, or, if no file is given, from the latest intact checkpoint in "
-        "the work dir; if there is none, a new run starts",
+        help="resume from CHECKPOINT or, if no file is given, from the latest intact checkpoint in "
+        "the work dir; without one, a new run starts",
     )
     cli.add_common_arguments(parser)
     return parser
