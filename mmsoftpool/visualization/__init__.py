@@ -9,8 +9,8 @@ def save_figure(figure, path, **options) -> None:
     """Writes a picture file.
 
     Args:
-        figure (matplotlib.figure.Figure): What to write. Made by its class, not by pyplot, it needs
-            no window system and no closing.
+        figure (matplotlib.figure.Figure): The picture. A figure made by this class, without pyplot,
+            needs no window system and does not have to be closed.
         path (str | Path): The file; its suffix is the format, such as ``.png``, ``.jpg``, ``.pdf``.
         **options: As for ``Figure.savefig``.
 
