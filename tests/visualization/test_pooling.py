@@ -102,8 +102,9 @@ class TestDrawStem:
         image, activations, arguments = pooling.stem_activations(cfg, str(checkpoint), str(photo))
         # 60 x 80 is resized to 120 x 160, and the stem's convolution has stride 2.
         assert image.shape == (120, 160, 3) and activations.shape == (32, 60, 80)
-        expected = dict(kernel_size=3, stride=2, padding=1, dilation=1, ceil_mode=False)
-        assert expected.items() <= arguments.items()
+        assert arguments == dict(
+            kernel_size=3, stride=2, padding=1, dilation=1, ceil_mode=False, alpha=1.0
+        )
         model = MODELS.build(cfg.model).eval()
         model.load_state_dict(torch.load(checkpoint)["state_dict"])
         pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() * 255
@@ -129,6 +130,20 @@ class TestDrawStem:
             assert width > 1200
             heights.append(height)
         assert heights[0] > 300 and 1.3 < heights[1] / heights[0] < 1.6  # 2 and 3 rows
+
+    @pytest.mark.parametrize(("alpha", "weight"), [(0, 1 / 4), (200, 1)])
+    def test_the_largest_weight_is_that_of_the_pools_alpha(
+        self, monkeypatch, tmp_path, alpha, weight
+    ):
+        figures = []
+        monkeypatch.setattr(pooling, "save_figure", lambda figure, *_, **__: figures.append(figure))
+        activations = torch.arange(64.0).view(1, 8, 8)
+        arguments = dict(kernel_size=2, padding=1, alpha=alpha)
+        pooling.draw_stem(np.zeros((8, 8, 3)), activations, arguments, tmp_path / "x.png", 1)
+        (panel,) = figures[0].axes[4].images  # the last column of the first row
+        weights = panel.get_array()
+        np.testing.assert_allclose(weights[1:-1, 1:-1], weight)
+        assert weights[0, 0] == 1  # the window of one tap in the corner
 
     def test_at_least_one_channel(self, tmp_path):
         with pytest.raises(ValueError, match="channels must be at least 1, got 0"):
