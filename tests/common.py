@@ -1,4 +1,4 @@
-"""What several test modules use. Needs torch and pytest alone."""
+"""Helpers of several test modules. Need torch and pytest alone."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,25 @@ import torch
 ROOT = Path(__file__).parents[1]
 #: Real photos and annotations, beside the checkout; tests that use them skip where it is absent.
 SHARED = ROOT.parent / "shared"
+#: The detectors of Table 8 of the paper.
+TABLE_8 = [
+    *(f"retinanet_r{d}" for d in (18, 34, 50, 101)),
+    *(f"mask_rcnn_r{d}" for d in (34, 50, 101)),
+]
+
+#: Options that shrink a detector, with its real pipeline, until a CPU trains it in seconds.
+SMALL = {
+    "model.backbone.init_cfg": None,
+    "train_cfg.max_epochs": 1,
+    "default_hooks.logger.interval": 1,
+    "model.data_preprocessor.pad_size_divisor": 32,
+    **{f"{split}_dataloader.num_workers": 0 for split in ("train", "val", "test")},
+    **{f"{split}_dataloader.persistent_workers": False for split in ("train", "val", "test")},
+    **{f"{split}_dataloader.dataset.indices": 4 for split in ("train", "val", "test")},
+    "train_dataloader.dataset.pipeline.2.scale": (192, 128),
+    "val_dataloader.dataset.pipeline.1.scale": (192, 128),
+    "test_dataloader.dataset.pipeline.1.scale": (192, 128),
+}
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -27,3 +46,8 @@ def since(*version: int):
     return pytest.mark.skipif(
         version > current, reason="torch {}.{} and later have this".format(*version)
     )
+
+
+def config_path(name: str) -> str:
+    """The path of one of the project's configs."""
+    return str(ROOT / "configs" / f"{name}.py")

@@ -1,6 +1,6 @@
 # Pre-training on ImageNet-1K as in the paper, section 4.1: crops of 294x294 resized to 224x224, SGD
 # from 0.1, divided by 10 every 40 of 100 epochs, batches of 256 (here 32 on each of eight GPUs).
-# Where the paper is silent mmpretrain's defaults stay: momentum, weight decay, flips, validation.
+# Everything else has mmpretrain's defaults: momentum, weight decay, flips, validation.
 _base_ = [
     "mmpretrain::_base_/models/resnet50.py",
     "mmpretrain::_base_/datasets/imagenet_bs32.py",
@@ -14,7 +14,7 @@ data_source = "get ImageNet-1K from https://image-net.org and put its classes' f
 
 model = dict(
     backbone=dict(
-        # mmpretrain's scope, mmdet's backbone: the detector finds the keys that it has itself.
+        # mmdet's backbone in mmpretrain's scope, so that the weights have the detector's keys.
         _delete_=True,
         type="mmdet.SoftPoolResNet",
         depth=50,
@@ -25,7 +25,7 @@ model = dict(
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),
-    # Some images are smaller than that; the paper does not say what it does with them.
+    # Smaller images are padded by reflection, a case that the paper leaves open.
     dict(type="RandomCrop", crop_size=294, pad_if_needed=True, padding_mode="reflect"),
     dict(type="Resize", scale=224),
     dict(type="RandomFlip", prob=0.5, direction="horizontal"),
