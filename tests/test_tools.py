@@ -1,4 +1,4 @@
-"""The command lines, run as a user runs them."""
+"""The tools, run as a user runs them."""
 
 import argparse
 import importlib.util

@@ -227,7 +227,7 @@ class Comparison:
         return "\n".join([*lines, "", *self._notes()]) + "\n"
 
     def _notes(self) -> list[str]:
-        """The lines below the table: what was compared, and what the intervals cover."""
+        """Lines below the table: the number of images and runs, and the coverage of the intervals."""
         runs = dict(zip(self.names, map(len, self.scores), strict=True))
         if len(set(runs.values())) == 1:
             (count,) = set(runs.values())
