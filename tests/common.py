@@ -1,6 +1,8 @@
 """Helpers of several test modules. Needs torch alone."""
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -41,3 +43,11 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
 def config_path(name: str) -> str:
     """The path of one of the project's configs."""
     return str(ROOT / "configs" / f"{name}.py")
+
+
+def load_tool(path: Path) -> ModuleType:
+    """Imports one of the tools, a file in ``tools/``, as a module."""
+    spec = importlib.util.spec_from_file_location(f"tool_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
