@@ -11,8 +11,8 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     """Gives a temporary file name for a file to be written, and renames the file at the end.
 
     A reader finds the earlier file or the complete new one, never a part of it, and an error or an
-    interruption while writing leaves the earlier file as it was. What is not a regular file, such
-    as ``/dev/stdout``, is written to directly.
+    interruption while writing leaves the earlier file unchanged. Other than regular files, such as
+    ``/dev/stdout``, are written to directly.
 
     Args:
         path: The file to write; its folder must exist. A symbolic link stays a link.

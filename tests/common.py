@@ -1,7 +1,9 @@
 """Helpers of several test modules. Need torch and pytest alone."""
 
+import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -51,3 +53,11 @@ def since(*version: int):
 def config_path(name: str) -> str:
     """The path of one of the project's configs."""
     return str(ROOT / "configs" / f"{name}.py")
+
+
+def load_tool(path: Path) -> ModuleType:
+    """Imports one of the tools, a file in ``tools/``, as a module."""
+    spec = importlib.util.spec_from_file_location(f"tool_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,4 +1,4 @@
-"""What OpenMMLab's tools find: the configs' index, and the registry scope."""
+"""The index of the configs for mim, and the registry scope for other OpenMMLab libraries."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def test_an_editable_install_links_to_the_configs():
 
 @pytest.fixture(params=["mmpretrain", "mmseg"])
 def other_library(request):
-    """Another OpenMMLab library's registry, as mmengine sees it: a child of its own."""
+    """The registry of another OpenMMLab library: a child of mmengine's."""
     if request.param in MODELS.children:
         yield MODELS.children[request.param]
         return

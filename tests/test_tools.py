@@ -1,7 +1,6 @@
-"""The command lines, run as a user runs them."""
+"""The tools, run as a user runs them."""
 
 import argparse
-import importlib.util
 import json
 import pickle
 import re
@@ -14,7 +13,7 @@ from mmengine.registry import init_default_scope
 from mmsoftpool import engine
 from mmsoftpool.datasets.shapes import make_shapes
 
-from .common import ROOT, SMALL
+from .common import ROOT, SMALL, load_tool
 
 DEMO = "configs/demo_retinanet_softpool.py"
 
@@ -138,13 +137,6 @@ def test_a_mistake_is_one_line_and_no_traceback(run_script, arguments, message):
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
 
 
-def import_tool(path):
-    spec = importlib.util.spec_from_file_location(f"tool_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def with_commands(parser):
     """The parser and those of its subcommands."""
     yield parser
@@ -156,17 +148,17 @@ def with_commands(parser):
 @pytest.mark.parametrize("path", TOOLS, ids=lambda path: path.stem)
 class TestParsers:
     def test_the_help_has_an_example(self, path):
-        text = import_tool(path).make_parser().format_help()
+        text = load_tool(path).make_parser().format_help()
         assert re.search(rf"Examples?:\s+python tools/{path.name}", text)
 
     def test_every_option_has_a_help_text(self, path):
-        for parser in with_commands(import_tool(path).make_parser()):
+        for parser in with_commands(load_tool(path).make_parser()):
             assert parser.format_help()  # the texts' % are right
             assert not [action.dest for action in parser._actions if not action.help]
 
 
 def test_the_work_dir_of_an_experiment_names_its_configs(monkeypatch):
-    ab = import_tool(ROOT / "tools" / "ab.py")
+    ab = load_tool(ROOT / "tools" / "ab.py")
     used = []
 
     def compare_configs(configs, seeds, work_dir, *args, **kwargs):

@@ -44,7 +44,11 @@ def make_parser():
         "data root of all data sets and evaluators",
     )
     parser.add_argument(
-        "--gpus", type=int, default=1, help="the number of GPUs of a run (default: %(default)s)"
+        "--gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="the number of GPUs of a run (default: %(default)s)",
     )
     cli.add_train_arguments(parser)
     parser.add_argument(

@@ -140,7 +140,7 @@ def run_model(args) -> list[dict]:
 
 def make_parser():
     parser = cli.make_parser(__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, help="what to measure")
     op = commands.add_parser("op", help="SoftPool's operator and its alternatives")
     pooling = commands.add_parser(
         "pooling", help="the pooling methods of the paper's Table 3, beside its times"

@@ -21,7 +21,7 @@ from mmsoftpool import cli
 
 def make_parser():
     parser = cli.make_parser(__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, help="what to compare")
     detectors = commands.add_parser("detectors", help="COCO's metrics with bootstrap intervals")
     detectors.add_argument(
         "ann_file", help="the annotations in COCO's format, such as instances_val2017.json"

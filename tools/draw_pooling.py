@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draws what pooling does to a photo or to a detector's activations.
+"""Draws the effect of pooling on a photo or on the activations of a detector.
 
 By default, every pooling method pools a region of the photo, and a detail of it is enlarged. With
 --config and --checkpoint, the picture has the activations of the detector's stem before and after

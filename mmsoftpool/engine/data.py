@@ -16,8 +16,8 @@ def check_data(cfg: Config, *splits: str) -> None:
     """Checks that the annotations and images of the given splits exist.
 
     Args:
-        cfg: The config. Its ``data_source``, if there is one, says in the error message where the
-            data set comes from; COCO's download page is the default.
+        cfg: The config. The error message names its ``data_source`` as the source of the data set,
+            or COCO's download page if the config has none.
         *splits: Any of ``'train'``, ``'val'`` and ``'test'``.
 
     Raises:

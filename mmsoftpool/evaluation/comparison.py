@@ -227,7 +227,7 @@ class Comparison:
         return "\n".join([*lines, "", *self._notes()]) + "\n"
 
     def _notes(self) -> list[str]:
-        """The lines below the table: what was compared, and what the intervals cover."""
+        """Lines below the table: number of images and runs, coverage of the intervals."""
         runs = dict(zip(self.names, map(len, self.scores), strict=True))
         if len(set(runs.values())) == 1:
             (count,) = set(runs.values())
@@ -258,7 +258,7 @@ class Comparison:
         axes = figure.subplots()
         axes.axvline(0, color="0.6", lw=1)
         rows = np.arange(len(METRICS))[::-1]
-        offsets = np.linspace(0.3, -0.3, len(others)) if len(others) > 1 else [0.0]
+        offsets = np.linspace(0.22, -0.22, len(others)) if len(others) > 1 else [0.0]
         for i, name in enumerate(others):
             y = rows + offsets[i]
             axes.hlines(y, *self.intervals[i], color=f"C{i}", lw=2)

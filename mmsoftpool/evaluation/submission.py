@@ -40,7 +40,7 @@ def read_image_info(path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(
             f"no image list of test-dev at {path.absolute()}; it is in image_info_test2017.zip on "
-            "https://cocodataset.org/#download; ann_file says where it is"
+            "https://cocodataset.org/#download; set ann_file to its path"
         )
     try:
         info = json.loads(path.read_text())

@@ -1,3 +1,5 @@
+"""The synthetic data set: COCO's format, reproducible, resumable."""
+
 import json
 
 import cv2
@@ -26,7 +28,7 @@ def test_is_a_coco_data_set_with_boxes_and_masks(tmp_path):
             mask = coco.annToMask(annotation)
             rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
             x, y, w, h = annotation["bbox"]
-            # pycocotools leaves out the polygon's outline and with it the tips, the box has them.
+            # pycocotools leaves out the outline of the polygon, and with it tips that the box has.
             assert np.abs([columns[0] - x, rows[0] - y]).max() <= 2
             assert np.abs([columns[-1] + 1 - x - w, rows[-1] + 1 - y - h]).max() <= 2
             polygon = np.array(annotation["segmentation"][0]).reshape(-1, 2)
@@ -45,7 +47,7 @@ def test_is_the_same_for_the_same_seed_and_differs_between_seeds_and_splits(tmp_
     assert len(set(images)) == 4
 
 
-def test_keeps_what_is_finished_and_draws_again_what_is_not(tmp_path, capsys):
+def test_keeps_a_complete_split_and_draws_an_incomplete_one_again(tmp_path, capsys):
     make_shapes(tmp_path, train=2, val=2, size=64)
     before = read(tmp_path)
     stamp = (tmp_path / "train" / "000000.jpg").stat().st_mtime_ns
@@ -53,7 +55,7 @@ def test_keeps_what_is_finished_and_draws_again_what_is_not(tmp_path, capsys):
     make_shapes(tmp_path, train=2, val=2, size=64)
     assert read(tmp_path) == before
     assert (tmp_path / "train" / "000000.jpg").stat().st_mtime_ns == stamp
-    assert "the train split is there" in capsys.readouterr().out
+    assert "the train split is complete" in capsys.readouterr().out
     make_shapes(tmp_path, train=3, val=2, size=64)
     ann_file = tmp_path / "annotations" / "instances_train.json"
     assert len(json.loads(ann_file.read_text())["images"]) == 3
