@@ -14,17 +14,17 @@ def soft_pool_backbone(
 ) -> nn.Module:
     """Builds a backbone and replaces its pools; ``SoftPoolBackbone`` in a config.
 
-    What is built is the backbone itself, with other pools: it has the outputs, the ``init_cfg``,
-    the ``frozen_stages``, the ``norm_eval`` and the checkpoint keys that it has without.
+    The result is the backbone itself, with other pools: its outputs, ``init_cfg``,
+    ``frozen_stages``, ``norm_eval`` and checkpoint keys are the same as without them.
 
     Args:
         backbone: Config of a backbone of mmdet, mmpretrain (``type='mmpretrain.DenseNet'``) or timm
             (``type='mmpretrain.TIMMBackbone'``), with all of its own settings.
-        pool: The new pool, as for :func:`mmsoftpool.replace_pooling`. Defaults to
-            ``dict(type='SoftPool2d')``.
+        pool: The new pool, as for :func:`mmsoftpool.replace_pooling`, such as
+            ``dict(type='SoftPool2d', alpha=4.0)``. Defaults to ``dict(type='SoftPool2d')``.
         include: Names and classes of the pools to replace, as for
             :func:`mmsoftpool.replace_pooling`; a class of torch as ``'torch.nn.MaxPool2d'``.
-            Defaults to None: all max and average pools but global ones.
+            Defaults to None: all max and average pools but adaptive ones.
         exclude: Names and classes of pools that stay. Defaults to none.
 
     Raises:
@@ -38,8 +38,8 @@ def soft_pool_backbone(
     """
     registry = MODELS
     if importlib.util.find_spec("mmdet") is not None:
-        # Without a default scope too, a name alone means mmdet's; that of a running config, such
-        # as mmpretrain, goes first.
+        # A name alone means mmdet's, also without a default scope; the scope of a running config,
+        # such as mmpretrain, goes first.
         from mmdet.registry import MODELS as registry
     module = registry.build(backbone)
     replace_pooling(module, pool, include=include, exclude=exclude)

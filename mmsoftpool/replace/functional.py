@@ -1,11 +1,11 @@
 """New pools in place of functional ones: calls such as ``F.avg_pool2d(...)`` in a ``forward``.
 
-A module whose calls are replaced gets a subclass of its own class, as ``torch.nn.utils.parametrize``
-and FSDP do it. The subclass's forward runs the original one inside a ``TorchFunctionMode``; which
-functions that replaces is an attribute of the module. Nothing else serves all of PyTorch: a
-``forward`` set on the module is bound to it, so that the replicas of ``nn.DataParallel``, which
-copy the attributes, would all use the parameters of the first GPU, and torch.fx, which traces the
-forward of the class, would miss it. It does not run the hooks of the traced module either.
+A module whose calls are replaced gets a subclass of its own class, as in PyTorch's parametrizations
+and FSDP. The subclass's forward runs the original one inside a ``TorchFunctionMode``; which
+functions that replaces is an attribute of the module. A ``forward`` set on the module would be
+bound to it: the replicas of ``nn.DataParallel``, which copy the attributes, would all use the
+parameters of the first GPU, and torch.fx, which traces the forward of the class, would miss it. It
+does not run the hooks of the module that it traces either.
 """
 
 import functools
@@ -81,6 +81,8 @@ def example(module: nn.Module, function: str, factory: PoolFactory) -> nn.Module
     """
     if "forward" in vars(module):
         raise ValueError("its forward was set on the module itself and not by its class")
+    if isinstance(module, torch.fx.GraphModule):  # copies itself without our subclass
+        raise ValueError("it is a torch.fx.GraphModule: replace the pools before tracing")
     axes = axes_of(function)
     return check_without_parameters(
         factory.adaptive(axes, 1)
@@ -93,6 +95,7 @@ def replace_calls(module: nn.Module, function: str, factory: PoolFactory) -> Non
     """Replaces the calls of a function in the forward of a module, and of all modules inside."""
     if not replaced_functions(module):
         module.__class__ = _with_replaced_calls(type(module))
+    factory = factory.with_class(axes_of(function))
     setattr(module, _POOLS, {**replaced_functions(module), function: factory})
 
 

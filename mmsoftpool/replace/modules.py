@@ -73,6 +73,11 @@ class PoolFactory:
             )
         return cls(kind, arguments)
 
+    def with_class(self, axes: int) -> "PoolFactory":
+        """The same with its class looked up. For pools that are made in a forward: torch.compile
+        cannot trace the look-up in a registry."""
+        return PoolFactory(_class_for(self.kind, axes), self.arguments)
+
     def windowed(self, axes: int, geometry: dict) -> nn.Module:
         """The pool of that geometry; arguments that the class does not have may be left at their
         default."""
@@ -117,7 +122,7 @@ class EqualWindows(nn.Module):
         # The pool depends on the input's size and is made anew in every call.
         check_without_parameters(factory.windowed(axes, dict(kernel_size=2)))
         self.output_size = per_axis(output_size, axes)
-        self.factory = factory
+        self.factory = factory.with_class(axes)
 
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, fx.Proxy):
@@ -138,7 +143,7 @@ class EqualWindows(nn.Module):
         return pool.train(self.training)(input)
 
     def extra_repr(self) -> str:
-        return f"output_size={self.output_size}, pool={self.factory.kind}"
+        return f"output_size={self.output_size}, pool={self.factory.kind.__name__}"
 
 
 def counterpart(old: nn.Module, factory: PoolFactory) -> nn.Module:

@@ -88,11 +88,9 @@ def _find(module: nn.Module) -> Iterator[tuple[str, Pool]]:
             yield name, Pool(child)
             continue
         # A subclass with a forward of its own around that of torch.nn, which calls the function.
-        around = {
-            functional.function_name(base) for base in WINDOWED + ADAPTIVE if isinstance(child, base)
-        }
-        called = functional.functions_called(type(child)) | around.intersection(functional.NAMES)
-        for function in sorted(called):
+        bases = (base for base in WINDOWED + ADAPTIVE if isinstance(child, base))
+        around = {functional.function_name(base) for base in bases}.intersection(functional.NAMES)
+        for function in sorted(functional.functions_called(type(child)) | around):
             yield f"{name}.{function}()".lstrip("."), Pool(child, function)
 
 
