@@ -77,6 +77,7 @@ def replace_pooling(
         TypeError: If an argument has the wrong type.
 
     Example:
+        >>> import torch
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1))
         >>> list(replace_pooling(net))
