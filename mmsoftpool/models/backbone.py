@@ -20,8 +20,8 @@ def soft_pool_backbone(
     Args:
         backbone: Config of a backbone of mmdet, mmpretrain (``type='mmpretrain.DenseNet'``) or timm
             (``type='mmpretrain.TIMMBackbone'``), with all of its own settings.
-        pool: The new pool, as for :func:`mmsoftpool.replace_pooling`. Defaults to
-            ``dict(type='SoftPool2d')``.
+        pool: The new pool, as for :func:`mmsoftpool.replace_pooling`, such as
+            ``dict(type='SoftPool2d', alpha=4.0)``. Defaults to ``dict(type='SoftPool2d')``.
         include: Names and classes of the pools to replace, as for
             :func:`mmsoftpool.replace_pooling`; a class of torch as ``'torch.nn.MaxPool2d'``.
             Defaults to None, all max and average pools except global ones.

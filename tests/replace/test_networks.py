@@ -7,8 +7,11 @@ import timm
 import torch
 import torchvision.models as tv
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from mmsoftpool import SoftPool2d, SoftPool3d, replace_pooling
+
+from ..common import randn
 
 DENSENET = ["features.pool0", *(f"features.transition{n}.pool" for n in (1, 2, 3))]
 # Network, its input, which pools are replaced, millions of parameters in Table 2.
@@ -72,10 +75,9 @@ def on_meta(build):
 def random_weights(net):
     """Memory for a network from the meta device, with He et al.'s weights; faster than its own."""
     net.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in net.state_dict().items():
+    for seed, (name, tensor) in enumerate(net.state_dict().items()):
         if tensor.dim() > 1:
-            tensor.normal_(0, math.sqrt(2 / tensor[0].numel()), generator=generator)
+            tensor.copy_(randn(*tensor.shape, seed=seed) * math.sqrt(2 / tensor[0].numel()))
         else:
             tensor.fill_(name.endswith(("weight", "running_var")))
     return net
@@ -97,7 +99,7 @@ def check_shapes_and_counts(net, size, replace, names, millions=None):
 
 def check_forward_and_backward(net, size):
     random_weights(net).train()
-    y = net(torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)))
+    y = net(randn(2, 3, *size))
     y.square().mean().backward()
     assert y.isfinite().all() and y.std() > 0
     assert all(p.grad.isfinite().all() for p in net.parameters())
@@ -135,7 +137,7 @@ def test_every_functional_pool_of_inception_v3_runs_as_soft_pool():
     net = random_weights(on_meta(lambda: timm.create_model("inception_v3"))).eval()
     replace_pooling(net, include="*")
     with torch.no_grad(), torch.profiler.profile() as profile:
-        net(torch.randn(1, 3, 80, 80))
+        net(randn(1, 3, 80, 80))
     calls = {event.key: event.count for event in profile.key_averages()}
     assert calls["mmsoftpool::soft_pool"] == 13
     assert not [key for key in calls if "max_pool" in key or key == "aten::avg_pool2d"]
@@ -168,3 +170,44 @@ def test_the_global_pool_of_a_3d_network_by_name(build):
     check_shapes_and_counts(
         net, (16, 112, 112), lambda net: replace_pooling(net, include="avgpool"), ["avgpool"]
     )
+
+
+# Network, what to replace, and modules whose outputs are extracted.
+EXTRACTED = {
+    "resnet18": (tv.resnet18, ["maxpool", "avgpool"], ["maxpool", "layer4", "avgpool"]),
+    "inception_v3": (
+        lambda: timm.create_model("inception_v3"),
+        "*",
+        ["Pool1", "Mixed_5b", "Mixed_6a", "Mixed_7c"],
+    ),
+    "torchvision_inception_v3": (
+        lambda: tv.inception_v3(init_weights=False, aux_logits=False),
+        ["*", "avgpool"],
+        ["maxpool1", "Mixed_5b", "Mixed_6a", "Mixed_7c", "avgpool"],
+    ),
+    "densenet121": (
+        tv.densenet121,
+        ["*", "adaptive_avg_pool2d()"],
+        ["features.pool0", "classifier"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXTRACTED)
+def test_feature_extraction_with_torch_fx(name):
+    build, include, nodes = EXTRACTED[name]
+    net = random_weights(on_meta(build))
+    replace_pooling(net, include=include)
+    outputs = {}
+    for node in nodes:
+        net.get_submodule(node).register_forward_hook(
+            lambda module, args, output, node=node: outputs.update({node: output})
+        )
+    extractor = create_feature_extractor(net, nodes)
+    x = randn(2, 3, 80, 80)
+    for training in (True, False):
+        net.train(training)(x)
+        expected = dict(outputs)
+        extracted = extractor.train(training)(x)
+        assert list(extracted) == nodes
+        assert all(extracted[node].equal(expected[node]) for node in nodes)

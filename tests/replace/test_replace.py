@@ -1,13 +1,13 @@
 import copy
-import pickle
-import warnings
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+import mmsoftpool
 from mmsoftpool import SoftPool1d, SoftPool2d, SoftPool3d, replace_pooling, soft_pool2d
+
+from ..common import randn
 
 
 class Net(nn.Sequential):
@@ -22,20 +22,6 @@ class Net(nn.Sequential):
 
 
 WINDOWED = ["stem.2", "stage1.0", "stage2.0"]
-
-
-class Branches(nn.Module):
-    """Functional pools, as in an Inception block, around a module that pools too."""
-
-    def __init__(self):
-        super().__init__()
-        self.pool = nn.MaxPool2d(3, 1, 1)
-
-    def pooled(self, x):
-        return F.avg_pool2d(x, kernel_size=3, stride=1, padding=1)
-
-    def forward(self, x):
-        return torch.cat([self.pool(x), self.pooled(x), F.max_pool2d(x, 1)], 1)
 
 
 class TestGeometry:
@@ -61,7 +47,7 @@ class TestGeometry:
         for setting in ("kernel_size", "stride", "padding", "ceil_mode"):
             assert getattr(net[0], setting) == getattr(old, setting)
         assert net[0].dilation == getattr(old, "dilation", 1)
-        x = torch.randn(2, 3, *size)
+        x = randn(2, 3, *size)
         assert net(x).shape == old(x).shape
 
     def test_padding_carries_no_weight_where_an_average_counted_it(self):
@@ -151,7 +137,7 @@ class TestNetwork:
 
     def test_the_forward_is_that_with_soft_pools(self):
         net = Net()
-        x = torch.randn(2, 3, 35, 36)
+        x = randn(2, 3, 35, 36)
         y = net.stage1[1](
             soft_pool2d(soft_pool2d(net.stem[1](net.stem[0](x)), 3, 2, 1), 2, ceil_mode=True)
         )
@@ -201,6 +187,12 @@ class TestPool:
         replace_pooling(net, dict(type=SoftPool2d, gradient="paper"))
         assert net.stem[2].gradient == "paper"
 
+    def test_alpha(self):
+        net = nn.Sequential(nn.MaxPool2d(3, 2, 1))
+        replace_pooling(net, dict(type="SoftPool2d", alpha=4.0))
+        x = randn(1, 3, 9, 9)
+        torch.testing.assert_close(net(x), soft_pool2d(4 * x, 3, 2, 1) / 4)
+
     @pytest.mark.parametrize("padding", [{}, dict(padding=((1, 0), (1, 0)))])
     def test_a_geometry_of_its_own_is_taken_as_a_whole(self, padding):
         net = Net()
@@ -211,12 +203,12 @@ class TestPool:
     @pytest.mark.parametrize(
         "pool", [dict(type="MaxPool2d"), dict(type="torch.nn.MaxPool2d"), nn.MaxPool3d]
     )
-    def test_torchs_pools_and_their_kin(self, pool):
+    def test_torchs_pools_in_1d_2d_and_3d(self, pool):
         net = nn.Sequential(nn.AvgPool1d(3, 2, 1), nn.AvgPool2d(3, 2, 1), nn.AvgPool3d(3, 2, 1))
         replace_pooling(net, pool)
         assert [type(module) for module in net] == [nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d]
 
-    def test_average_pools_know_no_dilation(self):
+    def test_average_pools_have_no_dilation(self):
         net = nn.Sequential(nn.MaxPool2d(3, 2), nn.MaxPool2d(3, 2, dilation=2))
         with pytest.raises(
             ValueError, match="1 cannot be replaced: AvgPool2d has no argument dilation"
@@ -225,7 +217,7 @@ class TestPool:
         assert type(net[0]) is nn.MaxPool2d  # nothing is half done
         assert list(replace_pooling(net, nn.AvgPool2d, exclude="1")) == ["0"]
 
-    def test_a_name_without_kin_for_other_axes(self):
+    def test_a_name_without_a_variant_for_other_axes(self):
         class OnlyPool2d(SoftPool2d):
             pass
 
@@ -265,146 +257,83 @@ class TestPool:
 
 class TestAdaptive:
     @pytest.mark.parametrize(
-        ("old", "x", "kernel_size"),
+        ("old", "size"),
         [
-            (nn.AdaptiveAvgPool2d(1), torch.randn(2, 3, 5, 7), (5, 7)),
-            (nn.AdaptiveMaxPool2d((2, None)), torch.randn(2, 3, 6, 7), (3, 1)),
-            (nn.AdaptiveAvgPool2d(3), torch.randn(3, 6, 9), (2, 3)),
+            (nn.AdaptiveAvgPool1d(3), (2, 3, 7)),
+            (nn.AdaptiveAvgPool2d(1), (2, 3, 5, 7)),
+            (nn.AdaptiveMaxPool2d((2, None)), (2, 3, 6, 7)),
+            (nn.AdaptiveAvgPool2d((3, 4)), (3, 7, 9)),
+            (nn.AdaptiveMaxPool3d((1, 2, 3)), (2, 3, 4, 5, 6)),
         ],
     )
-    def test_a_named_one_has_windows_of_input_over_output_size(self, old, x, kernel_size):
+    def test_it_becomes_the_adaptive_soft_pool(self, old, size):
         net = nn.Sequential(old)
+        new = replace_pooling(net, include="0")
+        expected = type(old).__name__.replace("Avg", "Soft").replace("Max", "Soft")
+        assert type(new["0"]) is getattr(mmsoftpool.ops, expected)
+        assert net[0].output_size == old.output_size
+        x = randn(*size)
+        assert net(x).shape == old(x).shape
+
+    def test_it_averages_its_windows_for_alpha_zero(self):
+        old = nn.AdaptiveAvgPool2d((3, 2))
+        net = nn.Sequential(old)
+        replace_pooling(net, dict(type="SoftPool2d", alpha=0.0), include="0")
+        x = randn(2, 3, 7, 9)
+        torch.testing.assert_close(net(x), old(x))
+
+    def test_an_adaptive_soft_pool_is_a_pool_too(self):
+        net = nn.Sequential(nn.AdaptiveAvgPool2d(3))
         replace_pooling(net, include="0")
+        replace_pooling(net, nn.MaxPool2d, include=mmsoftpool.ops.AdaptiveSoftPool2d)
+        assert type(net[0]) is nn.AdaptiveMaxPool2d and net[0].output_size == 3
+
+    def test_arguments_that_only_windowed_pools_have(self):
+        net = nn.Sequential(nn.AdaptiveAvgPool2d(1))
+        with pytest.raises(ValueError, match="AdaptiveSoftPool2d has no argument padding"):
+            replace_pooling(net, dict(type="SoftPool2d", padding=1), include="0")
+
+    def test_a_geometry_of_its_own_is_taken_as_a_whole(self):
+        net = nn.Sequential(nn.AdaptiveAvgPool2d(1))
+        replace_pooling(net, dict(type="SoftPool2d", kernel_size=7), include="0")
+        assert type(net[0]) is SoftPool2d and net[0].kernel_size == 7
+
+
+class TestAdaptiveWithoutVariant:
+    """A pool class beside which there is no adaptive one."""
+
+    class Pool2d(SoftPool2d):
+        pass
+
+    @pytest.mark.parametrize(
+        ("old", "size", "kernel_size"),
+        [
+            (nn.AdaptiveAvgPool2d(1), (2, 3, 5, 7), (5, 7)),
+            (nn.AdaptiveMaxPool2d((2, None)), (2, 3, 6, 7), (3, 1)),
+            (nn.AdaptiveAvgPool2d(3), (3, 6, 9), (2, 3)),
+        ],
+    )
+    def test_windows_of_input_over_output_size(self, old, size, kernel_size):
+        net = nn.Sequential(old)
+        replace_pooling(net, self.Pool2d, include="0")
+        x = randn(*size)
         assert net(x).shape == old(x).shape
         torch.testing.assert_close(net(x), soft_pool2d(x, kernel_size))
         assert copy.deepcopy(net)(x).equal(net(x))
 
     def test_a_size_that_does_not_divide(self):
         net = nn.Sequential(nn.AdaptiveAvgPool2d(2))
-        replace_pooling(net, include="0")
+        replace_pooling(net, self.Pool2d, include="0")
         with pytest.raises(ValueError, match=r"\(5, 4\) does not divide into \(2, 2\)"):
-            net(torch.randn(1, 1, 5, 4))
+            net(randn(1, 1, 5, 4))
 
-    def test_1d_and_3d(self):
-        net = nn.Sequential(nn.AdaptiveAvgPool3d((1, 2, 2)), nn.Flatten(2), nn.AdaptiveMaxPool1d(1))
-        assert list(replace_pooling(net, include=["0", "2"])) == ["0", "2"]
-        assert net(torch.randn(2, 3, 4, 4, 4)).shape == (2, 3, 1)
-
-
-class TestFunctional:
-    def test_they_stay_with_a_warning_unless_a_name_selects_them(self):
-        net = nn.Sequential(Branches())
-        x = torch.randn(1, 2, 6, 6)
-        expected = torch.cat([soft_pool2d(x, 3, 1, 1), F.avg_pool2d(x, 3, 1, 1), x], 1)
-        with pytest.warns(UserWarning, match=r"stay as they are: 0\.avg_pool2d\(\), 0\.max_pool2d"):
-            assert list(replace_pooling(net)) == ["0.pool"]
-        torch.testing.assert_close(net(x), expected)
-
-    def test_a_name_selects_them(self):
-        net = nn.Sequential(Branches())
-        x = torch.randn(1, 2, 6, 6)
-        new = replace_pooling(net, include="0")
-        assert list(new) == ["0.avg_pool2d()", "0.max_pool2d()", "0.pool"]
-        pooled = soft_pool2d(x, 3, 1, 1)
-        # The call with kernel 1 stays.
-        torch.testing.assert_close(net(x), torch.cat([pooled, pooled, x], 1))
-        assert net.state_dict().keys() == nn.Sequential(Branches()).state_dict().keys()
-
-    def test_one_kind_and_exclude(self):
-        net = nn.Sequential(Branches())
-        x = torch.randn(1, 2, 6, 6)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert list(replace_pooling(net, include="*.avg_pool2d()")) == ["0.avg_pool2d()"]
-        expected = torch.cat([F.max_pool2d(x, 3, 1, 1), soft_pool2d(x, 3, 1, 1), x], 1)
-        torch.testing.assert_close(net(x), expected)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            replace_pooling(nn.Sequential(Branches()), exclude="*()")
-
-    def test_one_after_another(self):
-        net = nn.Sequential(Branches())
-        replace_pooling(net, include="0.avg_pool2d()")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            replace_pooling(
-                net,
-                dict(type="SoftPool2d", gradient="paper"),
-                include=nn.MaxPool2d,
-                exclude="0.max*",
-            )
-            replace_pooling(net, include="0.max_pool2d()", exclude="0.avg*")
-        x = torch.randn(1, 2, 6, 6)
-        pooled = soft_pool2d(x, 3, 1, 1)
-        torch.testing.assert_close(net(x), torch.cat([pooled, pooled, x], 1))
-
-    def test_outside_of_the_module_functions_are_torchs(self):
-        net = nn.Sequential(Branches(), nn.AvgPool2d(3, 1, 1))
-        x = torch.randn(1, 2, 6, 6)
-        replace_pooling(net, include="0")
-        torch.testing.assert_close(net(x), F.avg_pool2d(net[0](x), 3, 1, 1))
-
-    def test_an_inner_pool_of_the_same_kind_cannot_stay(self):
-        with pytest.raises(ValueError, match=r"0\.max_pool2d\(\) cannot be replaced while 0\.pool"):
-            replace_pooling(nn.Sequential(Branches()), include="*", exclude="0.pool")
-
-    def test_return_indices(self):
-        class Unpooled(nn.Module):
-            def forward(self, x):
-                return F.max_pool2d(x, 2, return_indices=True)
-
-        net = nn.Sequential(Unpooled())
-        replace_pooling(net, include="0")
-        with pytest.raises(ValueError, match="return_indices cannot be replaced"):
-            net(torch.randn(1, 1, 4, 4))
-
-    def test_a_subclass_keeps_what_it_does_around_the_pool(self):
-        class SamePool(nn.MaxPool2d):
-            def forward(self, x):
-                return super().forward(F.pad(x, (0, 1, 0, 1), value=float("-inf")))
-
-        net = nn.Sequential(SamePool(2))
-        assert list(replace_pooling(net, include="0")) == ["0.max_pool2d()"]
-        x = torch.randn(1, 1, 5, 5)
-        torch.testing.assert_close(net(x), soft_pool2d(x, 2, ceil_mode=True))
-
-    def test_copies_are_independent_and_pickles_work(self):
-        net = Branches()
-        replace_pooling(net, include="*")
-        x = torch.randn(1, 2, 6, 6)
-        for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-            assert other.forward.args[0] is other
-            assert other(x).equal(net(x))
-
-    def test_compiles_and_exports(self):
-        net = Branches().eval()
-        replace_pooling(net, include="*")
-        x = torch.randn(1, 2, 6, 6)
-        exported = torch.export.export(net, (x,))
-        assert "mmsoftpool.soft_pool" in str(exported.graph)
-        torch.testing.assert_close(exported.module()(x), net(x))
-        compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
-        torch.testing.assert_close(compiled(x), net(x))
-
-    def test_they_train_and_evaluate_with_the_module(self):
-        class NoisyPool2d(SoftPool2d):
-            def forward(self, x):
-                return super().forward(x) + (1 if self.training else 0)
-
-        net = nn.Sequential(Branches(), nn.AdaptiveAvgPool2d(1))
-        replace_pooling(net, NoisyPool2d, include=["0", "1"])
-        x = torch.zeros(1, 2, 6, 6)
-        assert net(x).flatten().tolist() == [2, 2, 2, 2, 1, 1]
-        assert net.eval()(x).flatten().tolist() == [0] * 6
-
-    def test_a_pool_with_parameters_is_refused(self):
-        class GatePool2d(SoftPool2d):
-            def __init__(self, *args, **kwargs):
-                super().__init__(*args, **kwargs)
-                self.gate = nn.Parameter(torch.ones(1))
-
-        with pytest.raises(ValueError, match="GatePool2d has parameters"):
-            replace_pooling(Branches(), GatePool2d, include="*")
+    def test_fx_traces_it_as_a_leaf(self):
+        net = nn.Sequential(nn.AdaptiveAvgPool2d(2))
+        replace_pooling(net, self.Pool2d, include="0")
+        graph = torch.fx.symbolic_trace(net)
+        for size in (4, 6):
+            x = randn(1, 3, size, size)
+            assert graph(x).equal(net(x))
 
 
 def test_torch_alone_is_enough(run_script):
