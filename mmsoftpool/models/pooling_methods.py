@@ -135,10 +135,10 @@ class SumPool2d(_Pool2d):
 
 
 class PowerAvgPool2d(_Pool2d):
-    """Power-average pooling: the p-norm of each window, y = (sum of |x_i|^p)^(1/p).
+    """Power-average pooling: the p-norm of each window, y = ``(sum of |x_i|^p)^(1/p)``.
 
     Bruna et al., "Signal recovery from pooling representations", ICML 2014, section 2; sum pooling
-    of |x| for p = 1, max pooling of |x| for p to infinity (SoftPool paper, Figure 2c). For
+    of ``|x|`` for p = 1, max pooling of ``|x|`` for p to infinity (SoftPool paper, Figure 2c). For
     values >= 0 it is ``F.lp_pool2d``; here negative values count by their size, and the gradient of
     a window of zeros is 0 instead of NaN.
 
@@ -171,13 +171,13 @@ class PowerAvgPool2d(_Pool2d):
 
 
 class LearnedNormPool2d(_PerChannelPool2d):
-    """Learned-norm pooling: y = (mean of |x_i|^p)^(1/p) with a trained p per channel.
+    """Learned-norm pooling: y = ``(mean of |x_i|^p)^(1/p)`` with a trained p per channel.
 
     Gulcehre et al., "Learned-norm pooling for deep feedforward and recurrent neural networks", ECML
     PKDD 2014, section 3, the normalised L_p unit, with p = 1 + log(1 + e^rho) so that p > 1. The
     taps are what that unit calls its projections; its centres c are 0, since the taps of a window
-    have no place of their own. p = 1 is average pooling of |x|, p = 2 the root mean square, p to
-    infinity max pooling of |x|.
+    have no place of their own. p = 1 is average pooling of ``|x|``, p = 2 the root mean square,
+    p to infinity max pooling of ``|x|``.
 
     Args:
         kernel_size, stride, padding, dilation, ceil_mode: As for ``SoftPool2d``.
