@@ -3,7 +3,6 @@
 from importlib import metadata, util
 
 project = "mmsoftpool"
-author = "the mmsoftpool authors"
 release = metadata.version("mmsoftpool")
 
 extensions = [
@@ -14,8 +13,9 @@ extensions = [
 ]
 html_theme = "furo"
 html_title = "mmsoftpool"
+html_show_copyright = False
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["wide.css"]
 
 # The same anchors as GitHub's, so that links between pages work in both places.
 myst_heading_anchors = 3
