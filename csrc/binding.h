@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -42,7 +43,7 @@ class Call {
 
   Call(
       const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
-      const Ints& dilation, bool ceil_mode)
+      const Ints& dilation, bool ceil_mode, double alpha, const std::string& gradient)
       : input_(input), spatial_(kernel_size.size()) {
     MMSOFTPOOL_CHECK(
         spatial_ >= 1 && spatial_ <= 3 && static_cast<size_t>(input.dim()) == spatial_ + 2 &&
@@ -56,7 +57,15 @@ class Call {
         dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
             dtype == ScalarType::BFloat16,
         "soft_pool: input must be a float16, bfloat16, float32 or float64 tensor");
+    MMSOFTPOOL_CHECK(
+        std::isfinite(alpha) && alpha >= 0, "soft_pool: alpha must be a finite number >= 0, got ",
+        alpha);
+    MMSOFTPOOL_CHECK(
+        gradient == "exact" || gradient == "paper",
+        "soft_pool: gradient must be 'exact' or 'paper', got '", gradient, "'");
     Geometry& g = geometry;
+    g.alpha = alpha;
+    g.gradient = gradient == "exact" ? Gradient::exact : Gradient::paper;
     g.layout = is_channels_last(input) ? Layout::channels_last : Layout::contiguous;
     g.batch = input.size(0);
     g.channels = input.size(1);
@@ -114,12 +123,5 @@ class Call {
   const Tensor& input_;
   size_t spatial_;
 };
-
-inline Gradient parse_gradient(const std::string& gradient) {
-  MMSOFTPOOL_CHECK(
-      gradient == "exact" || gradient == "paper",
-      "soft_pool: gradient must be 'exact' or 'paper', got '", gradient, "'");
-  return gradient == "exact" ? Gradient::exact : Gradient::paper;
-}
 
 }  // namespace mmsoftpool

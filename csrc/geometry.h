@@ -45,6 +45,10 @@ inline int64_t output_size(
 // How a tensor lies in memory: (batch, channels, depth, height, width), or with the channels last.
 enum class Layout { contiguous, channels_last };
 
+// 'exact' is the derivative of the forward, g w_i (1 + alpha (x_i - y)); 'paper' is section 3.2 of
+// the paper, the weight alone, g w_i.
+enum class Gradient { exact, paper };
+
 // A pooling of a batch of volumes. 1d and 2d pools leave the leading axes at their defaults.
 struct Geometry {
   Layout layout = Layout::contiguous;
@@ -52,6 +56,8 @@ struct Geometry {
   int64_t channels = 0;
   int64_t channel_block = 16;  // channels that the CPU's backward takes together, channels last
   Axis depth, height, width;
+  double alpha = 1;  // the weights are softmax(alpha x); finite, at least 0
+  Gradient gradient = Gradient::exact;
 
   MMSOFTPOOL_HOST_DEVICE int64_t planes() const { return batch * channels; }
   MMSOFTPOOL_HOST_DEVICE int64_t in_plane() const { return depth.in * height.in * width.in; }
@@ -60,8 +66,5 @@ struct Geometry {
     return depth.kernel * height.kernel * width.kernel;
   }
 };
-
-// 'exact' is the derivative of the forward; 'paper' is section 3.2 of the paper, the weight alone.
-enum class Gradient { exact, paper };
 
 }  // namespace mmsoftpool

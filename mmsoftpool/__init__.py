@@ -8,14 +8,33 @@ import importlib.util
 import warnings
 from importlib.metadata import version
 
-from .ops import SoftPool1d, SoftPool2d, SoftPool3d, soft_pool1d, soft_pool2d, soft_pool3d
+from .ops import (
+    AdaptiveSoftPool1d,
+    AdaptiveSoftPool2d,
+    AdaptiveSoftPool3d,
+    SoftPool1d,
+    SoftPool2d,
+    SoftPool3d,
+    adaptive_soft_pool1d,
+    adaptive_soft_pool2d,
+    adaptive_soft_pool3d,
+    soft_pool1d,
+    soft_pool2d,
+    soft_pool3d,
+)
 from .replace import replace_pooling
 
 __version__ = version("mmsoftpool")
 __all__ = [
+    "AdaptiveSoftPool1d",
+    "AdaptiveSoftPool2d",
+    "AdaptiveSoftPool3d",
     "SoftPool1d",
     "SoftPool2d",
     "SoftPool3d",
+    "adaptive_soft_pool1d",
+    "adaptive_soft_pool2d",
+    "adaptive_soft_pool3d",
     "replace_pooling",
     "soft_pool1d",
     "soft_pool2d",

@@ -17,7 +17,9 @@ from typing import NamedTuple
 import torch
 
 from . import __version__
-from .ops import functional, library, reference, soft_pool2d
+from .ops import backends, reference, soft_pool2d
+from .ops.backends import Backend
+from .ops.pooling import Pooling
 
 #: OpenMMLab's import packages and the distributions that hold them: upstream's, onedl's.
 OPENMMLAB = {
@@ -165,32 +167,37 @@ def _release(distributions, name: str) -> tuple[int, ...]:
 
 
 def check_libraries(
-    backends: dict[str, str], has_gpu: bool, cuda_works: bool, cuda_built: bool
+    backends: dict[str, Backend], has_gpu: bool, cuda_works: bool, cuda_built: bool
 ) -> list[Problem]:
     """Whether the compiled libraries are in use, and what to do where they are not.
 
     Args:
-        backends: ``mmsoftpool.ops.library.BACKENDS``.
+        backends: What runs on each device type; ``'cuda'`` where ``cuda_works``.
         has_gpu: Whether there is an NVIDIA GPU in the machine.
         cuda_works: ``torch.cuda.is_available()``.
         cuda_built: Whether torch was built with CUDA.
     """
     problems = []
     for device in ("cpu", "cuda") if cuda_works else ("cpu",):
-        reason = backends[device]
-        if not reason.startswith("("):
+        backend = backends[device]
+        if backend.path is not None:
             continue
-        if "MMSOFTPOOL_BACKEND" in reason:
+        if backend.reason == "forced":
             remedy = "unset MMSOFTPOOL_BACKEND to use the compiled library"
-        elif "was not built" in reason and device == "cuda":
+        elif backend.reason == "not built" and device == "cuda":
             remedy = f"with nvcc on PATH or in CUDA_HOME, {_REINSTALL}"
-        elif "was not built" in reason:
+        elif backend.reason == "not built":
             remedy = (
                 f"with a C++ compiler (on Debian and Ubuntu: apt-get install g++), {_REINSTALL}"
             )
+        elif backend.reason == "cannot run" and device == "cuda":
+            remedy = (
+                "update the NVIDIA driver, or with TORCH_CUDA_ARCH_LIST set to this GPU's compute "
+                f"capability, {_REINSTALL}"
+            )
         else:
             remedy = _REINSTALL
-        problems.append(Problem(f"SoftPool on {device} is slow: {reason.strip('()')}", remedy))
+        problems.append(Problem(f"SoftPool on {device} is slow: {backend.detail}", remedy))
     if has_gpu and not cuda_built:
         problems.append(
             Problem(
@@ -245,7 +252,7 @@ def self_test(device: str) -> str:
     """
     largest = {}
     for pooling in ((3, 2, 1), (2, 2), (3, 1, 1)):
-        arguments = functional.check_pooling(2, *pooling)
+        arguments = Pooling.check(2, *pooling)
         x = torch.randn(2, 8, 17, 20, generator=torch.Generator().manual_seed(0)).double() * 4
         y = reference.soft_pool(x, *arguments)
         g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).double()
@@ -286,13 +293,13 @@ def _first_line(*command: str, pattern: str = ".+") -> str:
     return found[0] if found else "no answer"
 
 
-def _facts(distributions) -> list[tuple[str, str]]:
+def _facts(distributions, libraries: dict[str, Backend]) -> list[tuple[str, str]]:
     facts = [("mmsoftpool", f"{__version__} in {Path(__file__).parent}")]
-    for device, backend in library.BACKENDS.items():
-        compiled = not backend.startswith("(")
-        name = Path(backend).name if compiled else backend.strip("()")
-        abi = f" ({'ATen' if '-torch' in name else 'stable ABI'})" if compiled else ""
-        facts.append((f"  on {device}", name + abi))
+    for device, backend in libraries.items():
+        runs = f"{backend.path.name} ({backend.abi} ABI)" if backend.path else "reference"
+        facts.append((f"  on {device}", f"{runs}: {backend.detail}" if backend.detail else runs))
+    if "cuda" not in libraries:
+        facts.append(("  on cuda", "reference: torch sees no GPU"))
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
     facts += [
         ("python", f"{platform.python_version()}, {platform.platform()}"),
@@ -327,13 +334,14 @@ def main() -> int:
         The exit status: 1 if the self-test fails, else 0.
     """
     distributions = installed()
-    facts = _facts(distributions)
+    cuda_works = torch.cuda.is_available()
+    libraries = {d: backends.load(d) for d in (("cpu", "cuda") if cuda_works else ("cpu",))}
+    facts = _facts(distributions, libraries)
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         print(f"{name:{width}}  {value}")
 
-    cuda_works = torch.cuda.is_available()
-    problems = check_libraries(library.BACKENDS, _has_gpu(), cuda_works, bool(torch.version.cuda))
+    problems = check_libraries(libraries, _has_gpu(), cuda_works, bool(torch.version.cuda))
     problems += check_versions(distributions)
     problems += check_imports(
         package for package, names in OPENMMLAB.items() if any(n in distributions for n in names)
@@ -351,7 +359,7 @@ def main() -> int:
         if device == "cuda" and not cuda_works:
             print("  cuda  not tested: torch sees no GPU")
             continue
-        runs = "reference" if library.BACKENDS[device].startswith("(") else "compiled"
+        runs = "compiled" if libraries[device].path else "reference"
         try:
             print(f"  {device:4}  ok, {runs}: {self_test(device)}")
         except RuntimeError as error:

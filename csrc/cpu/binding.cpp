@@ -37,8 +37,8 @@ void with_dtype(const Tensor& t, const Body& body) {
 
 Tensor soft_pool(
     const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
-    const Ints& dilation, bool ceil_mode, const std::string& /*gradient*/) {
-  const Call call(input, kernel_size, stride, padding, dilation, ceil_mode);
+    const Ints& dilation, bool ceil_mode, double alpha, const std::string& gradient) {
+  const Call call(input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient);
   const Geometry& g = call.geometry;
   const Tensor in = call.laid_out(input);
   const Tensor output = call.empty_output();
@@ -55,10 +55,10 @@ Tensor soft_pool(
 
 Tensor soft_pool_backward(
     const Tensor& grad_output, const Tensor& input, const Ints& kernel_size, const Ints& stride,
-    const Ints& padding, const Ints& dilation, bool ceil_mode, const std::string& gradient) {
-  const Call call(input, kernel_size, stride, padding, dilation, ceil_mode);
+    const Ints& padding, const Ints& dilation, bool ceil_mode, double alpha,
+    const std::string& gradient) {
+  const Call call(input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient);
   call.check_grad_output(grad_output);
-  const Gradient mode = parse_gradient(gradient);
   Geometry g = call.geometry;
   g.channel_block = channel_block(g, get_num_threads());
   const Tensor in = call.laid_out(input);
@@ -70,7 +70,7 @@ Tensor soft_pool_backward(
     const T* const grad = static_cast<const T*>(grad_out.data_ptr());
     T* const to = static_cast<T*>(grad_input.data_ptr());
     for_each_item(g, backward_items(g), [&](int64_t begin, int64_t end) {
-      pool_backward(g, mode, grad, from, to, begin, end);
+      pool_backward(g, grad, from, to, begin, end);
     });
   });
   return grad_input;

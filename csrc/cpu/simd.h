@@ -8,6 +8,8 @@
 #include <limits>
 #include <type_traits>
 
+#include "../softmax.h"
+
 // Always inlined: code must be compiled for the instruction set of the function that it is used in.
 #define MMSOFTPOOL_INLINE inline __attribute__((always_inline))
 #define MMSOFTPOOL_INLINE_LAMBDA __attribute__((always_inline))
@@ -104,7 +106,7 @@ struct Simd {
     std::memcpy(p, buffer, n * sizeof(T));
   }
 
-  // x in [exp_floor, 0] or NaN, which comes back as NaN. Within 1 ulp in float.
+  // x in [exp_floor, 0], to rounding, or NaN, which comes back as NaN. Within 1 ulp in float.
   static MMSOFTPOOL_INLINE Vec exp(Vec x) {
     if constexpr (std::is_same_v<A, double>) {
       for (int64_t i = 0; i < lanes; ++i) {
@@ -130,39 +132,64 @@ struct Simd {
   }
 };
 
-// The softmax of windows, one per lane, read tap by tap. Equation 1 of the paper with the maximum
-// taken off first: weight i is e^(x_i - top) / sum, and the output is top + mean.
+// The softmax of windows, one per lane, over their taps in turn. Equation 1 of the paper with the
+// maximum subtracted: with d = unit * (x - max), see Exponent, the weight is w = e^(alpha d) / sum
+// and the output max + mean / sum, where mean is the sum of e^(alpha d) d.
 template <typename S>
 struct Windows {
   using Vec = typename S::Vec;
   using A = typename S::Scalar;
-  static constexpr A floor = exp_floor<A>;
+  using Mask = decltype(Vec{} < Vec{});
 
-  // Not below the lowest number: for a window of -inf alone x - top must not be -inf + inf.
-  Vec top = S::splat(std::numeric_limits<A>::lowest());
+  const Vec unit, per_unit, alpha, floor;
+  const Vec max;  // times the unit
   Vec sum = Vec{};
   Vec mean = Vec{};
 
-  // First over all taps. Passes over NaN, which shows up in weight().
-  MMSOFTPOOL_INLINE void see(Vec x) { top = x > top ? x : top; }
+  // The start of the maximum: not below the lowest number, for in a window of -inf alone x - max
+  // must not be -inf + inf.
+  static MMSOFTPOOL_INLINE Vec lowest() { return S::splat(std::numeric_limits<A>::lowest()); }
 
-  // Then over all taps again: x becomes x - top, the result is e^that, and exactly 0 for -inf.
-  // Comparisons with NaN are false: a NaN tap, or inf - inf, stays NaN through both selects.
-  MMSOFTPOOL_INLINE Vec weight(Vec& x) {
-    x = x - top;
-    const auto nothing = x <= S::splat(floor);
-    x = nothing ? S::splat(floor) : x;
-    const Vec e = S::exp(x);
-    const Vec w = nothing ? Vec{} : e;
+  MMSOFTPOOL_INLINE Windows(const Exponent<A>& exponent, Vec max)
+      : unit(S::splat(exponent.unit)),
+        per_unit(S::splat(exponent.per_unit)),
+        alpha(S::splat(exponent.alpha_per_unit)),
+        floor(S::splat(exponent.floor)),
+        max(max * unit) {}
+
+  MMSOFTPOOL_INLINE Vec difference(Vec x) const { return x * unit - max; }
+
+  // Adds a tap and returns its e^(alpha d). Comparisons with NaN are false: a NaN tap, or inf -
+  // inf, stays NaN through both selects.
+  MMSOFTPOOL_INLINE Vec add(Vec x) {
+    const Vec difference = this->difference(x);
+    const Mask absent = difference <= floor;
+    const Vec d = absent ? floor : difference;
+    const Vec e = S::exp(alpha * d);
+    const Vec w = absent ? Vec{} : e;
     sum += w;
-    mean += w * x;
+    mean += w * d;
     return w;
   }
 
   // Equation 2. No weight at all means nothing but -inf.
   MMSOFTPOOL_INLINE Vec output() const {
-    const Vec y = top + mean / sum;
+    const Vec y = (max + mean / sum) * per_unit;
     return sum == Vec{} ? S::splat(-std::numeric_limits<A>::infinity()) : y;
+  }
+
+  // The exact gradient of a tap is scale * w * (alpha d + offset) for w from add().
+  MMSOFTPOOL_INLINE Vec scale(Vec grad_output) const {
+    const Vec quotient = grad_output / sum;
+    return sum == Vec{} ? Vec{} : quotient;
+  }
+  MMSOFTPOOL_INLINE Vec offset() const {
+    const Vec average = mean / sum;
+    return S::splat(1) - alpha * (sum == Vec{} ? Vec{} : average);
+  }
+  MMSOFTPOOL_INLINE Vec slope(Vec x, Vec offset) const {
+    const Vec d = difference(x);
+    return alpha * (d <= floor ? floor : d) + offset;
   }
 };
 

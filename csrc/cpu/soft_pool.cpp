@@ -34,18 +34,32 @@ MMSOFTPOOL_INLINE void for_each_row(const Geometry& g, int64_t od, int64_t oh, V
   }
 }
 
-// The outputs of one vector of windows whose taps lie at taps[t] + i. K is the number of taps
-// where it is known when compiling, else 0.
+template <typename A>
+Exponent<A> make_exponent(const Geometry& g) {
+  return Exponent<A>(g.alpha, g.taps(), exp_floor<A>);
+}
+
+// The largest tap of each window of a vector; NaN is passed over. K is the number of taps where it
+// is known when compiling, else 0; load(t) gives tap t of the windows.
 template <int K, typename S, typename Load>
-MMSOFTPOOL_INLINE typename S::Vec pool(int64_t taps, Load&& load) {
+MMSOFTPOOL_INLINE typename S::Vec largest(int64_t taps, Load&& load) {
   const int64_t n = K ? K : taps;
-  Windows<S> windows;
+  typename S::Vec max = Windows<S>::lowest();
   for (int64_t t = 0; t < n; ++t) {
-    windows.see(load(t));
+    const typename S::Vec x = load(t);
+    max = x > max ? x : max;
   }
+  return max;
+}
+
+// The outputs of one vector of windows.
+template <int K, typename S, typename Load>
+MMSOFTPOOL_INLINE typename S::Vec pool(
+    int64_t taps, const Exponent<typename S::Scalar>& exponent, Load&& load) {
+  const int64_t n = K ? K : taps;
+  Windows<S> windows(exponent, largest<K, S>(taps, load));
   for (int64_t t = 0; t < n; ++t) {
-    typename S::Vec x = load(t);
-    windows.weight(x);
+    windows.add(load(t));
   }
   return windows.output();
 }
@@ -54,43 +68,33 @@ MMSOFTPOOL_INLINE typename S::Vec pool(int64_t taps, Load&& load) {
 // for a vector per tap; where their number is known, registers do.
 template <int K, typename S, typename Load, typename Add>
 MMSOFTPOOL_INLINE void spread(
-    int64_t taps, Gradient gradient, typename S::Vec grad_output, typename S::Scalar* scratch,
-    Load&& load, Add&& add) {
+    int64_t taps, const Exponent<typename S::Scalar>& exponent, Gradient gradient,
+    typename S::Vec grad_output, typename S::Scalar* scratch, Load&& load, Add&& add) {
   using Vec = typename S::Vec;
   const int64_t n = K ? K : taps;
   Vec registers[K ? K : 1];
   const auto weight = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA {
     return K ? registers[t] : S::load(scratch + t * S::lanes);
   };
-  Windows<S> windows;
+  Windows<S> windows(exponent, largest<K, S>(taps, load));
   for (int64_t t = 0; t < n; ++t) {
-    windows.see(load(t));
-  }
-  for (int64_t t = 0; t < n; ++t) {
-    Vec x = load(t);
-    const Vec w = windows.weight(x);
+    const Vec w = windows.add(load(t));
     if constexpr (K != 0) {
       registers[t] = w;
     } else {
       S::store(w, scratch + t * S::lanes);
     }
   }
-  const auto empty = windows.sum == Vec{};
-  const Vec quotient = grad_output / windows.sum;
-  const Vec scale = empty ? Vec{} : quotient;
+  const Vec scale = windows.scale(grad_output);
   if (gradient == Gradient::paper) {
     for (int64_t t = 0; t < n; ++t) {
       add(t, scale * weight(t));
     }
     return;
   }
-  // 1 + x - y = (x - top) + (1 - mean). x - top is held above its floor, where the weight is 0.
-  const Vec mean = windows.mean / windows.sum;
-  const Vec offset = S::splat(1) - (empty ? Vec{} : mean);
-  const Vec floor = S::splat(Windows<S>::floor);
+  const Vec offset = windows.offset();
   for (int64_t t = 0; t < n; ++t) {
-    const Vec x = load(t) - windows.top;
-    add(t, scale * weight(t) * ((x <= floor ? floor : x) + offset));
+    add(t, scale * weight(t) * windows.slope(load(t), offset));
   }
 }
 
@@ -273,6 +277,7 @@ template <int Bytes, typename T>
 MMSOFTPOOL_INLINE void forward_contiguous(
     const Geometry& g, const T* input, T* output, int64_t begin, int64_t end) {
   using S = Simd<Compute<T>, Bytes>;
+  const auto exponent = make_exponent<Compute<T>>(g);
   const SplitRow layout(g.width, S::lanes);
   Taps<S, T> taps(g, layout);
   for (int64_t row = begin; row < end; ++row) {
@@ -285,10 +290,11 @@ MMSOFTPOOL_INLINE void forward_contiguous(
       int64_t ow = 0;
       const auto load = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + ow); };
       for (; ow + S::lanes <= g.width.out; ow += S::lanes) {
-        S::store(pool<constant.value, S>(at.size(), load), out + ow);
+        S::store(pool<constant.value, S>(at.size(), exponent, load), out + ow);
       }
       if (ow < g.width.out) {
-        S::store_first(pool<constant.value, S>(at.size(), load), out + ow, g.width.out - ow);
+        S::store_first(
+            pool<constant.value, S>(at.size(), exponent, load), out + ow, g.width.out - ow);
       }
     });
   }
@@ -296,11 +302,12 @@ MMSOFTPOOL_INLINE void forward_contiguous(
 
 template <int Bytes, typename T>
 MMSOFTPOOL_INLINE void backward_contiguous(
-    const Geometry& g, Gradient gradient, const T* grad_output, const T* input, T* grad_input,
-    int64_t begin, int64_t end) {
+    const Geometry& g, const T* grad_output, const T* input, T* grad_input, int64_t begin,
+    int64_t end) {
   using A = Compute<T>;
   using S = Simd<A, Bytes>;
   using Vec = typename S::Vec;
+  const auto exponent = make_exponent<Compute<T>>(g);
   const SplitRow layout(g.width, S::lanes);
   Taps<S, T> taps(g, layout);
   // Windows that overlap in depth come back to a row after the whole slice in between.
@@ -352,7 +359,7 @@ MMSOFTPOOL_INLINE void backward_contiguous(
                                 MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + ow); };
           for (; ow + S::lanes <= g.width.out; ow += S::lanes) {
             spread<constant.value, S>(
-                at.size(), gradient, S::load(grad_row + ow), scratch.data(), load,
+                at.size(), exponent, g.gradient, S::load(grad_row + ow), scratch.data(), load,
                 [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
                   S::store(S::load(grad[t] + ow) + v, grad[t] + ow);
                 });
@@ -361,8 +368,8 @@ MMSOFTPOOL_INLINE void backward_contiguous(
             // The lanes beyond may stand on columns of real windows, or on a NaN.
             const auto live = lane < S::splat(A(rest));
             spread<constant.value, S>(
-                at.size(), gradient, S::load_first(grad_row + ow, rest), scratch.data(), load,
-                [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
+                at.size(), exponent, g.gradient, S::load_first(grad_row + ow, rest), scratch.data(),
+                load, [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
                   S::store(S::load(grad[t] + ow) + (live ? v : Vec{}), grad[t] + ow);
                 });
           }
@@ -390,6 +397,7 @@ template <int Bytes, typename T>
 MMSOFTPOOL_INLINE void forward_channels_last(
     const Geometry& g, const T* input, T* output, int64_t begin, int64_t end) {
   using S = Simd<Compute<T>, Bytes>;
+  const auto exponent = make_exponent<Compute<T>>(g);
   Pointers<const T> rows, taps;
   rows.reserve(g.depth.kernel * g.height.kernel);
   taps.reserve(g.taps());
@@ -415,7 +423,7 @@ MMSOFTPOOL_INLINE void forward_channels_last(
         for (; c + S::lanes <= g.channels; c += S::lanes) {
           S::store(
               pool<constant.value, S>(
-                  taps.size(),
+                  taps.size(), exponent,
                   [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + c); }),
               out + c);
         }
@@ -423,7 +431,7 @@ MMSOFTPOOL_INLINE void forward_channels_last(
           const auto load = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA {
             return S::load_first(tap[t] + c, rest);
           };
-          S::store_first(pool<0, S>(taps.size(), load), out + c, rest);
+          S::store_first(pool<0, S>(taps.size(), exponent, load), out + c, rest);
         }
       });
     }
@@ -432,8 +440,8 @@ MMSOFTPOOL_INLINE void forward_channels_last(
 
 template <int Bytes, typename T>
 MMSOFTPOOL_INLINE void backward_channels_last(
-    const Geometry& g, Gradient gradient, const T* grad_output, const T* input, T* grad_input,
-    int64_t begin, int64_t end) {
+    const Geometry& g, const T* grad_output, const T* input, T* grad_input, int64_t begin,
+    int64_t end) {
   using A = Compute<T>;
   using S = Simd<A, Bytes>;
   using Vec = typename S::Vec;
@@ -445,6 +453,7 @@ MMSOFTPOOL_INLINE void backward_channels_last(
   pixels.in = pixels.out = g.width.in * block_channels;
   const SplitRow layout(pixels, 0);
   RowCache<A> sums(g, layout, A(0), keep_all);
+  const auto exponent = make_exponent<Compute<T>>(g);
   Pointers<const T> rows, taps;
   Pointers<A> sum_rows, grads;
   std::vector<A> scratch(g.taps() * S::lanes);
@@ -512,12 +521,13 @@ MMSOFTPOOL_INLINE void backward_channels_last(
             };
             for (; c + S::lanes <= width; c += S::lanes) {
               spread<constant.value, S>(
-                  taps.size(), gradient, S::load(grad_pixel + c), scratch.data(),
+                  taps.size(), exponent, g.gradient, S::load(grad_pixel + c), scratch.data(),
                   [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(taps[t] + c); }, add);
             }
             if (const int64_t rest = width - c; rest > 0) {
               spread<0, S>(
-                  taps.size(), gradient, S::load_first(grad_pixel + c, rest), scratch.data(),
+                  taps.size(), exponent, g.gradient, S::load_first(grad_pixel + c, rest),
+                  scratch.data(),
                   [&](int64_t t)
                       MMSOFTPOOL_INLINE_LAMBDA { return S::load_first(taps[t] + c, rest); },
                   add);
@@ -544,12 +554,12 @@ MMSOFTPOOL_INLINE void forward(
 
 template <int Bytes, typename T>
 MMSOFTPOOL_INLINE void backward(
-    const Geometry& g, Gradient gradient, const T* grad_output, const T* input, T* grad_input,
-    int64_t begin, int64_t end) {
+    const Geometry& g, const T* grad_output, const T* input, T* grad_input, int64_t begin,
+    int64_t end) {
   if (g.layout == Layout::contiguous) {
-    backward_contiguous<Bytes>(g, gradient, grad_output, input, grad_input, begin, end);
+    backward_contiguous<Bytes>(g, grad_output, input, grad_input, begin, end);
   } else {
-    backward_channels_last<Bytes>(g, gradient, grad_output, input, grad_input, begin, end);
+    backward_channels_last<Bytes>(g, grad_output, input, grad_input, begin, end);
   }
 }
 
@@ -572,15 +582,15 @@ MMSOFTPOOL_AVX512 void forward_avx512(
 }
 template <typename T>
 MMSOFTPOOL_AVX2 void backward_avx2(
-    const Geometry& g, Gradient gradient, const T* grad_output, const T* input, T* grad_input,
-    int64_t begin, int64_t end) {
-  backward<32>(g, gradient, grad_output, input, grad_input, begin, end);
+    const Geometry& g, const T* grad_output, const T* input, T* grad_input, int64_t begin,
+    int64_t end) {
+  backward<32>(g, grad_output, input, grad_input, begin, end);
 }
 template <typename T>
 MMSOFTPOOL_AVX512 void backward_avx512(
-    const Geometry& g, Gradient gradient, const T* grad_output, const T* input, T* grad_input,
-    int64_t begin, int64_t end) {
-  backward<64>(g, gradient, grad_output, input, grad_input, begin, end);
+    const Geometry& g, const T* grad_output, const T* input, T* grad_input, int64_t begin,
+    int64_t end) {
+  backward<64>(g, grad_output, input, grad_input, begin, end);
 }
 
 const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -621,23 +631,22 @@ void pool_forward(const Geometry& geometry, const T* input, T* output, int64_t b
 
 template <typename T>
 void pool_backward(
-    const Geometry& geometry, Gradient gradient, const T* grad_output, const T* input,
-    T* grad_input, int64_t begin, int64_t end) {
+    const Geometry& geometry, const T* grad_output, const T* input, T* grad_input, int64_t begin,
+    int64_t end) {
 #if defined(__x86_64__)
   if (has_avx512) {
-    return backward_avx512(geometry, gradient, grad_output, input, grad_input, begin, end);
+    return backward_avx512(geometry, grad_output, input, grad_input, begin, end);
   }
   if (has_avx2) {
-    return backward_avx2(geometry, gradient, grad_output, input, grad_input, begin, end);
+    return backward_avx2(geometry, grad_output, input, grad_input, begin, end);
   }
 #endif
-  backward<16>(geometry, gradient, grad_output, input, grad_input, begin, end);
+  backward<16>(geometry, grad_output, input, grad_input, begin, end);
 }
 
 #define MMSOFTPOOL_INSTANTIATE(T)                                                 \
   template void pool_forward<T>(const Geometry&, const T*, T*, int64_t, int64_t); \
-  template void pool_backward<T>(                                                 \
-      const Geometry&, Gradient, const T*, const T*, T*, int64_t, int64_t);
+  template void pool_backward<T>(const Geometry&, const T*, const T*, T*, int64_t, int64_t);
 MMSOFTPOOL_INSTANTIATE(float)
 MMSOFTPOOL_INSTANTIATE(double)
 MMSOFTPOOL_INSTANTIATE(Half)

@@ -24,7 +24,7 @@ int64_t backward_items(const Geometry& geometry);  // planes, or blocks of chann
 // Writes all of grad_input that belongs to the items.
 template <typename T>
 void pool_backward(
-    const Geometry& geometry, Gradient gradient, const T* grad_output, const T* input,
-    T* grad_input, int64_t begin, int64_t end);
+    const Geometry& geometry, const T* grad_output, const T* input, T* grad_input, int64_t begin,
+    int64_t end);
 
 }  // namespace mmsoftpool::cpu

@@ -28,9 +28,9 @@ void with_dtype(const Tensor& t, const Body& body) {
 
 Tensor soft_pool(
     const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
-    const Ints& dilation, bool ceil_mode, const std::string& /*gradient*/) {
+    const Ints& dilation, bool ceil_mode, double alpha, const std::string& gradient) {
   const DeviceGuard guard(input.device());
-  const Call call(input, kernel_size, stride, padding, dilation, ceil_mode);
+  const Call call(input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient);
   const Tensor in = call.laid_out(input);
   const Tensor output = call.empty_output();
   with_dtype(in, [&](auto* type) {
@@ -44,11 +44,11 @@ Tensor soft_pool(
 
 Tensor soft_pool_backward(
     const Tensor& grad_output, const Tensor& input, const Ints& kernel_size, const Ints& stride,
-    const Ints& padding, const Ints& dilation, bool ceil_mode, const std::string& gradient) {
+    const Ints& padding, const Ints& dilation, bool ceil_mode, double alpha,
+    const std::string& gradient) {
   const DeviceGuard guard(input.device());
-  const Call call(input, kernel_size, stride, padding, dilation, ceil_mode);
+  const Call call(input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient);
   call.check_grad_output(grad_output);
-  const Gradient mode = parse_gradient(gradient);
   const Tensor in = call.laid_out(input);
   const Tensor grad_out = call.laid_out(grad_output);
   const Tensor grad_input = call.empty_input();
@@ -62,7 +62,7 @@ Tensor soft_pool_backward(
         sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float, in.device(),
         MemoryFormat::Contiguous);
     check(pool_backward(
-        call.geometry, mode, grad, from, to, static_cast<Compute<T>*>(notes.data_ptr()),
+        call.geometry, grad, from, to, static_cast<Compute<T>*>(notes.data_ptr()),
         current_stream(in.device())));
   });
   return grad_input;

@@ -7,29 +7,31 @@ namespace {
 constexpr int block_size = 128;  // small: a thread that walks down a strip uses many registers
 
 template <typename T>
-__global__ void forward_any_kernel(Geometry g, const T* input, T* output, int64_t threads) {
+__global__ void forward_any_kernel(
+    Geometry g, Exponent<Compute<T>> exponent, const T* input, T* output, int64_t threads) {
   const int64_t i = int64_t(blockIdx.x) * block_size + threadIdx.x;
   if (i < threads) {
-    forward_any(g, input, output, i);
+    forward_any(g, exponent, input, output, i);
   }
 }
 
 template <typename T>
 __global__ void note_window_kernel(
-    Geometry g, const T* grad_output, const T* input, Compute<T>* notes, int64_t threads) {
+    Geometry g, Exponent<Compute<T>> exponent, const T* grad_output, const T* input,
+    Compute<T>* notes, int64_t threads) {
   const int64_t i = int64_t(blockIdx.x) * block_size + threadIdx.x;
   if (i < threads) {
-    note_window(g, grad_output, input, notes, i);
+    note_window(g, exponent, grad_output, input, notes, i);
   }
 }
 
 template <typename T>
 __global__ void backward_any_kernel(
-    Geometry g, bool exact, const Compute<T>* notes, const T* input, T* grad_input,
-    int64_t threads) {
+    Geometry g, Exponent<Compute<T>> exponent, const Compute<T>* notes, const T* input,
+    T* grad_input, int64_t threads) {
   const int64_t i = int64_t(blockIdx.x) * block_size + threadIdx.x;
   if (i < threads) {
-    backward_any(g, exact, notes, input, grad_input, i);
+    backward_any(g, exponent, notes, input, grad_input, i);
   }
 }
 
@@ -84,7 +86,8 @@ cudaError_t pool_forward(const Geometry& g, const T* input, T* output, cudaStrea
         <<<blocks(threads), block_size, 0, stream>>>(arguments, input, output, threads);
   });
   if (!done) {
-    forward_any_kernel<<<blocks(outputs), block_size, 0, stream>>>(g, input, output, outputs);
+    forward_any_kernel<<<blocks(outputs), block_size, 0, stream>>>(
+        g, make_exponent<Compute<T>>(g), input, output, outputs);
   }
   return cudaGetLastError();
 }
@@ -98,31 +101,31 @@ int64_t backward_notes(
 
 template <typename T>
 cudaError_t pool_backward(
-    const Geometry& g, Gradient gradient, const T* grad_output, const T* input, T* grad_input,
-    Compute<T>* notes, cudaStream_t stream) {
+    const Geometry& g, const T* grad_output, const T* input, T* grad_input, Compute<T>* notes,
+    cudaStream_t stream) {
   const int64_t inputs = g.planes() * g.in_plane();
   if (inputs == 0) {
     return cudaSuccess;
   }
-  const bool exact = gradient == Gradient::exact;
   const bool aligned = are_aligned(grad_output, input, grad_input);
   const bool done = with_strip<T>(g, aligned, [&](auto strip) {
     using S = decltype(strip);
     const bool packed = is_packed<T>(g, aligned);
     const int64_t height = (g.height.in + 1) / 2;
-    const int64_t strips = S::backward_arguments(g, height, packed, exact).threads;
+    const int64_t strips = S::backward_arguments(g, height, packed).threads;
     const int64_t rows = strip_rows(strips, height, wanted_threads);
-    const auto arguments = S::backward_arguments(g, rows, packed, exact);
+    const auto arguments = S::backward_arguments(g, rows, packed);
     const int64_t threads = arguments.threads;
     backward_strip_kernel<S><<<blocks(threads), block_size, 0, stream>>>(
         arguments, grad_output, input, grad_input, threads);
   });
   if (!done) {
     const int64_t outputs = g.planes() * g.out_plane();
+    const auto exponent = make_exponent<Compute<T>>(g);
     note_window_kernel<<<blocks(outputs), block_size, 0, stream>>>(
-        g, grad_output, input, notes, outputs);
+        g, exponent, grad_output, input, notes, outputs);
     backward_any_kernel<<<blocks(inputs), block_size, 0, stream>>>(
-        g, exact, notes, input, grad_input, inputs);
+        g, exponent, notes, input, grad_input, inputs);
   }
   return cudaGetLastError();
 }
@@ -131,7 +134,7 @@ cudaError_t pool_backward(
   template cudaError_t pool_forward<T>(const Geometry&, const T*, T*, cudaStream_t); \
   template int64_t backward_notes<T>(const Geometry&, const T*, const T*, const T*); \
   template cudaError_t pool_backward<T>(                                             \
-      const Geometry&, Gradient, const T*, const T*, T*, Compute<T>*, cudaStream_t);
+      const Geometry&, const T*, const T*, T*, Compute<T>*, cudaStream_t);
 MMSOFTPOOL_INSTANTIATE(float)
 MMSOFTPOOL_INSTANTIATE(double)
 MMSOFTPOOL_INSTANTIATE(__half)

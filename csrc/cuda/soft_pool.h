@@ -24,7 +24,7 @@ int64_t backward_notes(
 
 template <typename T>
 cudaError_t pool_backward(
-    const Geometry& geometry, Gradient gradient, const T* grad_output, const T* input,
-    T* grad_input, Compute<T>* notes, cudaStream_t stream);
+    const Geometry& geometry, const T* grad_output, const T* input, T* grad_input,
+    Compute<T>* notes, cudaStream_t stream);
 
 }  // namespace mmsoftpool::cuda

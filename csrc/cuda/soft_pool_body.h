@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "../geometry.h"
+#include "../softmax.h"
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
@@ -35,19 +36,14 @@ struct ComputeType<double> {
 template <typename T>
 using Compute = typename ComputeType<T>::type;
 
-// e^x for x in [exp_floor, 0]; NaN stays NaN. Below the floor the weight is 0 in either type.
+// 2^x for x <= 0; NaN stays NaN.
+MMSOFTPOOL_BODY float exp2_nonpositive(float x) { return ::exp2f(x); }  // 2 ulp on the GPU
+MMSOFTPOOL_BODY double exp2_nonpositive(double x) { return ::exp2(x); }
+
 template <typename A>
-MMSOFTPOOL_BODY constexpr A exp_floor() {
-  return A(sizeof(A) == 4 ? -104 : -746);
+Exponent<A> make_exponent(const Geometry& g) {
+  return Exponent<A>(g.alpha, g.taps(), A(sizeof(A) == 4 ? -104 : -746));  // e^that is 0
 }
-MMSOFTPOOL_BODY float exp_nonpositive(float x) {
-#ifdef __CUDA_ARCH__
-  return __expf(x);  // 2 ulp here, and 0 at the floor
-#else
-  return std::exp(x);
-#endif
-}
-MMSOFTPOOL_BODY double exp_nonpositive(double x) { return ::exp(x); }
 
 // a / sum for a sum of weights, between 1 and the number of taps, or NaN.
 MMSOFTPOOL_BODY float over_sum(float a, float sum) {
@@ -59,30 +55,41 @@ MMSOFTPOOL_BODY float over_sum(float a, float sum) {
 }
 MMSOFTPOOL_BODY double over_sum(double a, double sum) { return a / sum; }
 
-// The softmax of one window, read tap by tap. Equation 1 of the paper with the maximum taken off
-// first: weight i is e^(x_i - top) / sum, and the output is top + mean / sum.
+// The larger number; x is passed over if it is NaN, which shows up in Window::weight().
+template <typename A>
+MMSOFTPOOL_BODY A larger(A max, A x) {
+  return x > max ? x : max;
+}
+
+// The softmax of one window, over its taps in turn. Equation 1 of the paper with the maximum
+// subtracted: with d = unit * (x - max), see Exponent, the weight is w = e^(alpha d) / sum and the
+// output max + mean / sum, where mean is the sum of e^(alpha d) d.
 template <typename A>
 struct Window {
-  // Not below the lowest number: for a window of -inf alone x - top must not be -inf + inf.
-  A top = std::numeric_limits<A>::lowest();
+  const Exponent<A>& exponent;
+  A max;  // times the unit
   A sum = 0;
   A mean = 0;
 
-  // First over all taps. Passes over NaN, which shows up in weight().
-  MMSOFTPOOL_BODY void see(A x) { top = x > top ? x : top; }
+  // The start of the maximum: not below the lowest number, for in a window of -inf alone x - max
+  // must not be -inf + inf.
+  static constexpr A lowest = std::numeric_limits<A>::lowest();
 
-  // x - top, not below the floor. A comparison with NaN is false: NaN stays NaN.
-  MMSOFTPOOL_BODY A shifted(A x) const {
-    const A difference = x - top;
-    return difference < exp_floor<A>() ? exp_floor<A>() : difference;
+  MMSOFTPOOL_BODY Window(const Exponent<A>& exponent, A scaled_max)
+      : exponent(exponent), max(scaled_max) {}
+
+  // d, not below the floor. A comparison with NaN is false: NaN stays NaN.
+  MMSOFTPOOL_BODY A difference(A x) const {
+    const A d = x * exponent.unit - max;
+    return d < exponent.floor ? exponent.floor : d;
   }
-  MMSOFTPOOL_BODY static A weight(A shifted) {
-    return shifted <= exp_floor<A>() ? A(0) : exp_nonpositive(shifted);
+  // e^(alpha d).
+  MMSOFTPOOL_BODY A weight(A d) const {
+    return d <= exponent.floor ? A(0) : exp2_nonpositive(d * exponent.log2e_alpha_per_unit);
   }
 
-  // Then over all taps again.
   MMSOFTPOOL_BODY void add(A x) {
-    const A d = shifted(x);
+    const A d = difference(x);
     const A w = weight(d);
     sum += w;
     mean += w * d;
@@ -90,14 +97,18 @@ struct Window {
 
   // Equation 2. No weight at all means nothing but -inf.
   MMSOFTPOOL_BODY A output() const {
-    return sum == 0 ? -std::numeric_limits<A>::infinity() : top + over_sum(mean, sum);
+    return sum == 0 ? -std::numeric_limits<A>::infinity()
+                    : (max + over_sum(mean, sum)) * exponent.per_unit;
   }
 
-  // For the gradient of tap x: scale * weight * (shifted + offset), 1 + x - y = shifted + offset.
+  // The gradient of a tap is scale * weight(d) * slope(d, offset).
   MMSOFTPOOL_BODY A scale(A grad_output) const {
     return sum == 0 ? A(0) : over_sum(grad_output, sum);
   }
-  MMSOFTPOOL_BODY A offset() const { return sum == 0 ? A(1) : 1 - over_sum(mean, sum); }
+  MMSOFTPOOL_BODY A offset() const {
+    return sum == 0 ? A(1) : 1 - exponent.alpha_per_unit * over_sum(mean, sum);
+  }
+  MMSOFTPOOL_BODY A slope(A d, A offset) const { return exponent.alpha_per_unit * d + offset; }
 };
 
 // ---- any pooling: one output, or one input, a thread ---------------------------------------
@@ -156,50 +167,54 @@ MMSOFTPOOL_BODY Range taps_inside(const Axis& axis, int64_t o) {
   return range;
 }
 
-template <typename T>
-MMSOFTPOOL_BODY Window<Compute<T>> window_of(
-    const Geometry& g, const T* input, const Position& at) {
-  using A = Compute<T>;
-  Window<A> window;
+// Calls visit(x) for the taps of the window of an output.
+template <typename T, typename Visit>
+MMSOFTPOOL_BODY void for_each_tap(
+    const Geometry& g, const T* input, const Position& at, const Visit& visit) {
   const Range rd = taps_inside(g.depth, at.d);
   const Range rh = taps_inside(g.height, at.h);
   const Range rw = taps_inside(g.width, at.w);
-  for (int pass = 0; pass < 2; ++pass) {
-    for (int64_t kd = rd.begin; kd < rd.end; ++kd) {
-      for (int64_t kh = rh.begin; kh < rh.end; ++kh) {
-        for (int64_t kw = rw.begin; kw < rw.end; ++kw) {
-          const A x =
-              A(input[input_place(
-                  g, at.p, g.depth.first_input(at.d) + kd * g.depth.dilation,
-                  g.height.first_input(at.h) + kh * g.height.dilation,
-                  g.width.first_input(at.w) + kw * g.width.dilation)]);
-          if (pass == 0) {
-            window.see(x);
-          } else {
-            window.add(x);
-          }
-        }
+  for (int64_t kd = rd.begin; kd < rd.end; ++kd) {
+    for (int64_t kh = rh.begin; kh < rh.end; ++kh) {
+      for (int64_t kw = rw.begin; kw < rw.end; ++kw) {
+        visit(
+            Compute<T>(input[input_place(
+                g, at.p, g.depth.first_input(at.d) + kd * g.depth.dilation,
+                g.height.first_input(at.h) + kh * g.height.dilation,
+                g.width.first_input(at.w) + kw * g.width.dilation)]));
       }
     }
   }
+}
+
+template <typename T>
+MMSOFTPOOL_BODY Window<Compute<T>> window_of(
+    const Geometry& g, const Exponent<Compute<T>>& exponent, const T* input, const Position& at) {
+  using A = Compute<T>;
+  A max = Window<A>::lowest;
+  for_each_tap(g, input, at, [&](A x) { max = larger(max, x); });
+  Window<A> window(exponent, max * exponent.unit);
+  for_each_tap(g, input, at, [&](A x) { window.add(x); });
   return window;
 }
 
 // Thread i makes output i.
 template <typename T>
-MMSOFTPOOL_BODY void forward_any(const Geometry& g, const T* input, T* output, int64_t i) {
+MMSOFTPOOL_BODY void forward_any(
+    const Geometry& g, const Exponent<Compute<T>>& exponent, const T* input, T* output, int64_t i) {
   const Position at = position(g, i, g.depth.out, g.height.out, g.width.out);
-  output[i] = T(window_of(g, input, at).output());
+  output[i] = T(window_of(g, exponent, input, at).output());
 }
 
 // The backward of any pooling takes two steps, so that no thread adds where another does. First
 // thread i notes what the gradient of the taps of window i needs: three numbers.
 template <typename T>
 MMSOFTPOOL_BODY void note_window(
-    const Geometry& g, const T* grad_output, const T* input, Compute<T>* notes, int64_t i) {
+    const Geometry& g, const Exponent<Compute<T>>& exponent, const T* grad_output, const T* input,
+    Compute<T>* notes, int64_t i) {
   const Position at = position(g, i, g.depth.out, g.height.out, g.width.out);
-  const auto window = window_of(g, input, at);
-  notes[3 * i] = window.top;
+  const auto window = window_of(g, exponent, input, at);
+  notes[3 * i] = window.max;
   notes[3 * i + 1] = window.scale(Compute<T>(grad_output[i]));
   notes[3 * i + 2] = window.offset();
 }
@@ -222,9 +237,10 @@ MMSOFTPOOL_BODY bool is_tap(const Axis& axis, int64_t o, int64_t i) {
 // Then thread i gathers the gradient of input i from the windows around it.
 template <typename T>
 MMSOFTPOOL_BODY void backward_any(
-    const Geometry& g, bool exact, const Compute<T>* notes, const T* input, T* grad_input,
-    int64_t i) {
+    const Geometry& g, const Exponent<Compute<T>>& exponent, const Compute<T>* notes,
+    const T* input, T* grad_input, int64_t i) {
   using A = Compute<T>;
+  const bool exact = g.gradient == Gradient::exact;
   const Position at = position(g, i, g.depth.in, g.height.in, g.width.in);
   const Range rd = outputs_around(g.depth, at.d);
   const Range rh = outputs_around(g.height, at.h);
@@ -236,10 +252,9 @@ MMSOFTPOOL_BODY void backward_any(
       for (int64_t w = rw.begin; w < rw.end; ++w) {
         if (is_tap(g.depth, d, at.d) && is_tap(g.height, h, at.h) && is_tap(g.width, w, at.w)) {
           const A* const note = notes + 3 * output_place(g, at.p, d, h, w);
-          Window<A> window;
-          window.top = note[0];
-          const A shifted = window.shifted(x);
-          grad += note[1] * window.weight(shifted) * (exact ? shifted + note[2] : A(1));
+          const Window<A> window(exponent, note[0]);
+          const A d = window.difference(x);
+          grad += note[1] * window.weight(d) * (exact ? window.slope(d, note[2]) : A(1));
         }
       }
     }
@@ -272,12 +287,12 @@ struct Strip {
     int32_t rows;                   // windows that a thread walks down
     bool packed;                    // whether rows of packs are aligned (contiguous only)
     bool exact;
+    Exponent<A> exponent;
     int64_t in_size, out_size;  // from an image or plane to the next
     int64_t threads;
 
     // Strips for all of cover_h x cover_w windows.
-    Arguments(
-        const Geometry& g, int64_t rows, int64_t cover_h, int64_t cover_w, bool packed, bool exact)
+    Arguments(const Geometry& g, int64_t rows, int64_t cover_h, int64_t cover_w, bool packed)
         : in_h(static_cast<int32_t>(g.height.in)),
           in_w(static_cast<int32_t>(g.width.in)),
           out_h(static_cast<int32_t>(g.height.out)),
@@ -288,7 +303,8 @@ struct Strip {
           parts(static_cast<uint32_t>((cover_h + rows - 1) / rows)),
           rows(static_cast<int32_t>(rows)),
           packed(packed),
-          exact(exact),
+          exact(g.gradient == Gradient::exact),
+          exponent(make_exponent<A>(g)),
           in_size(g.in_plane() * step),
           out_size(g.out_plane() * step),
           threads(g.planes() / Channels * strips * parts) {}
@@ -296,10 +312,10 @@ struct Strip {
 
   // For the forward, strips over all outputs; for the backward, over all inputs.
   static Arguments forward_arguments(const Geometry& g, int64_t rows, bool packed) {
-    return Arguments(g, rows, g.height.out, g.width.out, packed, true);
+    return Arguments(g, rows, g.height.out, g.width.out, packed);
   }
-  static Arguments backward_arguments(const Geometry& g, int64_t rows, bool packed, bool exact) {
-    return Arguments(g, rows, (g.height.in + 1) / 2, (g.width.in + 1) / 2, packed, exact);
+  static Arguments backward_arguments(const Geometry& g, int64_t rows, bool packed) {
+    return Arguments(g, rows, (g.height.in + 1) / 2, (g.width.in + 1) / 2, packed);
   }
 
   // Which strip thread i has: its first window, and where its plane (or its channels) begins.
@@ -367,12 +383,14 @@ struct Strip {
 
   // The window whose columns start at `column` of the rows.
   template <int Number>
-  static MMSOFTPOOL_BODY Window<A> window(const A (&rows)[K][Number][Channels], int column, int c) {
-    Window<A> result;
+  static MMSOFTPOOL_BODY Window<A> window(
+      const Arguments& a, const A (&rows)[K][Number][Channels], int column, int c) {
+    A max = Window<A>::lowest;
     MMSOFTPOOL_UNROLL
     for (int k = 0; k < K * K; ++k) {
-      result.see(rows[k / K][column + k % K][c]);
+      max = larger(max, rows[k / K][column + k % K][c]);
     }
+    Window<A> result(a.exponent, max * a.exponent.unit);
     MMSOFTPOOL_UNROLL
     for (int k = 0; k < K * K; ++k) {
       result.add(rows[k / K][column + k % K][c]);
@@ -414,7 +432,7 @@ struct Strip {
       for (int j = 0; j < Cols; ++j) {
         MMSOFTPOOL_UNROLL
         for (int c = 0; c < Channels; ++c) {
-          result.at[j * Channels + c] = T(window(rows, 2 * j, c).output());
+          result.at[j * Channels + c] = T(window(a, rows, 2 * j, c).output());
         }
       }
       if (Channels > 1 || (a.packed && a.out_w % Cols == 0)) {
@@ -482,14 +500,14 @@ struct Strip {
           const auto grad = *reinterpret_cast<const Pack<T, Channels>*>(from);
           MMSOFTPOOL_UNROLL
           for (int c = 0; c < Channels; ++c) {
-            const Window<A> current = window(rows, 2 * j, c);
+            const Window<A> current = window(a, rows, 2 * j, c);
             const A scale = current.scale(A(grad.at[c]));
             const A offset = current.offset();
             MMSOFTPOOL_UNROLL
             for (int k = 0; k < K * K; ++k) {
-              const A shifted = current.shifted(rows[k / K][2 * j + k % K][c]);
-              const A slope = a.exact ? shifted + offset : A(1);
-              grads[k / K][2 * j + k % K][c] += scale * current.weight(shifted) * slope;
+              const A d = current.difference(rows[k / K][2 * j + k % K][c]);
+              const A slope = a.exact ? current.slope(d, offset) : A(1);
+              grads[k / K][2 * j + k % K][c] += scale * current.weight(d) * slope;
             }
           }
         }

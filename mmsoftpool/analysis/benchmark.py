@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import reference, soft_pool2d
-from ..ops.functional import check_pooling
+from ..ops.pooling import Pooling
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -41,7 +41,7 @@ def unfold_softmax(x: Tensor, kernel_size: int, stride: int, padding: int) -> Te
 
 
 def _reference(x, kernel_size, stride, padding):
-    return reference.soft_pool(x, *check_pooling(2, kernel_size, stride, padding))
+    return reference.soft_pool(x, *Pooling.check(2, kernel_size, stride, padding))
 
 
 def operators(pooling: tuple[int, int, int]) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -149,11 +149,11 @@ def peak_memory(function: Callable[[], object], device: str) -> int:
 def environment(device: str) -> dict[str, object]:
     """What a number depends on: machine, versions, threads."""
     from .. import __version__
-    from ..ops.library import BACKENDS
+    from ..ops import backends
 
     return dict(
         device=torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
-        compiled=not BACKENDS[device].startswith("("),
+        compiled=backends.load(device).path is not None,
         threads=torch.get_num_threads(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         torch=torch.__version__,

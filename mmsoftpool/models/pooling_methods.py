@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.functional import check_input, check_pooling
-from ..ops.reference import Windows, compute_dtype, output_sizes
+from ..ops.pooling import Pooling, check_input
+from ..ops.reference import Windows, compute_dtype
 
 
 class _Pool2d(nn.Module):
@@ -24,8 +24,7 @@ class _Pool2d(nn.Module):
 
     def __init__(self, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False):
         super().__init__()
-        *pooling, _ = check_pooling(2, kernel_size, stride, padding, dilation, ceil_mode)
-        self._pooling = pooling
+        self._pooling = Pooling.check(2, kernel_size, stride, padding, dilation, ceil_mode)
         self.kernel_size = kernel_size
         self.stride = kernel_size if stride is None else stride
         self.padding = padding
@@ -47,7 +46,7 @@ class _Pool2d(nn.Module):
         raise NotImplementedError
 
     def windows(self, x: Tensor) -> Windows:
-        return Windows(x.shape[2:], *self._pooling)
+        return Windows(x.shape[2:], self._pooling)
 
     def extra_repr(self) -> str:
         return (
@@ -323,7 +322,7 @@ class _SpatialSamplingPool2d(_Pool2d):
     """Pools with stride 1, then keeps random rows and columns of the result; see ``S3Pool2d``."""
 
     def _set_grid_size(self, grid_size) -> None:
-        stride = self._pooling[1]
+        stride = self._pooling.stride
         grid = stride if grid_size is None else grid_size
         grid = [grid] * 2 if isinstance(grid, int) else list(grid)
         if len(grid) != 2 or any(g < s or g % s for g, s in zip(grid, stride, strict=True)):
@@ -338,16 +337,16 @@ class _SpatialSamplingPool2d(_Pool2d):
         raise NotImplementedError
 
     def pool(self, x: Tensor) -> Tensor:
-        kernel_size, stride, padding, dilation, _ = self._pooling
-        sizes = x.shape[2:]
-        outs = output_sizes(sizes, *self._pooling)
-        dense_sizes = output_sizes(sizes, kernel_size, [1, 1], padding, dilation, False)
-        padding = list(padding)
+        sizes, stride = x.shape[2:], self._pooling.stride
+        outs = self._pooling.output_sizes(sizes)
+        dense_pooling = self._pooling._replace(stride=(1, 1), ceil_mode=False)
+        dense_sizes = dense_pooling.output_sizes(sizes)
+        padding = list(dense_pooling.padding)
         for axis in range(2):  # in ceil mode the last window may start further out
             needed = (outs[axis] - 1) * stride[axis] + 1
             padding[2 * axis + 1] += max(0, needed - dense_sizes[axis])
             dense_sizes[axis] = max(needed, dense_sizes[axis])
-        dense = self.dense(x, Windows(sizes, kernel_size, [1, 1], padding, dilation, False))
+        dense = self.dense(x, Windows(sizes, dense_pooling._replace(padding=padding)))
         if not self.training:
             return F.avg_pool2d(dense, stride, stride, ceil_mode=True)
         for axis in range(2):
@@ -408,7 +407,7 @@ class S3Pool2d(_SpatialSamplingPool2d):
 
     def dense(self, x: Tensor, windows: Windows) -> Tensor:
         (top, left), (bottom, right) = windows.before, windows.after
-        kernel_size, _, _, dilation, _ = self._pooling
+        kernel_size, dilation = self._pooling.kernel_size, self._pooling.dilation
         x = F.pad(x, (left, right, top, bottom), value=-math.inf)
         return F.max_pool2d(x, kernel_size, 1, 0, dilation)
 

@@ -1,8 +1,9 @@
-"""SoftPool as modules, with the arguments of ``nn.MaxPool1d`` and its kin."""
+"""SoftPool as modules, with the arguments of ``nn.MaxPool2d`` and ``nn.AdaptiveAvgPool2d``."""
 
 from torch import Tensor, nn
 
 from . import functional as F
+from .pooling import Pooling, check_sizes
 
 
 class _SoftPoolNd(nn.Module):
@@ -14,16 +15,20 @@ class _SoftPoolNd(nn.Module):
         dilation=1,
         ceil_mode: bool = False,
         *,
+        alpha: float = 1.0,
         gradient: str = "exact",
     ):
         super().__init__()
         # Bad arguments are reported where the module is built, not where it first runs.
-        F.check_pooling(self._axes, kernel_size, stride, padding, dilation, ceil_mode, gradient)
+        Pooling.check(
+            self._axes, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient
+        )
         self.kernel_size = kernel_size
         self.stride = kernel_size if stride is None else stride
         self.padding = padding
         self.dilation = dilation
         self.ceil_mode = ceil_mode
+        self.alpha = alpha
         self.gradient = gradient
 
     def forward(self, input: Tensor) -> Tensor:
@@ -34,13 +39,15 @@ class _SoftPoolNd(nn.Module):
             self.padding,
             self.dilation,
             self.ceil_mode,
+            alpha=self.alpha,
             gradient=self.gradient,
         )
 
     def extra_repr(self) -> str:
         return (
             f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
-            f"dilation={self.dilation}, ceil_mode={self.ceil_mode}, gradient={self.gradient!r}"
+            f"dilation={self.dilation}, ceil_mode={self.ceil_mode}, alpha={self.alpha}, "
+            f"gradient={self.gradient!r}"
         )
 
 
@@ -71,3 +78,49 @@ class SoftPool3d(_SoftPoolNd):
 
     _axes = 3
     _function = staticmethod(F.soft_pool3d)
+
+
+class _AdaptiveSoftPoolNd(nn.Module):
+    def __init__(self, output_size, *, alpha: float = 1.0, gradient: str = "exact"):
+        super().__init__()
+        check_sizes(self._axes, output_size)
+        Pooling.check(self._axes, 1, alpha=alpha, gradient=gradient)
+        self.output_size = output_size
+        self.alpha = alpha
+        self.gradient = gradient
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._function(input, self.output_size, alpha=self.alpha, gradient=self.gradient)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}, alpha={self.alpha}, gradient={self.gradient!r}"
+
+
+class AdaptiveSoftPool1d(_AdaptiveSoftPoolNd):
+    """Module form of :func:`mmsoftpool.adaptive_soft_pool1d`, same arguments; (N, C, L) or
+    (C, L)."""
+
+    _axes = 1
+    _function = staticmethod(F.adaptive_soft_pool1d)
+
+
+class AdaptiveSoftPool2d(_AdaptiveSoftPoolNd):
+    """Module form of :func:`mmsoftpool.adaptive_soft_pool2d`, same arguments. A drop-in for
+    ``nn.AdaptiveAvgPool2d``; ``AdaptiveSoftPool2d(1)`` is the global pool.
+
+    Example:
+        >>> import torch
+        >>> AdaptiveSoftPool2d(1)(torch.rand(2, 512, 7, 7)).shape
+        torch.Size([2, 512, 1, 1])
+    """
+
+    _axes = 2
+    _function = staticmethod(F.adaptive_soft_pool2d)
+
+
+class AdaptiveSoftPool3d(_AdaptiveSoftPoolNd):
+    """Module form of :func:`mmsoftpool.adaptive_soft_pool3d`, same arguments; (N, C, D, H, W) or
+    (C, D, H, W)."""
+
+    _axes = 3
+    _function = staticmethod(F.adaptive_soft_pool3d)

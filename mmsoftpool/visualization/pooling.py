@@ -19,7 +19,8 @@ from torch import Tensor
 from ..analysis.similarity import enlarge, pool_image
 from ..engine import load_model
 from ..models.pooling_methods import METHODS
-from ..ops.functional import check_pooling, soft_pool2d
+from ..ops.functional import soft_pool2d
+from ..ops.pooling import Pooling
 from ..ops.reference import Windows
 
 _NAMES = {
@@ -254,7 +255,7 @@ def draw_stem(
         out (str | Path): Picture file.
         channels: How many channels are drawn. Defaults to 4.
     """
-    windows = Windows(activations.shape[1:], *check_pooling(2, **pooling)[:5])
+    windows = Windows(activations.shape[1:], Pooling.check(2, **pooling))
     taps = windows.gather(activations[None], -math.inf)[:, 0]
     largest, weights = taps.amax(0), taps.softmax(0)
     soft = soft_pool2d(activations, **pooling)

@@ -10,13 +10,13 @@ namespace {
 
 template <typename S>
 void run_strip(
-    const Geometry& g, int64_t rows, bool packed, bool exact, const float* grad_output,
-    const float* input, float* output, float* grad_input) {
+    const Geometry& g, int64_t rows, bool packed, const float* grad_output, const float* input,
+    float* output, float* grad_input) {
   const auto forward = S::forward_arguments(g, rows, packed);
   for (int64_t i = forward.threads; i-- > 0;) {
     S::forward(forward, input, output, static_cast<uint32_t>(i));
   }
-  const auto backward = S::backward_arguments(g, rows, packed, exact);
+  const auto backward = S::backward_arguments(g, rows, packed);
   for (int64_t i = backward.threads; i-- > 0;) {
     S::backward(backward, grad_output, input, grad_input, static_cast<uint32_t>(i));
   }
@@ -27,9 +27,11 @@ void run_strip(
 // shape: layout (1 for channels last), batch, channels, and in, out, kernel, stride, pad, dilation
 // of depth, height and width. Returns whether the pooling has a strip, which is then what ran.
 extern "C" int run(
-    const int64_t* shape, int64_t rows, int exact, int force_any, const float* grad_output,
-    const float* input, float* output, float* grad_input) {
+    const int64_t* shape, double alpha, int exact, int64_t rows, int force_any,
+    const float* grad_output, const float* input, float* output, float* grad_input) {
   Geometry g;
+  g.alpha = alpha;
+  g.gradient = exact ? Gradient::exact : Gradient::paper;
   g.layout = shape[0] ? Layout::channels_last : Layout::contiguous;
   g.batch = shape[1];
   g.channels = shape[2];
@@ -45,35 +47,37 @@ extern "C" int run(
       0;
   if (!force_any && with_strip<float>(g, aligned, [&](auto strip) {
         using S = decltype(strip);
-        run_strip<S>(
-            g, rows, is_packed<float>(g, aligned), exact, grad_output, input, output, grad_input);
+        run_strip<S>(g, rows, is_packed<float>(g, aligned), grad_output, input, output, grad_input);
       })) {
     return 1;
   }
   const int64_t outputs = g.planes() * g.out_plane();
+  const auto exponent = make_exponent<float>(g);
   std::vector<float> notes(3 * outputs);
   for (int64_t i = outputs; i-- > 0;) {
-    forward_any(g, input, output, i);
-    note_window(g, grad_output, input, notes.data(), i);
+    forward_any(g, exponent, input, output, i);
+    note_window(g, exponent, grad_output, input, notes.data(), i);
   }
   for (int64_t i = g.planes() * g.in_plane(); i-- > 0;) {
-    backward_any(g, exact, notes.data(), input, grad_input, i);
+    backward_any(g, exponent, notes.data(), input, grad_input, i);
   }
   return 0;
 }
 
 // The strips of the 16-bit types are twice as wide; here with float.
 extern "C" void run_wide(
-    const int64_t* shape, int64_t rows, int exact, const float* grad_output, const float* input,
-    float* output, float* grad_input) {
+    const int64_t* shape, double alpha, int exact, int64_t rows, const float* grad_output,
+    const float* input, float* output, float* grad_input) {
   Geometry g;
+  g.alpha = alpha;
+  g.gradient = exact ? Gradient::exact : Gradient::paper;
   g.batch = shape[1];
   g.channels = shape[2];
   g.height = Axis{shape[9], shape[10], shape[11], shape[12], shape[13], shape[14]};
   g.width = Axis{shape[15], shape[16], shape[17], shape[18], shape[19], shape[20]};
   const bool packed = g.width.in % 8 == 0;
   const auto go = [&](auto strip) {
-    run_strip<decltype(strip)>(g, rows, packed, exact, grad_output, input, output, grad_input);
+    run_strip<decltype(strip)>(g, rows, packed, grad_output, input, output, grad_input);
   };
   if (g.width.kernel == 2) {
     go(Strip<float, 2, 0, 4, 1>());

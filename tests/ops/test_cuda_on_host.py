@@ -13,9 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmsoftpool.ops import functional, reference
+from mmsoftpool.ops import reference
+from mmsoftpool.ops.pooling import Pooling
+
+from ..common import randn
 
 MARGIN = 64
+ALPHAS = [0.0, 0.5, 1.0, 4.0, 30.0, 1e30]
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +29,13 @@ def host_library(tmp_path_factory):
         pytest.skip("no C++ compiler")
     path = tmp_path_factory.mktemp("build") / "cuda_on_host.so"
     subprocess.run(
-        [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared",
-         "-fsanitize=undefined", "-fno-sanitize-recover",
-         str(Path(__file__).with_name("cuda_on_host.cpp")), "-o", str(path)],
+        [
+            *(compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"),
+            *("-fsanitize=undefined", "-fno-sanitize-recover"),
+            *(str(Path(__file__).with_name("cuda_on_host.cpp")), "-o", str(path)),
+        ],
         check=True,
-    )  # fmt: skip
+    )
     return ctypes.CDLL(str(path))
 
 
@@ -43,12 +49,12 @@ def framed(shape, like=None, shift=0):
     return whole, inside
 
 
-def run_on_host(library, x, pooling, grad_output, *, gradient, rows, variant="auto", shift=0):
+def run_on_host(library, x, pooling, grad_output, *, rows, variant="auto", shift=0):
     """The value and gradient that the CUDA threads compute, and whether they worked in strips.
 
     ``x`` and ``grad_output`` are in the order of memory: channels last if they say so.
     """
-    kernel_size, stride, padding, dilation, _, _ = pooling
+    kernel_size, stride, padding, dilation, _, alpha, gradient = pooling
     last = reference.memory_format(x) != torch.contiguous_format
     spatial = len(kernel_size)
     shape = [int(last), x.shape[0], x.shape[1]]
@@ -62,7 +68,12 @@ def run_on_host(library, x, pooling, grad_output, *, gradient, rows, variant="au
     frames = [framed(t.shape, t, shift) for t in (*in_memory, *in_memory)]
     frames[2][1].fill_(math.nan), frames[3][1].fill_(math.nan)
     pointers = [ctypes.c_void_p(inside.data_ptr()) for _, inside in frames]
-    arguments = ((ctypes.c_int64 * len(shape))(*shape), ctypes.c_int64(rows), gradient == "exact")
+    arguments = (
+        (ctypes.c_int64 * len(shape))(*shape),
+        ctypes.c_double(alpha),
+        gradient == "exact",
+        ctypes.c_int64(rows),
+    )
     if variant == "wide":
         library.run_wide(*arguments, *pointers)
         strip = True
@@ -74,15 +85,17 @@ def run_on_host(library, x, pooling, grad_output, *, gradient, rows, variant="au
     return frames[2][1].permute(back), frames[3][1].permute(back), strip
 
 
-def check(library, x, pooling, **options):
-    gradient = options["gradient"]
-    pooling = functional.check_pooling(x.dim() - 2, *pooling, gradient=gradient)
+def check(library, x, pooling, *, alpha=1.0, gradient="exact", **options):
+    """Holds value and gradient of the host's run against the CPU's; returns whether in strips."""
+    pooling = Pooling.check(x.dim() - 2, *pooling, alpha=alpha, gradient=gradient)
     y = torch.ops.mmsoftpool.soft_pool(x, *pooling)
-    g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    g = randn(*y.shape, seed=1)
     grad = torch.ops.mmsoftpool.soft_pool_backward(g, x, *pooling)
     value, grad_input, strip = run_on_host(library, x, pooling, g, **options)
     torch.testing.assert_close(value, y, rtol=1e-6, atol=1e-6, equal_nan=True)
-    torch.testing.assert_close(grad_input, grad, rtol=1e-5, atol=3e-6, equal_nan=True)
+    # alpha (x - y) of the exact gradient makes up for the rounding of x - y.
+    atol = 3e-6 * (1 + min(alpha, 100))
+    torch.testing.assert_close(grad_input, grad, rtol=1e-5, atol=atol, equal_nan=True)
     return strip
 
 
@@ -94,20 +107,49 @@ STEMS = [(2, 2), (3, 2, 1), (3, 2), (3, 2, 1, 1, True), (2, 2, 0, 1, True)]
 @pytest.mark.parametrize("pooling", STEMS)
 @pytest.mark.parametrize("size", [(8, 8), (7, 16), (9, 13), (32, 24), (3, 3), (16, 4), (5, 40)])
 def test_strips(host_library, size, pooling, rows, gradient):
-    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    x = randn(2, 3, *size)
     x[0, 0, 1, 1], x[1, 2, 2, 2] = math.nan, -math.inf
     options = dict(rows=rows, gradient=gradient)
     assert check(host_library, x, pooling, **options)
     assert check(host_library, x, pooling, variant="wide", **options)
     assert check(host_library, x, pooling, shift=1, **options)
-    last = torch.randn(2, 8, *size, generator=torch.Generator().manual_seed(0))
-    last = last.to(memory_format=torch.channels_last)
+    last = randn(2, 8, *size).to(memory_format=torch.channels_last)
     assert check(host_library, last, pooling, **options)
+
+
+@pytest.mark.parametrize("gradient", ["exact", "paper"])
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("pooling", [(2, 2), (3, 2, 1), (3, 2)])
+def test_strips_with_any_sharpness(host_library, pooling, alpha, gradient):
+    x = randn(2, 3, 9, 16)
+    x[0, 0, 1, 1], x[0, 1, 3, 3], x[1, 2, 2, 2] = math.nan, math.inf, -math.inf
+    x[1, 0] = -math.inf
+    options = dict(rows=2, alpha=alpha, gradient=gradient)
+    assert check(host_library, x, pooling, **options)
+    last = randn(1, 4, 8, 9).to(memory_format=torch.channels_last)
+    assert check(host_library, last, pooling, **options)
+    assert not check(host_library, x, pooling, variant="any", **options)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1e-40, 1e-38, 1e-36, 1.0, 1e30, 1e38, 1e300])
+@pytest.mark.parametrize("variant", ["auto", "any"])
+def test_the_whole_range_of_float32_in_a_window(host_library, variant, alpha):
+    high, low = torch.finfo(torch.float32).max, torch.finfo(torch.float32).min
+    x = torch.tensor([[high, low, high, 0.0], [high, low, 1.0, low]]).view(1, 1, 2, 4)
+    pooling = Pooling.check(2, 2, 2, alpha=alpha)
+    g = torch.ones(1, 1, 1, 2)
+    value, grad, strip = run_on_host(host_library, x, pooling, g, rows=1, variant=variant)
+    assert strip == (variant == "auto")
+    windows = x.double().view(2, 2, 2).transpose(0, 1).flatten(1)
+    w = (min(alpha, high) * (windows - windows.amax(1, keepdim=True))).softmax(1)
+    expected = (w * windows).sum(1)
+    assert grad.isfinite().all()
+    torch.testing.assert_close(value.double().flatten() / high, expected / high, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("channels", [4, 6])
 def test_what_strips_cannot_take_goes_the_general_way(host_library, channels):
-    x = torch.randn(1, channels, 8, 8).to(memory_format=torch.channels_last)
+    x = randn(1, channels, 8, 8).to(memory_format=torch.channels_last)
     options = dict(rows=4, gradient="exact")
     assert check(host_library, x, (3, 2, 1), **options) == (channels == 4)
     assert not check(host_library, x, (3, 2, 1), shift=1, **options)
@@ -140,7 +182,7 @@ FORMATS = {1: [], 2: [torch.channels_last], 3: [torch.channels_last_3d]}
     ],
 )
 def test_any_pooling(host_library, size, pooling, format, gradient):
-    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    x = randn(2, 3, *size)
     x.view(-1)[5], x.view(-1)[-1] = -math.inf, math.inf
     x = x.contiguous(memory_format=format)
     check(host_library, x, pooling, rows=1, gradient=gradient, variant="any")
