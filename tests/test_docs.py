@@ -2,6 +2,7 @@
 and links they name exist."""
 
 import importlib.util
+import json
 import re
 import shlex
 
@@ -47,7 +48,9 @@ def parser_of(tool):
     spec = importlib.util.spec_from_file_location(tool.stem, tool)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.make_parser()
+    parser = module.make_parser()
+    parser.allow_abbrev = False  # an option must be written in full
+    return parser
 
 
 def test_the_readme_is_read_in_a_minute():
@@ -129,3 +132,23 @@ def test_the_tree_of_the_code_is_that_of_the_repository():
         folders += [names.rstrip("/")]
     modules = set((ROOT / "mmsoftpool").rglob("*.py")) | set((ROOT / "csrc").rglob("*.*"))
     assert not {m for m in modules - named if m.name != "__init__.py"}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
+def test_benchmark_ratios_are_those_of_the_measurement(page):
+    measured = json.loads((ROOT / "benchmarks" / "cpu_epyc_2threads.json").read_text())["rows"]
+    cases = {}  # in the order of the table's columns
+    for row in measured:
+        cases.setdefault((row["layout"], *row["pooling"]), {})[row["method"]] = row
+    names = {
+        "`F.avg_pool2d`": "F.avg_pool2d",
+        "`F.max_pool2d`": "F.max_pool2d",
+        "exponential and two average pools": "exp and two avg pools",
+        "`torch.compile` of the plain PyTorch form": "torch.compile(reference)",
+    }
+    table = re.findall(r"^\| (\w+) / (.+?) \| (.+) \|$", (ROOT / page).read_text(), re.MULTILINE)
+    assert table
+    for part, method, cells in table:
+        part = "both" if part == "SoftPool" else part
+        ratios = [case["soft_pool2d"][part] / case[names[method]][part] for case in cases.values()]
+        assert cells.split(" | ") == [f"{ratio:.2f}" for ratio in ratios], (part, method)
