@@ -1,6 +1,4 @@
-# The twin of mask_rcnn_r101_softpool.py with max pooling: the same in everything else.
+# mask_rcnn_r101_softpool.py with max pooling in the stem, for comparison.
 _base_ = "./mask_rcnn_r101_softpool.py"
 
-model = dict(
-    backbone=dict(stem_pool=dict(type="torch.nn.MaxPool2d", kernel_size=3, stride=2, padding=1))
-)
+model = dict(backbone=dict(stem_pool=dict(type="torch.nn.MaxPool2d")))

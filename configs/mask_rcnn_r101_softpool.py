@@ -1,9 +1,4 @@
 # Mask R-CNN with a SoftPool ResNet-101 on COCO, mmdet's 1x schedule (paper, section 4.6, Table 8).
-_base_ = "./mask_rcnn_r50_softpool.py"
+_base_ = ["mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", "./_base_/resnets.py"]
 
-model = dict(
-    backbone=dict(
-        depth=101,
-        init_cfg=dict(checkpoint="https://download.pytorch.org/models/resnet101-63fe2227.pth"),
-    ),
-)
+model = _base_.pop("resnets")[101]

@@ -1,6 +1,4 @@
-# The twin of retinanet_r18_softpool.py with max pooling: the same in everything else.
+# retinanet_r18_softpool.py with max pooling in the stem, for comparison.
 _base_ = "./retinanet_r18_softpool.py"
 
-model = dict(
-    backbone=dict(stem_pool=dict(type="torch.nn.MaxPool2d", kernel_size=3, stride=2, padding=1))
-)
+model = dict(backbone=dict(stem_pool=dict(type="torch.nn.MaxPool2d")))

@@ -1,4 +1,4 @@
-"""``python -m mmsoftpool``: what runs here, whether it fits together, and a self-test."""
+"""``python -m mmsoftpool``: the environment, its problems with suggested fixes, a self-test."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What the command lines in ``tools/`` share: common arguments, errors in one line."""
+"""Functions shared by the command lines in ``tools/``: errors in one line, common arguments."""
 
 import argparse
 import sys
@@ -6,71 +6,92 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
     """Parses the command line and runs ``main`` with it.
 
-    Errors in what the user gave end the process with one line and exit status 2: those that this
-    package raises itself about its arguments (ValueError and TypeError), and those of the operating
-    system (OSError), which name the file. Every other exception is a bug and keeps its traceback.
+    Two kinds of error end the process with one line on stderr and exit status 2, because the user
+    can correct their cause: a ValueError or TypeError that a ``raise`` statement of this package or
+    of the tool raises, and any OSError. Every other exception, such as a ValueError that torch
+    raises, is a bug and keeps its traceback.
+
+    Args:
+        main: Takes the parsed arguments.
+        parser: The parser of the tool.
     """
     try:
         main(parser.parse_args())
     except (ValueError, TypeError, OSError) as error:
-        if not isinstance(error, OSError) and not _raised_here(error):
+        if not isinstance(error, OSError) and not _is_raised_here(error, main):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; --resume resumes a training run", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def _raised_here(error: Exception) -> bool:
-    """Whether the frame that raised is of this package or one of its tools."""
-    innermost = traceback.extract_tb(error.__traceback__)[-1].filename
-    package = Path(__file__).parent
-    return Path(innermost).is_relative_to(package) or innermost == sys.argv[0]
+def _is_raised_here(error: Exception, main: Callable) -> bool:
+    """Whether a ``raise`` statement of this package, or of the file of ``main``, raised an error.
+
+    The line matters too: a function in C, such as ``int()``, has no frame of its own, so the
+    innermost frame of its error is that of the caller.
+    """
+    innermost = traceback.extract_tb(error.__traceback__)[-1]
+    ours = Path(innermost.filename).is_relative_to(Path(__file__).parent)
+    tool = innermost.filename == main.__code__.co_filename
+    return (ours or tool) and innermost.line.startswith("raise ")
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """A parser whose help shows a tool's docstring as it is written."""
+    """Makes a parser whose help shows the docstring of a tool with its line breaks."""
     return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what training and testing have in common, with MMDetection's names."""
-    parser.add_argument(
-        "--work-dir",
-        help="where logs and results go; defaults to work_dir of the config, else work_dirs/CONFIG",
-    )
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--cfg-options``, MMDetection's way to override settings of a config."""
+    from mmengine.config import DictAction
+
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         action=DictAction,
         metavar="KEY=VALUE",
-        help="override settings of the config, for example train_dataloader.batch_size=4; lists as "
-        "key='[a,b]' or key=a,b. data_root=DIR moves all data sets and evaluators",
+        help="override settings of the config, for example train_dataloader.batch_size=4. A list "
+        'is given as key="[a,b]" or key=a,b. data_root=DIR replaces the data root of all data sets '
+        "and evaluators",
     )
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that training and testing share, with MMDetection's names."""
+    parser.add_argument(
+        "--work-dir",
+        metavar="DIR",
+        help="the folder to save logs and results (default: work_dir of the config, or "
+        "work_dirs/ and the name of the config)",
+    )
+    add_cfg_options(parser)
     parser.add_argument(
         "--launcher",
         choices=["none", "pytorch", "slurm", "mpi"],
         default="none",
-        help="how the processes of a distributed run were started (default: %(default)s)",
+        help="the launcher that started the processes of a distributed run (default: %(default)s)",
     )
     # torchrun's predecessor passes it; torchrun itself sets LOCAL_RANK.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds how a run is trained, with MMDetection's names."""
-    parser.add_argument("--amp", action="store_true", help="train in mixed precision (needs a GPU)")
+    """Adds the arguments of a training, with MMDetection's names."""
+    parser.add_argument(
+        "--amp", action="store_true", help="enable automatic mixed precision training; needs a GPU"
+    )
     parser.add_argument(
         "--auto-scale-lr",
         action="store_true",
-        help="scale the learning rate by true batch size / auto_scale_lr.base_batch_size",
+        help="scale the learning rate by the true batch size / auto_scale_lr.base_batch_size",
     )

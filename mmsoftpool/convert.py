@@ -1,15 +1,13 @@
-"""The authors' ImageNet checkpoints, as weights that a detector starts from.
+"""Conversion of the authors' ImageNet checkpoints to initial weights of detectors.
 
-Theirs is the format of PyTorch's ImageNet example: a dict with ``epoch``, ``arch``, ``state_dict``,
-``best_acc1`` and ``optimizer``, written from ``nn.DataParallel``, so that every key starts with
-``module.``; torchvision's names follow. What is written here is the format of mmpretrain, with keys
-``backbone.`` and ``head.fc.``, as pre-training with this project's configs gives it.
+Their files have the format of PyTorch's ImageNet example: a dict with ``epoch``, ``arch``,
+``state_dict``, ``best_acc1`` and ``optimizer``, saved from ``nn.DataParallel``, so that the keys
+are torchvision's after the prefix ``module.``. The converted file has mmpretrain's format, with
+keys ``backbone.`` and ``head.fc.``, as pre-training with this project's configs gives it.
 """
 
 import hashlib
 import importlib.util
-import json
-import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -18,18 +16,21 @@ from pathlib import Path
 
 import torch
 from mmengine.registry import MODELS
+from yapf.yapflib.yapf_api import FormatCode
 
-#: Where the authors' operator has its 2x2 windows along an axis, by the time of training.
+from .files import write_atomically
+
+#: Positions of the 2x2 windows of the authors' operator, by the time of training.
 #:
-#: Until April 2022 it padded one element on each side, without weight, and dropped what did not
-#: fit, so that window p has the inputs [2p-1, 2p]; since then it is [2p, 2p+1].
+#: Until April 2022 it padded one element on each side, without weight, and dropped an incomplete
+#: last window, so that window p has the inputs [2p-1, 2p]; since then it has [2p, 2p+1].
 WINDOWS = {
     "shifted": dict(type="SoftPool2d", kernel_size=2, stride=2, padding=((1, 0), (1, 0))),
     "aligned": dict(type="SoftPool2d", kernel_size=2, stride=2),
 }
 
 _RESNEXT = dict(type="SoftPoolResNeXt", groups=32)
-#: The authors' architectures, each as a backbone.
+#: Backbone configs of the authors' architectures.
 ARCHITECTURES = {
     **{f"resnet{n}": dict(type="SoftPoolResNet", depth=n) for n in (18, 34, 50, 101, 152)},
     "resnext50_32x4d": dict(**_RESNEXT, depth=50, base_width=4),
@@ -55,7 +56,7 @@ ARCHITECTURES = {
         for n in (121, 161, 169)
     },
 }
-# torchvision's names, and those here.
+# torchvision's prefixes and the converted ones.
 _RENAMED = {
     "features.": "backbone.timm_model.features_",
     "classifier.": "head.fc.",
@@ -67,48 +68,52 @@ _RENAMED = {
 def convert_checkpoint(
     source: str, target: str, arch: str | None = None, windows: str = "shifted", trust: bool = False
 ) -> str:
-    """Writes a checkpoint of the authors as weights for this project's configs.
+    """Converts a checkpoint of the authors to weights for this project's configs.
 
     Args:
-        source: Their file.
-        target: The file to write: ``meta``, with where it comes from, and ``state_dict``.
-        arch: The architecture, one of :data:`ARCHITECTURES`. Defaults to None, what the file says.
-        windows: What the weights were trained with, one of :data:`WINDOWS`. Defaults to
-            ``'shifted'``, until April 2022, which is before the authors published their weights.
+        source: The authors' file.
+        target: The file to write, with ``meta``, its origin, and ``state_dict``.
+        arch: The architecture, one of :data:`ARCHITECTURES`. Defaults to None, the one that the
+            file names.
+        windows: The windows of the training, one of :data:`WINDOWS`. Defaults to ``'shifted'``,
+            those until April 2022, before which the authors published their weights.
         trust: Whether to run code that the file may contain. Defaults to False.
 
     Returns:
-        The lines of a detector's config that start it from ``target``.
+        The lines of a detector's config that initialise it from ``target``.
 
     Raises:
-        ValueError: If the file is missing, damaged or another thing than such a checkpoint, or an
-            argument does not fit. Nothing is written then.
+        FileNotFoundError: If there is no ``source``, or no folder for ``target``.
+        ValueError: If ``source`` is damaged or not a checkpoint in the authors' format, or an
+            argument does not fit it. Nothing is written then.
     """
     if windows not in WINDOWS:
         raise ValueError(f"windows must be one of {', '.join(WINDOWS)}, got {windows!r}")
-    if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
-        raise ValueError(f"{target} cannot be written: it must be a file in an existing folder")
-    if Path(target).exists() and Path(source).exists() and os.path.samefile(source, target):
-        raise ValueError(f"{target} is the file to read; give another one to write")
+    if Path(target).is_dir():
+        raise ValueError(f"target must be a file, got the folder {target}")
+    if not Path(target).absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder {Path(target).absolute().parent} for target {target}")
+    if Path(target).exists() and Path(source).exists() and Path(source).samefile(target):
+        raise ValueError(f"target must be another file than source, got {target} for both")
     checkpoint = _load(source, trust)
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
     if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
-        keys = (
-            ", ".join(sorted(map(str, checkpoint))[:5]) if isinstance(checkpoint, Mapping) else ""
-        )
+        if isinstance(checkpoint, Mapping) and checkpoint:
+            content = f"keys {', '.join(sorted(map(str, checkpoint))[:5])}"
+        else:
+            content = type(checkpoint).__name__
         raise ValueError(
-            f"{source} is no checkpoint of the authors' format: it holds "
-            f"{f'the keys {keys}' if keys else f'a {type(checkpoint).__name__}'} and no weights by "
-            "name in state_dict"
+            f"{source} is not a checkpoint in the authors' format: state_dict must hold weights by "
+            f"name, got {content}"
         )
     found = checkpoint.get("arch")
     if arch is not None and found is not None and arch != found:
-        raise ValueError(f"{source} says that its architecture is {found}, not {arch}")
+        raise ValueError(f"arch must be {found}, the architecture in {source}, got {arch}")
     arch = arch or found
     if not isinstance(arch, str) or arch not in ARCHITECTURES:
         raise ValueError(
-            f"{source} says nothing known of its architecture (arch={found!r}); name it with "
-            f"--arch, one of {', '.join(ARCHITECTURES)}"
+            f"unknown architecture {arch!r} in {source}; arch must be one of "
+            f"{', '.join(ARCHITECTURES)}"
         )
     state_dict = {_rename(key.removeprefix("module.")): value for key, value in weights.items()}
     backbone = _build(arch)
@@ -127,30 +132,27 @@ def convert_checkpoint(
         converted_by=f"mmsoftpool {version('mmsoftpool')}",
     )
     state_dict = {key: value.detach().cpu().clone() for key, value in state_dict.items()}
-    unfinished = f"{target}.part"
-    try:
-        torch.save(dict(meta=meta, state_dict=state_dict), unfinished)
-        os.replace(unfinished, target)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
+    # Through an open file: torch.save would write a path's name into the file.
+    with write_atomically(target) as temporary, open(temporary, "wb") as file:
+        torch.save(dict(meta=meta, state_dict=state_dict), file)
     return _detector_config(arch, backbone, WINDOWS[windows], target)
 
 
 def _load(path: str, trust: bool):
     if not Path(path).is_file():
-        raise ValueError(f"no checkpoint at {Path(path).absolute()}")
+        raise FileNotFoundError(f"no checkpoint at {Path(path).absolute()}")
     try:
         return torch.load(path, map_location="cpu", weights_only=not trust)
-    except Exception as error:  # torch.load raises whatever the damage leads to
+    except Exception as error:  # damaged files make torch.load raise errors of any kind
         reason = " ".join(str(error).split())
         code = re.search(r"unsupported (?:(?:global|class):? )+(\S+)", reason, re.IGNORECASE)
         if isinstance(error, pickle.UnpicklingError) and code:
             raise ValueError(
-                f"{path} holds more than weights: {code[1]}, which is code. --trust runs it; only "
-                "for a file from people that you trust"
+                f"{path} contains code, {code[1]}; trust must be True to run it, for a file from a "
+                "source that you trust"
             ) from error
         reason = reason.split(". ")[0] or type(error).__name__
-        raise ValueError(f"{path} is damaged or no checkpoint of PyTorch: {reason}") from error
+        raise ValueError(f"{path} is damaged or not a PyTorch checkpoint: {reason}") from error
 
 
 def _rename(key: str) -> str:
@@ -159,18 +161,18 @@ def _rename(key: str) -> str:
 
 
 def _build(arch: str) -> torch.nn.Module:
-    """The backbone of an architecture."""
+    """Builds the backbone of an architecture."""
     cfg = ARCHITECTURES[arch]
     if cfg["type"].startswith("mmpretrain."):
         for package in ("mmpretrain", "timm"):
             if importlib.util.find_spec(package) is None:
-                raise ValueError(f"{arch} needs {package}: pip install 'mmsoftpool[pretrain]'")
+                raise ValueError(f"arch {arch} needs {package}: pip install 'mmsoftpool[pretrain]'")
         return MODELS.build(cfg)
     return MODELS.build({**cfg, "type": f"mmdet.{cfg['type']}"})
 
 
 def _check(source: str, arch: str, state_dict: dict, backbone: torch.nn.Module) -> None:
-    """Checks that a file has exactly the keys and shapes of an architecture, and finite values."""
+    """Checks that the weights have an architecture's keys and shapes, and finite values."""
     expected = {f"backbone.{key}": value.shape for key, value in backbone.state_dict().items()}
     head = getattr(state_dict.get("head.fc.weight"), "shape", (1000,))
     features = _channels(backbone)[-1]
@@ -179,7 +181,7 @@ def _check(source: str, arch: str, state_dict: dict, backbone: torch.nn.Module) 
     shapes = {key: tuple(getattr(value, "shape", ())) for key, value in state_dict.items()}
     wrong = {
         "keys are missing": [key for key in expected if key not in shapes],
-        "keys do not belong to it": [key for key in shapes if key not in expected],
+        "keys are unexpected": [key for key in shapes if key not in expected],
         "shapes differ": [
             f"{key} {shapes[key]}, not {tuple(shape)}"
             for key, shape in expected.items()
@@ -201,6 +203,7 @@ def _check(source: str, arch: str, state_dict: dict, backbone: torch.nn.Module) 
 
 
 def _channels(backbone: torch.nn.Module) -> list[int]:
+    """The channels of a backbone's levels."""
     backbone.eval()
     with torch.no_grad():
         return [level.shape[1] for level in backbone(torch.zeros(1, 3, 32, 32))]
@@ -215,18 +218,12 @@ def _detector_config(arch: str, backbone: torch.nn.Module, pool: dict, checkpoin
         wrapped = dict(**settings, init_cfg=init_cfg)
         cfg = dict(_delete_=True, type="SoftPoolBackbone", pool=pool, backbone=wrapped)
     model = dict(backbone=cfg, neck=dict(in_channels=_channels(backbone)))
-    return f'custom_imports = dict(imports=["mmsoftpool"])\nmodel = {_python(model)}\n'
+    lines = f"custom_imports = dict(imports=['mmsoftpool'])\nmodel = {_as_call(model)}\n"
+    return FormatCode(lines, style_config="facebook")[0]
 
 
-def _python(value, indent: str = "") -> str:
-    """A config as one writes it; short dicts on one line."""
-    if isinstance(value, str):
-        return json.dumps(value)  # in double quotes
+def _as_call(value) -> str:
+    """The source of a config's value, its dicts as ``dict(key=value)``."""
     if not isinstance(value, dict):
         return repr(value)
-    inner = indent + "    "
-    items = [f"{key}={_python(item, inner)}" for key, item in value.items()]
-    line = f"dict({', '.join(items)})"
-    if len(indent + line) < 80 and "\n" not in line:
-        return line
-    return "dict(\n" + "".join(f"{inner}{item},\n" for item in items) + indent + ")"
+    return f"dict({', '.join(f'{key}={_as_call(item)}' for key, item in value.items())})"

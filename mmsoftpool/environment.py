@@ -1,4 +1,4 @@
-"""What SoftPool runs on, whether the packages around it fit together, and a test of the operator.
+"""Diagnosis of the environment, with suggested fixes, and a self-test of the operator.
 
 Needs torch alone. ``python -m mmsoftpool`` prints it; a bug report should contain its output.
 """
@@ -21,7 +21,7 @@ from .ops import backends, reference, soft_pool2d
 from .ops.backends import Backend
 from .ops.pooling import Pooling
 
-#: OpenMMLab's import packages and the distributions that hold them: upstream's, onedl's.
+#: OpenMMLab's import packages and their distributions, upstream's and onedl's.
 OPENMMLAB = {
     "mmengine": ("mmengine", "onedl-mmengine"),
     "mmcv": ("mmcv", "onedl-mmcv"),
@@ -31,34 +31,34 @@ OPENMMLAB = {
 }
 _LITE = {"mmengine-lite": "mmengine", "mmcv-lite": "mmcv"}
 _REINSTALL = (
-    "install again against this torch: "
+    "reinstall against this torch: "
     "pip install --no-build-isolation --no-deps --force-reinstall --no-cache-dir mmsoftpool "
-    "(in a checkout '.' instead of the name)"
+    "(in a checkout '.' instead of mmsoftpool)"
 )
 
 
 class Problem(NamedTuple):
-    """What does not fit, and what to do about it."""
+    """A problem of the environment and the suggested fix."""
 
     what: str
     remedy: str
 
 
 def installed(path: list[str] | None = None) -> dict[str, metadata.Distribution]:
-    """The distributions that are installed, by their normalised names.
+    """Installed distributions by their normalised names.
 
     Args:
-        path: Where to look. Defaults to None, ``sys.path``.
+        path: Folders to search. Defaults to None, ``sys.path``.
     """
     found = {}
     for distribution in metadata.distributions(path=sys.path if path is None else path):
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
-        found.setdefault(name, distribution)  # the first one is the one that is imported
+        found.setdefault(name, distribution)  # Python imports the first one
     return found
 
 
 def check_versions(distributions: dict[str, metadata.Distribution]) -> list[Problem]:
-    """Whether torch, numpy and OpenMMLab's packages fit together, by their versions alone."""
+    """Checks whether the versions of torch, numpy and OpenMMLab's packages are compatible."""
     problems = []
     present = {}  # import package: (distribution, version)
     for package, (upstream, onedl) in OPENMMLAB.items():
@@ -67,8 +67,8 @@ def check_versions(distributions: dict[str, metadata.Distribution]) -> list[Prob
         if len(names) > 1:
             problems.append(
                 Problem(
-                    f"{package} comes from {len(names)} distributions at once: {', '.join(names)}",
-                    f"pip uninstall -y {' '.join(names)}, then install the one that you want",
+                    f"{package} is installed by {len(names)} distributions: {', '.join(names)}",
+                    f"pip uninstall -y {' '.join(names)}, then install one of them",
                 )
             )
         if names:
@@ -76,7 +76,7 @@ def check_versions(distributions: dict[str, metadata.Distribution]) -> list[Prob
     if present.get("mmcv", ("",))[0] == "mmcv-lite":
         problems.append(
             Problem(
-                "mmcv-lite is mmcv without its compiled operators, which mmdet needs",
+                "mmcv-lite lacks mmcv's compiled operators, which mmdet needs",
                 "pip uninstall -y mmcv-lite; pip install onedl-mmcv, or 'mim install mmcv'",
             )
         )
@@ -85,8 +85,8 @@ def check_versions(distributions: dict[str, metadata.Distribution]) -> list[Prob
         names = ", ".join(f"{name} {version}" for name, version in present.values())
         problems.append(
             Problem(
-                f"upstream's and onedl's distributions are mixed: {names}",
-                "take all of them from one: onedl-mmengine onedl-mmcv onedl-mmdetection for a "
+                f"distributions of upstream and onedl are mixed: {names}",
+                "install all from one source: onedl-mmengine onedl-mmcv onedl-mmdetection for a "
                 "recent torch, or mmengine mmcv==2.1.0 mmdet==3.3.0 for torch 2.1",
             )
         )
@@ -103,7 +103,7 @@ def check_versions(distributions: dict[str, metadata.Distribution]) -> list[Prob
         problems.append(
             Problem(
                 f"upstream's mmengine {present['mmengine'][1]} cannot resume from checkpoints with "
-                f"torch {_version(distributions, 'torch')}, whose torch.load takes weights alone",
+                f"torch {_version(distributions, 'torch')}, whose torch.load reads only weights",
                 "pip uninstall mmengine mmcv mmdet and install onedl-mmengine, onedl-mmcv and "
                 "onedl-mmdetection, or use torch < 2.6",
             )
@@ -111,16 +111,16 @@ def check_versions(distributions: dict[str, metadata.Distribution]) -> list[Prob
     if torch_version and torch_version < (2, 3) and _release(distributions, "setuptools") >= (70,):
         problems.append(
             Problem(
-                f"torch {_version(distributions, 'torch')} needs an older setuptools than "
-                f"{_version(distributions, 'setuptools')}, without which mmengine's Runner fails",
+                f"mmengine's Runner fails with torch {_version(distributions, 'torch')} and "
+                f"setuptools {_version(distributions, 'setuptools')}",
                 "pip install 'setuptools<70'",
             )
         )
     if torch_version and torch_version < (2, 3) and _release(distributions, "numpy") >= (2,):
         problems.append(
             Problem(
-                f"torch {_version(distributions, 'torch')} was compiled for numpy 1, this is numpy "
-                f"{_version(distributions, 'numpy')}",
+                f"torch {_version(distributions, 'torch')} was compiled for numpy 1, numpy "
+                f"{_version(distributions, 'numpy')} is installed",
                 "pip install 'numpy<2'",
             )
         )
@@ -128,7 +128,7 @@ def check_versions(distributions: dict[str, metadata.Distribution]) -> list[Prob
 
 
 def _check_requirements(distributions, present) -> list[Problem]:
-    """What OpenMMLab's packages ask of each other; it is in extras that pip does not look at."""
+    """Checks the requirements among OpenMMLab's packages, in extras that pip ignores."""
     try:
         from packaging.requirements import Requirement
     except ImportError:  # comes with mmengine
@@ -150,7 +150,7 @@ def _check_requirements(distributions, present) -> list[Problem]:
                 problems.append(
                     Problem(
                         f"{name} {distributions[name].version} needs {requirement.name}"
-                        f"{requirement.specifier}, this is {version}",
+                        f"{requirement.specifier}, {version} is installed",
                         f"pip install '{requirement.name}{requirement.specifier}'",
                     )
                 )
@@ -162,18 +162,18 @@ def _version(distributions, name: str) -> str | None:
 
 
 def _release(distributions, name: str) -> tuple[int, ...]:
-    """(major, minor) of a distribution, () where it is not installed."""
+    """(major, minor) of a distribution, () if it is not installed."""
     return tuple(int(n) for n in re.findall(r"\d+", _version(distributions, name) or "")[:2])
 
 
 def check_libraries(
     backends: dict[str, Backend], has_gpu: bool, cuda_works: bool, cuda_built: bool
 ) -> list[Problem]:
-    """Whether the compiled libraries are in use, and what to do where they are not.
+    """Checks whether the compiled libraries are in use.
 
     Args:
-        backends: What runs on each device type; ``'cuda'`` where ``cuda_works``.
-        has_gpu: Whether there is an NVIDIA GPU in the machine.
+        backends: The backend of each device type, ``'cuda'`` only if ``cuda_works``.
+        has_gpu: Whether the machine has an NVIDIA GPU.
         cuda_works: ``torch.cuda.is_available()``.
         cuda_built: Whether torch was built with CUDA.
     """
@@ -201,14 +201,14 @@ def check_libraries(
     if has_gpu and not cuda_built:
         problems.append(
             Problem(
-                "there is an NVIDIA GPU, but this torch was built without CUDA",
+                "the machine has an NVIDIA GPU, but this torch was built without CUDA",
                 "install torch with CUDA: https://pytorch.org/get-started/locally",
             )
         )
     elif has_gpu and not cuda_works:
         problems.append(
             Problem(
-                "there is an NVIDIA GPU, but torch cannot use it",
+                "the machine has an NVIDIA GPU, but torch cannot use it",
                 f"update the NVIDIA driver to one for CUDA {torch.version.cuda}, or install a "
                 "torch for an older CUDA; see also CUDA_VISIBLE_DEVICES",
             )
@@ -217,9 +217,9 @@ def check_libraries(
 
 
 def check_imports(packages: Iterable[str]) -> list[Problem]:
-    """Whether OpenMMLab's packages can be imported, and mmsoftpool's modules with them."""
+    """Checks whether OpenMMLab's packages and ``mmsoftpool.models`` can be imported."""
     remedies = {
-        "mmcv.ops": "mmcv was compiled for another torch or not at all; build it against this one: "
+        "mmcv.ops": "mmcv has no operators compiled for this torch; build them: "
         "pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps onedl-mmcv"
     }
     modules = [{"mmcv": "mmcv.ops"}.get(package, package) for package in packages]
@@ -227,19 +227,19 @@ def check_imports(packages: Iterable[str]) -> list[Problem]:
     for module in [*modules, *(["mmsoftpool.models"] if modules else [])]:
         try:
             importlib.import_module(module)
-        except Exception as error:  # mmdet checks versions by assert, libraries may not load
+        except Exception as error:  # AssertionError for versions, OSError for libraries, ...
             text = " ".join(f"{type(error).__name__}: {error}".split())
             problems.append(
                 Problem(
                     f"{module} cannot be imported: {text}",
-                    remedies.get(module, f"'python -c \"import {module}\"' shows where"),
+                    remedies.get(module, f"'python -c \"import {module}\"' shows the traceback"),
                 )
             )
     return problems
 
 
 def self_test(device: str) -> str:
-    """Compares the operator and its gradient with the float64 reference.
+    """Compares the operator and its gradient with the reference in float64.
 
     Args:
         device: ``'cpu'`` or ``'cuda'``.
@@ -261,7 +261,7 @@ def self_test(device: str) -> str:
             (torch.float16, 2e-2),
             (torch.bfloat16, 0.2),
         ):
-            # What the operator sees is the rounded input.
+            # The operator sees the rounded input, so the reference gets it too.
             rounded, slope = x.to(dtype).double(), g.to(dtype).double()
             truth = (
                 reference.soft_pool(rounded, *arguments),
@@ -275,7 +275,9 @@ def self_test(device: str) -> str:
                     error = (result.detach().cpu().double() - expected).abs().max().item()
                     if not error <= tolerance:
                         name = f"{dtype}, kernel and stride {pooling}, {layout}"
-                        raise RuntimeError(f"off by {error:.2g} ({name}; {tolerance} is allowed)")
+                        raise RuntimeError(
+                            f"differs by {error:.2g} ({name}; {tolerance} is allowed)"
+                        )
                     largest[dtype] = max(largest.get(dtype, 0.0), error)
     return ", ".join(f"{str(d).removeprefix('torch.')} {e:.1e}" for d, e in largest.items())
 
@@ -285,12 +287,12 @@ def _has_gpu() -> bool:
 
 
 def _first_line(*command: str, pattern: str = ".+") -> str:
-    """What a program says about itself, or that it is not there."""
+    """First line of a program's output that matches a pattern."""
     if shutil.which(command[0]) is None:
-        return "none on PATH"
+        return "not on PATH"
     result = subprocess.run(command, capture_output=True, text=True)
     found = re.search(pattern, result.stdout)
-    return found[0] if found else "no answer"
+    return found[0] if found else "no output"
 
 
 def _facts(distributions, libraries: dict[str, Backend]) -> list[tuple[str, str]]:
@@ -312,7 +314,7 @@ def _facts(distributions, libraries: dict[str, Backend]) -> list[tuple[str, str]
             capability = f"capability {gpu.major}.{gpu.minor}"
             facts.append((f"  GPU {index}", f"{gpu.name}, {capability}, {memory}"))
     else:
-        facts.append(("  GPU", "torch sees none" if _has_gpu() else "none"))
+        facts.append(("  GPU", "not usable by torch" if _has_gpu() else "none"))
     facts.append(("  c++", _first_line("c++", "--version")))
     facts.append(("  nvcc", _first_line("nvcc", "--version", pattern="release .*")))
     for package, names in OPENMMLAB.items():
@@ -328,7 +330,7 @@ def _facts(distributions, libraries: dict[str, Backend]) -> list[tuple[str, str]
 
 
 def main() -> int:
-    """Prints the facts, the problems and the self-test.
+    """Prints the environment, its problems with suggested fixes, and the self-test.
 
     Returns:
         The exit status: 1 if the self-test fails, else 0.
@@ -347,7 +349,7 @@ def main() -> int:
         package for package, names in OPENMMLAB.items() if any(n in distributions for n in names)
     )
     print()
-    print("What does not fit:" if problems else "All of this fits together.")
+    print("Problems and suggested fixes:" if problems else "No problems found.")
     for problem in problems:
         print(f"- {problem.what}")
         print(f"    -> {problem.remedy}")
@@ -357,7 +359,7 @@ def main() -> int:
     status = 0
     for device in ("cpu", "cuda"):
         if device == "cuda" and not cuda_works:
-            print("  cuda  not tested: torch sees no GPU")
+            print("  cuda  not tested: no GPU is available to torch")
             continue
         runs = "compiled" if libraries[device].path else "reference"
         try:

@@ -1,14 +1,12 @@
-"""Writes a detector's network, or its backbone, as ONNX or as a ``torch.export`` program.
+"""Export of a detector's network, or of its backbone, as ONNX or as a ``torch.export`` program.
 
-Both take any batch and image size. In ONNX, SoftPool is taken apart into standard operators; in a
-``torch.export`` program it stays the operator ``mmsoftpool::soft_pool``, so who loads that imports
-mmsoftpool first.
+Both take any batch and image size. In ONNX, SoftPool is decomposed into standard operators; a
+``torch.export`` program contains the operator ``mmsoftpool::soft_pool`` and needs mmsoftpool to be
+imported before it is loaded.
 """
 
 import importlib.util
 import math
-import os
-from pathlib import Path
 
 import torch
 from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
@@ -16,24 +14,26 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from .engine import load_model
+from .files import write_atomically
 
 FORMATS = ("onnx", "pt2")
-#: Largest difference from PyTorch that is allowed, as a share of the largest output above 1.
+#: Largest allowed difference from PyTorch, relative to the largest output if that is above 1.
 TOLERANCE = 1e-4
 _EXAMPLE = (2, 3, 320, 384)
-# Other batches, shapes that are higher than wide, sizes that no stride divides.
+# Other batch sizes, a portrait image, sizes that no stride divides.
 _CHECKS = ((1, 3, 416, 256), (3, 3, 333, 287))
 
 
 class Network(nn.Module):
-    """What of a detector is exported: everything up to its heads' raw outputs, or the backbone.
+    """The exported part of a detector: all up to its head's raw outputs, or the backbone.
 
     Args:
-        detector: A detector of mmdet's.
+        detector: A detector of mmdet.
         backbone: Whether to take the backbone alone. Defaults to False.
 
     Raises:
-        ValueError: If it is neither a single-stage nor a two-stage detector.
+        ValueError: If it is neither a single-stage nor a two-stage detector with an RPN, and
+            ``backbone`` is False.
     """
 
     def __init__(self, detector: nn.Module, backbone: bool = False):
@@ -43,8 +43,8 @@ class Network(nn.Module):
             backbone or single or (isinstance(detector, TwoStageDetector) and detector.with_rpn)
         ):
             raise ValueError(
-                f"{type(detector).__name__} is neither a single-stage detector nor a two-stage one "
-                "with an RPN; --backbone exports its backbone alone"
+                "detector must be a single-stage detector or a two-stage one with an RPN, got "
+                f"{type(detector).__name__}; backbone=True exports its backbone alone"
             )
         self.backbone = detector.backbone
         self.neck = None if backbone or not detector.with_neck else detector.neck
@@ -55,14 +55,14 @@ class Network(nn.Module):
         """Runs the network.
 
         Args:
-            image: (N, 3, H, W), float32, normalised as the config's ``data_preprocessor`` does.
+            image: (N, 3, H, W), float32, normalised as by the config's ``data_preprocessor``.
 
         Returns:
-            The levels from fine to coarse, each (N, C, H / stride, W / stride) rounded up:
-            ``feature_0``... of the backbone; or ``cls_score_0``..., ``bbox_pred_0``... of a
-            single-stage detector's head (and ``score_factor_0``... where it has them); or of a
-            two-stage detector the neck's ``feature_0``..., which its second stage crops from, and
-            the RPN's ``rpn_cls_score_0``..., ``rpn_bbox_pred_0``...
+            The levels from fine to coarse, each (N, C, ceil(H / stride), ceil(W / stride)). Of a
+            backbone: ``feature_0``, ``feature_1``, ... Of a single-stage detector's head:
+            ``cls_score_0``, ..., ``bbox_pred_0``, ... and, if it has them, ``score_factor_0``, ...
+            Of a two-stage detector: the neck's ``feature_0``, ..., which its second stage crops
+            from, and the RPN's ``rpn_cls_score_0``, ..., ``rpn_bbox_pred_0``, ...
         """
         features = self.backbone(image)
         if self.neck is not None:
@@ -83,27 +83,30 @@ class Network(nn.Module):
 
 
 def build_network(cfg: Config, checkpoint: str, backbone: bool = False) -> Network:
-    """The network of a config with the weights of a checkpoint, ready for inference on the CPU.
+    """Builds the network of a config with a checkpoint's weights, in eval mode on the CPU.
 
     Raises:
-        ValueError: If the checkpoint is missing or does not fit.
+        ValueError: If the checkpoint does not fit, or see :class:`Network`.
+        FileNotFoundError: If there is no such checkpoint.
     """
     return Network(load_model(cfg, checkpoint), backbone).eval()
 
 
 def export(network: Network, format: str, out: str) -> float:
-    """Exports a network, and compares the file with PyTorch on images of other sizes.
+    """Exports a network and compares the file with PyTorch on images of other sizes.
 
     Args:
         network: From :func:`build_network`.
         format: ``'onnx'`` or ``'pt2'``.
-        out: The file to write. It is there only if it agrees with PyTorch.
+        out: The file to write; left as it was if the comparison fails.
 
     Returns:
-        The largest absolute difference of any output from PyTorch's.
+        The largest absolute difference of any output from PyTorch.
 
     Raises:
-        ValueError: If a package is missing, or the file disagrees with PyTorch.
+        ValueError: If ``format`` is something else or needs a missing package, or the file
+            disagrees with PyTorch.
+        FileNotFoundError: If there is no folder for ``out``.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
@@ -113,31 +116,27 @@ def export(network: Network, format: str, out: str) -> float:
         ]
         if missing:
             raise ValueError(
-                f"--format onnx needs {', '.join(missing)}: pip install 'mmsoftpool[export]'"
+                f"format onnx needs {', '.join(missing)}: pip install 'mmsoftpool[export]'"
             )
-    if not Path(out).parent.is_dir():
-        raise ValueError(f"no folder {Path(out).absolute().parent} for --out")
-    partial = f"{out}.partial"
     example = torch.randn(_EXAMPLE, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
+    with write_atomically(out) as temporary, torch.no_grad():
         outputs = network.outputs(example)
         axes = {"image": _dynamic_axes(outputs)}
         program = torch.export.export(network, (example,), dynamic_shapes=axes, strict=False)
-        try:
-            if format == "onnx":
-                _write_onnx(program, axes, partial, list(outputs))
-            else:
-                torch.export.save(program, partial)
-            largest = _compare(network, format, partial)
-            os.replace(partial, out)
-        finally:
-            Path(partial).unlink(missing_ok=True)
-    return largest
+        if format == "onnx":
+            _write_onnx(program, axes, str(temporary), list(outputs))
+        else:
+            with open(temporary, "wb") as file:  # of a path it would keep the name
+                torch.export.save(program, file)
+        return _compare(network, format, str(temporary))
 
 
 def _dynamic_axes(outputs: dict[str, Tensor]) -> dict:
-    """Batch and size, free from where the coarsest level has two elements on: one is a special
-    case to torch.export."""
+    """Dynamic batch and image size.
+
+    The size starts where the coarsest level has two elements: one is a special case of
+    torch.export.
+    """
     axes = {0: torch.export.Dim("batch")}
     for axis, name in ((2, "height"), (3, "width")):
         coarsest = min(tensor.shape[axis] for tensor in outputs.values())
@@ -154,7 +153,7 @@ def _write_onnx(program, axes: dict, path: str, names: list[str]) -> None:
         dynamo=True,
         input_names=["image"],
         output_names=names,
-        dynamic_shapes=axes,  # for the names of the axes; the program has them already
+        dynamic_shapes=axes,  # for the names of the axes alone
         external_data=False,
         verbose=False,
     )
@@ -166,7 +165,9 @@ def _write_onnx(program, axes: dict, path: str, names: list[str]) -> None:
     }
     if foreign or model.functions:
         foreign |= {function.name for function in model.functions}
-        raise ValueError(f"not standard ONNX operators: {', '.join(sorted(foreign))}")
+        raise ValueError(
+            f"network must consist of standard ONNX operators, got {', '.join(sorted(foreign))}"
+        )
 
 
 def _compare(network: Network, format: str, path: str) -> float:
@@ -188,7 +189,7 @@ def _compare(network: Network, format: str, path: str) -> float:
             allowed = TOLERANCE * max(1.0, expected.abs().max().item())
             if got.shape != expected.shape or not difference <= allowed:
                 raise ValueError(
-                    f"the exported {name} is not PyTorch's for an image of {shape}: off by "
+                    f"the exported {name} differs from PyTorch for an image of {shape} by "
                     f"{difference:.2g}, {allowed:.2g} is allowed"
                 )
             largest = max(largest, difference)

@@ -1,6 +1,6 @@
-"""The scope ``mmsoftpool``: any OpenMMLab config can say ``type='mmsoftpool.SoftPool2d'``.
+"""The registry scope ``mmsoftpool``, for ``type='mmsoftpool.SoftPool2d'`` in any OpenMMLab config.
 
-mmengine imports this module when it meets the prefix, so such a config needs no ``custom_imports``.
+mmengine imports this module when it finds the prefix, so the config needs no ``custom_imports``.
 """
 
 from mmengine.registry import MODELS as MMENGINE_MODELS

@@ -1,4 +1,4 @@
-"""What several test modules use. Needs torch alone."""
+"""Helpers of several test modules. Needs torch alone."""
 
 from pathlib import Path
 
@@ -7,6 +7,25 @@ import torch
 ROOT = Path(__file__).parents[1]
 #: Real photos and annotations, beside the checkout; tests that use them skip where it is absent.
 SHARED = ROOT.parent / "shared"
+#: The detectors of Table 8 of the paper.
+TABLE_8 = [
+    *(f"retinanet_r{d}" for d in (18, 34, 50, 101)),
+    *(f"mask_rcnn_r{d}" for d in (34, 50, 101)),
+]
+
+#: Options that shrink a detector, with its real pipeline, until a CPU trains it in seconds.
+SMALL = {
+    "model.backbone.init_cfg": None,
+    "train_cfg.max_epochs": 1,
+    "default_hooks.logger.interval": 1,
+    "model.data_preprocessor.pad_size_divisor": 32,
+    **{f"{split}_dataloader.num_workers": 0 for split in ("train", "val", "test")},
+    **{f"{split}_dataloader.persistent_workers": False for split in ("train", "val", "test")},
+    **{f"{split}_dataloader.dataset.indices": 4 for split in ("train", "val", "test")},
+    "train_dataloader.dataset.pipeline.2.scale": (192, 128),
+    "val_dataloader.dataset.pipeline.1.scale": (192, 128),
+    "test_dataloader.dataset.pipeline.1.scale": (192, 128),
+}
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -17,3 +36,8 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:
     """Random numbers from 0 to 1, the same on every call with the same arguments."""
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def config_path(name: str) -> str:
+    """The path of one of the project's configs."""
+    return str(ROOT / "configs" / f"{name}.py")

@@ -1,4 +1,5 @@
 import os
+import runpy
 import subprocess
 import sys
 
@@ -31,5 +32,22 @@ def run_script():
         if check and result.returncode != 0:
             pytest.fail(f"{args} ended with {result.returncode}:\n{result.stdout}{result.stderr}")
         return result
+
+    return run
+
+
+@pytest.fixture
+def run_tool(monkeypatch, capsys):
+    """Runs a tool in this process, which saves the imports; returns status, stdout and stderr."""
+
+    def run(tool, *args):
+        path = str(ROOT / "tools" / f"{tool}.py")
+        monkeypatch.setattr(sys, "argv", [path, *map(str, args)])
+        status = 0
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as error:
+            status = error.code
+        return (status, *capsys.readouterr())
 
     return run

@@ -1,4 +1,4 @@
-"""Checkpoints in the authors' format, made here from torchvision's networks."""
+"""Conversion of checkpoints in the authors' format, synthetic ones from torchvision's networks."""
 
 import os
 from collections import OrderedDict
@@ -12,13 +12,13 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from mmsoftpool import convert, engine, replace_pooling, soft_pool2d
 from mmsoftpool.convert import ARCHITECTURES, WINDOWS, convert_checkpoint
 
-from .common import ROOT
+from .common import ROOT, randn
 
 
 def network(arch):
     """torchvision's network, with statistics that are not the initial ones."""
     torch.manual_seed(0)
-    if arch == "resnext101_32x4d":  # which torchvision has no function for
+    if arch == "resnext101_32x4d":  # torchvision has no function for it
         return ResNet(Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4)
     net = getattr(torchvision.models, arch)()
     for name, buffer in net.named_buffers():
@@ -52,7 +52,7 @@ def theirs(resnet18, tmp_path_factory):
 
 
 def detector(lines, tmp_path):
-    """A RetinaNet from the lines that the tool prints."""
+    """Builds a RetinaNet from the printed lines."""
     path = tmp_path / "config.py"
     path.write_text(f"_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n{lines}")
     init_default_scope("mmdet")
@@ -63,11 +63,7 @@ def detector(lines, tmp_path):
 
 @pytest.mark.parametrize(
     ("arch", "windows"),
-    [
-        ("resnet18", "shifted"),
-        ("resnet18", "aligned"),
-        ("densenet121", "shifted"),
-    ],
+    [("resnet18", "shifted"), ("resnet18", "aligned"), ("densenet121", "shifted")],
 )
 def test_the_printed_lines_start_a_detector_from_the_networks_weights(tmp_path, arch, windows):
     net = network(arch)
@@ -82,7 +78,7 @@ def test_the_printed_lines_start_a_detector_from_the_networks_weights(tmp_path, 
     )
     for module in (features, backbone):
         module.eval()
-    x = torch.randn(1, 3, 64, 64)
+    x = randn(1, 3, 64, 64)
     with torch.no_grad():
         expected, level = features(x), backbone(x)[-1]
     if arch == "densenet121":  # torchvision has the last activation in its forward
@@ -101,7 +97,7 @@ def test_every_architecture_has_torchvisions_keys_and_shapes(arch):
     assert head["head.fc.bias"] == (1000,)
 
 
-def test_the_file_has_weights_and_where_they_come_from(resnet18, theirs, tmp_path):
+def test_the_file_has_the_weights_and_their_origin(resnet18, theirs, tmp_path):
     convert_checkpoint(theirs, str(tmp_path / "ours.pth"))
     ours = torch.load(tmp_path / "ours.pth", weights_only=True)
     assert ours.keys() == {"meta", "state_dict"}
@@ -115,7 +111,7 @@ def test_the_file_has_weights_and_where_they_come_from(resnet18, theirs, tmp_pat
     assert os.listdir(tmp_path) == ["ours.pth"]
 
 
-def test_nothing_is_missing_or_left_over_in_the_retinanet_config(theirs, tmp_path):
+def test_no_key_is_missing_or_unexpected_in_the_retinanet_config(theirs, tmp_path):
     convert_checkpoint(theirs, str(tmp_path / "ours.pth"))
     weights = torch.load(tmp_path / "ours.pth")["state_dict"]
     backbone = {k for k in weights if k.startswith("backbone.")}
@@ -138,7 +134,7 @@ def test_nothing_is_missing_or_left_over_in_the_retinanet_config(theirs, tmp_pat
 def test_the_windows_are_those_of_the_training(windows, first):
     """Window p of an axis has the inputs 2p + first and 2p + first + 1 that exist."""
     settings = {k: v for k, v in WINDOWS[windows].items() if k != "type"}
-    x = torch.randn(8, 10, dtype=torch.float64)
+    x = randn(8, 10).double()
     y = soft_pool2d(x[None, None], **settings)[0, 0]
     assert y.shape == (4, 5)
     for p in range(4):
@@ -153,40 +149,41 @@ class TestRefused:
     def refused(self, source, tmp_path, **arguments):
         target = tmp_path / "out" / "ours.pth"
         target.parent.mkdir(exist_ok=True)
-        with pytest.raises(ValueError) as info:
+        with pytest.raises((ValueError, FileNotFoundError)) as info:
             convert_checkpoint(str(source), str(target), **arguments)
         assert not os.listdir(target.parent)
         assert "\n" not in str(info.value)
         return str(info.value)
 
     def test_a_missing_file(self, tmp_path):
-        assert self.refused(tmp_path / "x.pth", tmp_path) == f"no checkpoint at {tmp_path}/x.pth"
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint at {tmp_path}/x.pth"):
+            convert_checkpoint(str(tmp_path / "x.pth"), str(tmp_path / "ours.pth"))
 
     @pytest.mark.parametrize("size", [0, 3, 1000, 1_000_000])
     def test_a_truncated_file(self, theirs, tmp_path, size):
         cut = tmp_path / "cut.pth.tar"
         with open(theirs, "rb") as file:
             cut.write_bytes(file.read(size))
-        assert f"{cut} is damaged or no checkpoint of PyTorch" in self.refused(cut, tmp_path)
+        assert f"{cut} is damaged or not a PyTorch checkpoint" in self.refused(cut, tmp_path)
 
     def test_another_kind_of_file(self, tmp_path):
         (tmp_path / "x.pth").write_text("# a text")
-        assert "is damaged or no checkpoint of PyTorch" in self.refused(
-            tmp_path / "x.pth", tmp_path
-        )
+        message = self.refused(tmp_path / "x.pth", tmp_path)
+        assert "x.pth is damaged or not a PyTorch checkpoint" in message
 
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ([1, 2], "it holds a list and no weights by name in state_dict"),
+            ([1, 2], "state_dict must hold weights by name, got list"),
+            ({}, "state_dict must hold weights by name, got dict"),
+            (dict(model={}, epoch=3), "weights by name, got keys epoch, model"),
             (
-                dict(model={}, epoch=3),
-                "it holds the keys epoch, model and no weights by name in state_dict",
+                dict(state_dict={3: 4}),
+                "x.pth is not a checkpoint in the authors' format: state_dic",
             ),
-            (dict(state_dict={3: 4}), "it holds the keys state_dict and no weights by name"),
-            (dict(state_dict={}, arch=["resnet18"]), "says nothing known of its architecture"),
-            (dict(state_dict={}), "says nothing known of its architecture (arch=None); name it"),
-            (dict(state_dict={}, arch="vgg16"), "(arch='vgg16'); name it with --arch, one of res"),
+            (dict(state_dict={}, arch=["resnet18"]), "unknown architecture ['resnet18'] in"),
+            (dict(state_dict={}), "unknown architecture None in"),
+            (dict(state_dict={}, arch="vgg16"), "x.pth; arch must be one of resnet18, resnet34"),
         ],
     )
     def test_other_contents(self, tmp_path, content, message):
@@ -195,7 +192,7 @@ class TestRefused:
 
     def test_another_architecture(self, resnet18, theirs, tmp_path):
         message = self.refused(theirs, tmp_path, arch="resnet34")
-        assert "says that its architecture is resnet18, not resnet34" in message
+        assert message == f"arch must be resnet18, the architecture in {theirs}, got resnet34"
         path = save(tmp_path / "x.pth", resnet18, arch="resnet34")
         message = self.refused(path, tmp_path)
         assert (
@@ -211,7 +208,7 @@ class TestRefused:
         torch.save(dict(arch="resnet18", state_dict=state_dict), tmp_path / "x.pth")
         assert self.refused(tmp_path / "x.pth", tmp_path).endswith(
             "x.pth does not fit resnet18: 1 keys are missing (backbone.bn1.running_mean); 1 keys "
-            "do not belong to it (backbone.pool.weight); 1 shapes differ (backbone.conv1.weight "
+            "are unexpected (backbone.pool.weight); 1 shapes differ (backbone.conv1.weight "
             "(64, 3, 3, 3), not (64, 3, 7, 7)); 1 are not finite (head.fc.bias)"
         )
 
@@ -221,16 +218,17 @@ class TestRefused:
                 return os.mkdir, (str(tmp_path / "ran"),)
 
         path = save(tmp_path / "x.pth", resnet18, optimizer=Code())
-        assert "which is code. --trust runs it" in self.refused(path, tmp_path)
+        assert "contains code, posix.mkdir; trust must be True" in self.refused(path, tmp_path)
         assert not (tmp_path / "ran").exists()
         convert_checkpoint(path, str(tmp_path / "ours.pth"), trust=True)
         assert (tmp_path / "ran").exists() and (tmp_path / "ours.pth").exists()
 
     def test_a_target_that_cannot_be_written(self, theirs, tmp_path):
-        for target in (tmp_path, tmp_path / "none" / "x.pth"):
-            with pytest.raises(ValueError, match="must be a file in an existing folder"):
-                convert_checkpoint(theirs, str(target))
-        with pytest.raises(ValueError, match="is the file to read"):
+        with pytest.raises(ValueError, match="target must be a file, got the folder"):
+            convert_checkpoint(theirs, str(tmp_path))
+        with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/none for target"):
+            convert_checkpoint(theirs, str(tmp_path / "none" / "x.pth"))
+        with pytest.raises(ValueError, match="target must be another file than source"):
             convert_checkpoint(theirs, theirs)
 
 
@@ -247,7 +245,7 @@ def test_what_the_file_does_not_say_can_be_given(resnet18, tmp_path):
 
 def test_the_tool(run_script, theirs, tmp_path):
     out = run_script("tools/convert_checkpoint.py", theirs, tmp_path / "ours.pth").stdout
-    assert f"wrote {tmp_path}/ours.pth; a detector's config starts from it with" in out
+    assert f"wrote {tmp_path}/ours.pth" in out
     assert "padding=((1, 0), (1, 0))" in out
     lines = out[out.index("custom_imports") :]
     assert detector(lines, tmp_path).backbone.maxpool.padding == ((1, 0), (1, 0))

@@ -1,5 +1,7 @@
 """The command lines, run as a user runs them."""
 
+import argparse
+import importlib.util
 import json
 import pickle
 import re
@@ -12,12 +14,11 @@ from mmengine.registry import init_default_scope
 from mmsoftpool import engine
 from mmsoftpool.datasets.shapes import make_shapes
 
-from .common import ROOT
-from .engine.test_runner import SMALL
+from .common import ROOT, SMALL
 
 DEMO = "configs/demo_retinanet_softpool.py"
 
-SMALL = [f"{key}={value}" for key, value in SMALL.items()]
+SMALL_OPTIONS = [f"{key}={value}" for key, value in SMALL.items()]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,8 @@ SMALL = [f"{key}={value}" for key, value in SMALL.items()]
 def test_r50_trains_saves_resumes_and_evaluates_on_coco(
     run_script, coco_root, tmp_path, config, score_thr, metrics
 ):
-    options = ("--work-dir", tmp_path, "--cfg-options", f"data_root={coco_root}", *SMALL, score_thr)
+    options = ("--work-dir", tmp_path, "--cfg-options", f"data_root={coco_root}")
+    options += (*SMALL_OPTIONS, score_thr)
     first = run_script("tools/train.py", config, *options).stdout
     losses = [float(x) for x in re.findall(r"Epoch\(train\) .* loss: ([\d.]+)", first)]
     assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)
@@ -46,10 +48,8 @@ def test_r50_trains_saves_resumes_and_evaluates_on_coco(
 
     predictions = tmp_path / "predictions.pkl"
     pictures = tmp_path / "pictures"
-    test = run_script(
-        "tools/test.py", config, tmp_path / "epoch_2.pth", "--out", predictions,
-        "--show-dir", pictures, *options,
-    ).stdout  # fmt: skip
+    outputs = ("--out", predictions, "--show-dir", pictures)
+    test = run_script("tools/test.py", config, tmp_path / "epoch_2.pth", *outputs, *options).stdout
     for metric in metrics:
         assert re.search(rf"Epoch\(test\).*coco/{metric}_mAP: [\d.]+", test)
     found = pickle.loads(predictions.read_bytes())
@@ -60,7 +60,7 @@ def test_r50_trains_saves_resumes_and_evaluates_on_coco(
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """A folder with a small data set in shapes/."""
+    """A folder with a small synthetic data set in shapes/."""
     path = tmp_path_factory.mktemp("demo")
     make_shapes(path / "shapes", train=16, val=4)
     return path
@@ -76,11 +76,9 @@ class TestDemo:
         )
         run_script("tools/train.py", DEMO, "--resume", *options, *small)
         done = run_script("tools/train.py", DEMO, "--resume", *options, *small).stdout
-        assert "Epoch(train)" not in done  # nothing is left to train
-        out = run_script(
-            "tools/test.py", DEMO, run_dir / "run" / "epoch_2.pth",
-            "--out", run_dir / "predictions.pkl", *options, *small,
-        ).stdout  # fmt: skip
+        assert "Epoch(train)" not in done  # the training is complete
+        tested = (DEMO, run_dir / "run" / "epoch_2.pth", "--out", run_dir / "predictions.pkl")
+        out = run_script("tools/test.py", *tested, *options, *small).stdout
         assert "Average Precision" in out
         run_script(
             "tools/draw_run.py", DEMO, "--predictions", run_dir / "predictions.pkl", *options
@@ -94,20 +92,18 @@ class TestDemo:
         model = MODELS.build(max_pool.model)
         assert type(model.backbone.maxpool) is torch.nn.MaxPool2d
         torch.save(dict(state_dict=model.state_dict()), run_dir / "max_pool.pth")
-        out = run_script(
-            "tools/test.py", DEMO, run_dir / "max_pool.pth", "--work-dir", run_dir / "swap",
-            "--cfg-options", f"data_root={run_dir}/shapes", "model.test_cfg.score_thr=0",
-        ).stdout  # fmt: skip
+        options = (f"data_root={run_dir}/shapes", "model.test_cfg.score_thr=0")
+        arguments = ("--work-dir", run_dir / "swap", "--cfg-options", *options)
+        out = run_script("tools/test.py", DEMO, run_dir / "max_pool.pth", *arguments).stdout
         assert re.search(r"Epoch\(test\).*coco/bbox_mAP: [\d.]+", out)
 
-    def test_a_checkpoint_of_another_model_is_refused(self, run_script, run_dir):
-        for name, content in (("other", {"x": torch.zeros(1)}), ("broken", None)):
+    def test_a_foreign_or_damaged_checkpoint_is_refused(self, run_script, run_dir):
+        torch.save(dict(state_dict={"x": torch.zeros(1)}), run_dir / "other.pth")
+        (run_dir / "broken.pth").write_bytes(b"PK\3\4")
+        arguments = ("--work-dir", run_dir / "no", "--cfg-options", f"data_root={run_dir}/shapes")
+        for name in ("other", "broken"):
             path = run_dir / f"{name}.pth"
-            torch.save(dict(state_dict=content), path) if content else path.write_bytes(b"PK\3\4")
-            result = run_script(
-                "tools/test.py", DEMO, path, "--work-dir", run_dir / "refused",
-                "--cfg-options", f"data_root={run_dir}/shapes", check=False,
-            )  # fmt: skip
+            result = run_script("tools/test.py", DEMO, path, *arguments, check=False)
             assert result.returncode == 2
             assert f"error: {path} does not fit the model or is damaged" in result.stderr
 
@@ -139,22 +135,55 @@ def test_a_mistake_is_one_line_and_no_traceback(run_script, arguments, message):
     assert "Traceback" not in result.stderr
 
 
-TOOLS = [path.stem for path in sorted((ROOT / "tools").glob("*.py"))]
-TOOLS.remove("torchvision_without_cuda")
+TOOLS = sorted((ROOT / "tools").glob("*.py"))
 
 
-@pytest.mark.parametrize("tool", TOOLS)
-def test_help(run_script, tool):
-    text = run_script(f"tools/{tool}.py", "--help").stdout
-    assert re.search(r"Examples?:\s+python tools/", text)
+def import_tool(path):
+    spec = importlib.util.spec_from_file_location(f"tool_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def with_commands(parser):
+    """The parser and those of its subcommands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.values()
+
+
+@pytest.mark.parametrize("path", TOOLS, ids=lambda path: path.stem)
+class TestParsers:
+    def test_the_help_has_an_example(self, path):
+        text = import_tool(path).make_parser().format_help()
+        assert re.search(rf"Examples?:\s+python tools/{path.name}", text)
+
+    def test_every_option_has_a_help_text(self, path):
+        for parser in with_commands(import_tool(path).make_parser()):
+            assert parser.format_help()  # the texts' % are right
+            assert not [action.dest for action in parser._actions if not action.help]
+
+
+def test_the_work_dir_of_an_experiment_names_its_configs(monkeypatch):
+    ab = import_tool(ROOT / "tools" / "ab.py")
+    used = []
+
+    def compare_configs(configs, seeds, work_dir, *args, **kwargs):
+        used.append(str(work_dir))
+        return {}
+
+    monkeypatch.setattr("mmsoftpool.evaluation.ab.compare_configs", compare_configs)
+    for configs in (["a.py", "x/b.py"], ["a.py", "b.py", "c.py"]):
+        ab.main(ab.make_parser().parse_args(configs))
+    assert used == ["work_dirs/a_vs_b", "work_dirs/a_vs_2_others"]
 
 
 class TestCompare:
     def test_classifiers_by_counts(self, run_script, tmp_path):
-        out = run_script(
-            "tools/compare.py", "classifiers", "--counts", 31838, 3795, 3011, 11356,
-            "--names", "max", "SoftPool", "--markdown", tmp_path / "table.md",
-        ).stdout  # fmt: skip
+        arguments = ("--names", "max", "SoftPool", "--markdown", tmp_path / "table.md")
+        counts = ("--counts", 31838, 3795, 3011, 11356)
+        out = run_script("tools/compare.py", "classifiers", *counts, *arguments).stdout
         assert "chi-square 90.08, p = 2.29e-21" in out
         assert "max 69.70%, SoftPool 71.27%, difference +1.57 points" in out
         assert (tmp_path / "table.md").read_text() == out
@@ -169,21 +198,19 @@ class TestCompare:
                 for o in objects
             ]
             (tmp_path / f"{name}.json").write_text(json.dumps(found))
-        out = run_script(
-            "tools/compare.py", "detectors", ann_file, "--a", tmp_path / "a.json",
-            "--b", tmp_path / "b.json", "--resamples", 10, "--plot", tmp_path / "plot.png",
-        ).stdout  # fmt: skip
-        assert re.search(r"\| B +\| +100.0 \|", out) and "3 images; 1 and 1 runs" in out
+        files = ("--a", tmp_path / "a.json", "--b", tmp_path / "b.json")
+        options = ("--resamples", 10, "--plot", tmp_path / "plot.png")
+        out = run_script("tools/compare.py", "detectors", ann_file, *files, *options).stdout
+        assert re.search(r"\| B +\| +100.0 \|", out) and "3 images; 1 run of each" in out
         assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
 class TestBenchmark:
     def test_op_times_every_method(self, run_script, tmp_path):
-        out = run_script(
-            "tools/benchmark.py", "op", "--device", "cpu", "--shape", 1, 4, 16, 16, "--rounds", 2,
-            "--kernel", "3,2,1", "--layout", "channels_last",
-            "--json", tmp_path / "op.json", "--plot", tmp_path / "op.png",
-        ).stdout  # fmt: skip
+        case = ("--shape", 1, 4, 16, 16, "--kernel", "3,2,1", "--layout", "channels_last")
+        outputs = ("--json", tmp_path / "op.json", "--plot", tmp_path / "op.png")
+        options = ("--device", "cpu", "--rounds", 2)
+        out = run_script("tools/benchmark.py", "op", *case, *outputs, *options).stdout
         assert "soft_pool2d" in out and "torch.compile(reference)" in out
         result = json.loads((tmp_path / "op.json").read_text())
         assert result["environment"]["compiled"] is True
@@ -191,14 +218,13 @@ class TestBenchmark:
         assert len(rows) >= 7 and not [row for row in rows.values() if "error" in row]
         for name, row in rows.items():
             assert row["forward"] > 0 and (name == "copy" or row["backward"] > 0)
-        nbytes = 4 * 8 * 8 * 4  # of the output, the one tensor that the forward makes
+        nbytes = 4 * 8 * 8 * 4  # the output is the only tensor that forward allocates
         assert nbytes <= rows["soft_pool2d"]["forward_memory"] <= nbytes + 1024
         assert (tmp_path / "op.png").stat().st_size > 10_000
 
     def test_model_times_detectors(self, run_script, tmp_path):
-        run_script(
-            "tools/benchmark.py", "model", DEMO, "--device", "cpu", "--size", 64, 64, "--rounds", 1,
-            "--json", tmp_path / "model.json",
-        )  # fmt: skip
+        options = ("--device", "cpu", "--size", 64, 64, "--rounds", 1)
+        output = ("--json", tmp_path / "model.json")
+        run_script("tools/benchmark.py", "model", DEMO, *options, *output)
         (row,) = json.loads((tmp_path / "model.json").read_text())["rows"]
         assert min(row["train"], row["inference"], row["train_memory"]) > 0

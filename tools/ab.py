@@ -1,67 +1,76 @@
 #!/usr/bin/env python
-"""Trains and evaluates two configs with the same seeds, and compares them.
+"""Trains and evaluates configs with the same seeds, and compares each with the first one.
 
-Ends in the table of tools/compare.py. Finished runs are kept, so that the same command goes on
-after an interruption, and more seeds can be added later.
+The result is the table of tools/compare.py. The same command skips finished runs and resumes
+interrupted ones; more seeds and more configs can be added later.
 
-Example: python tools/ab.py configs/demo_retinanet_maxpool.py configs/demo_retinanet_softpool.py \\
-             --seeds 0 1 2 3 4
+Examples:
+  python tools/ab.py configs/demo_retinanet_maxpool.py configs/demo_retinanet_softpool.py \\
+      --seeds 0 1 2 3 4
+  python tools/ab.py maxpool.py softpool.py alpha_2.py alpha_4.py --work-dir work_dirs/alpha
 """
 
 from pathlib import Path
 
 from mmsoftpool import cli
-from mmsoftpool.evaluation.ab import compare_configs
 
 
 def make_parser():
     parser = cli.make_parser(__doc__)
-    parser.add_argument("config_a", help="config file, the baseline")
-    parser.add_argument("config_b", help="config file that is compared with it")
+    parser.add_argument("baseline", help="the config file that the others are compared with")
+    parser.add_argument(
+        "configs", nargs="+", metavar="CONFIG", help="a config file to compare with the baseline"
+    )
     parser.add_argument(
         "--seeds",
         nargs="+",
         type=int,
         default=[0, 1, 2],
         metavar="N",
-        help="seeds of the runs of each config (default: 0 1 2)",
+        help="the seeds of the runs of each config (default: 0 1 2)",
     )
     parser.add_argument(
         "--work-dir",
-        help="where everything goes (default: work_dirs/CONFIG_A_vs_CONFIG_B)",
+        metavar="DIR",
+        help="the folder for all runs and results (default: work_dirs/BASELINE_vs_CONFIG, or "
+        "work_dirs/BASELINE_vs_N_others for more than one CONFIG)",
     )
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="override settings of both configs, as in tools/train.py; data_root=DIR for your data",
+        help="override settings of all configs, as in tools/train.py; data_root=DIR replaces the "
+        "data root of all data sets and evaluators",
     )
-    parser.add_argument("--gpus", type=int, default=1, help="GPUs of a run (default: %(default)s)")
+    parser.add_argument(
+        "--gpus", type=int, default=1, help="the number of GPUs of a run (default: %(default)s)"
+    )
     cli.add_train_arguments(parser)
     parser.add_argument(
         "--resamples",
         type=int,
         default=1000,
-        help="bootstrap samples of the comparison (default: %(default)s)",
+        metavar="N",
+        help="the number of bootstrap samples of the comparison (default: %(default)s)",
     )
     return parser
 
 
 def main(args):
-    names = [Path(config).stem for config in (args.config_a, args.config_b)]
-    work_dir = args.work_dir or Path("work_dirs", "_vs_".join(names))
-    train_arguments = [
-        flag for flag in ("--amp", "--auto-scale-lr") if vars(args)[flag[2:].replace("-", "_")]
-    ]
+    from mmsoftpool.evaluation.ab import compare_configs
+
+    baseline, *others = (Path(config).stem for config in (args.baseline, *args.configs))
+    compared = others[0] if len(others) == 1 else f"{len(others)}_others"
+    work_dir = args.work_dir or Path("work_dirs", f"{baseline}_vs_{compared}")
     comparisons = compare_configs(
-        args.config_a,
-        args.config_b,
+        [args.baseline, *args.configs],
         args.seeds,
         work_dir,
         Path(__file__).parent,
         cfg_options=args.cfg_options,
-        train_arguments=train_arguments,
+        amp=args.amp,
+        auto_scale_lr=args.auto_scale_lr,
         gpus=args.gpus,
         resamples=args.resamples,
     )

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Times SoftPool's operator, the paper's pooling methods or detectors side by side in one run.
+"""Measures the time and memory of SoftPool's operator, of the paper's pooling methods or of
+detectors, side by side in one run.
 
 Examples:
   python tools/benchmark.py op
@@ -14,25 +15,28 @@ import json
 import os
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from mmsoftpool import cli
-from mmsoftpool.analysis import benchmark
+from mmsoftpool.analysis import benchmark, paper
+from mmsoftpool.files import write_atomically
 
 
 def kernel(text: str) -> tuple[int, int, int]:
+    """Parses kernel_size,stride,padding."""
     try:
         size, stride, padding = map(int, text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} must be kernel_size,stride,padding, such as 3,2,1"
+            f"must be kernel_size,stride,padding, such as 3,2,1, got {text!r}"
         ) from None
     return size, stride, padding
 
 
 def show(title: str, rows: list[dict], columns: dict[str, str], base: dict) -> None:
     """Prints rows as a table: times in ms, memory in MiB, and ratios to the row ``base``."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     for i, name in enumerate(columns.values()):
         table.add_column(name, justify="left" if i == 0 else "right")
@@ -55,34 +59,6 @@ def show(title: str, rows: list[dict], columns: dict[str, str], base: dict) -> N
                 cells.append(f"{value * 1e3:.2f}" if isinstance(value, float) else str(value))
         table.add_row(*cells)
     Console(width=None if os.isatty(1) else 160).print(table)
-
-
-def plot(rows: list[dict], path: str) -> None:
-    """Bars of forward and backward time, a panel per case."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    cases = {}
-    for row in rows:
-        if "backward" in row:
-            title = "{device} {dtype}\n{layout}\nk, s, p = {pooling}".format(**row)
-            cases.setdefault(title, []).append(row)
-    figure, grid = plt.subplots(
-        1, len(cases), figsize=(3.4 * len(cases) + 1, 3.6), squeeze=False, layout="constrained"
-    )
-    for axes, (title, case) in zip(grid[0], cases.items(), strict=True):
-        names = [row["method"] for row in case]
-        for part, left, colour in (("forward", 0.0, "tab:blue"), ("backward", 0.4, "tab:orange")):
-            heights = [row[part] * 1e3 for row in case]
-            axes.barh([i + left for i in range(len(case))], heights, 0.38, label=part, color=colour)
-        axes.set_yticks([i + 0.2 for i in range(len(case))], names if axes is grid[0, 0] else [])
-        axes.set_title(title, fontsize=8)
-        axes.set(xlabel="ms (log)", xscale="log")
-        axes.invert_yaxis()
-    grid[0, 0].legend(frameon=False, fontsize=7)
-    figure.savefig(path, dpi=150)
 
 
 def run_op(args) -> list[dict]:
@@ -123,8 +99,8 @@ def run_pooling(args) -> list[dict]:
             args.device, dtype, layout, pooling, tuple(args.shape), args.rounds, "methods"
         )[1:]  # without the copy
         for row in case:
-            paper = benchmark.PAPER_LATENCY[row["method"]][args.device]
-            row.update(paper_forward=paper[0] / 1e3, paper_backward=paper[1] / 1e3)
+            forward, backward = paper.LATENCY[row["method"]][args.device]
+            row.update(paper_forward=forward / 1e3, paper_backward=backward / 1e3)
         columns = {
             "method": "method",
             "forward": "fwd ms",
@@ -165,57 +141,106 @@ def run_model(args) -> list[dict]:
 def make_parser():
     parser = cli.make_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    op = commands.add_parser("op", help="SoftPool's operator and what can stand in for it")
+    op = commands.add_parser("op", help="SoftPool's operator and its alternatives")
     pooling = commands.add_parser(
         "pooling", help="the pooling methods of the paper's Table 3, beside its times"
     )
     for command, layouts, shape in (
         (op, list(benchmark.LAYOUTS), [4, 64, 400, 672]),
-        # A stem on ImageNet, as in the paper; the methods' graphs together take about 5 GiB.
+        # A stem on ImageNet, as in the paper.
         (pooling, ["contiguous"], [8, 64, 112, 112]),
     ):
-        command.add_argument("--dtype", nargs="+", choices=benchmark.DTYPES, default=["float32"])
-        command.add_argument("--layout", nargs="+", choices=benchmark.LAYOUTS, default=layouts)
+        command.add_argument(
+            "--dtype",
+            nargs="+",
+            choices=benchmark.DTYPES,
+            default=["float32"],
+            help="the data types of the input (default: float32)",
+        )
+        command.add_argument(
+            "--layout",
+            nargs="+",
+            choices=benchmark.LAYOUTS,
+            default=layouts,
+            help=f"the memory formats of the input (default: {' '.join(layouts)})",
+        )
         command.add_argument(
             "--kernel",
             nargs="+",
             type=kernel,
             default=[(3, 2, 1), (2, 2, 0)],
             metavar="K,S,P",
-            help="kernel_size,stride,padding (default: 3,2,1 2,2,0)",
+            help="the poolings, each as kernel_size,stride,padding (default: 3,2,1 2,2,0)",
         )
         command.add_argument(
-            "--shape", nargs=4, type=int, default=shape, metavar=("N", "C", "H", "W")
+            "--shape",
+            nargs=4,
+            type=int,
+            default=shape,
+            metavar=("N", "C", "H", "W"),
+            help=f"the shape of the input (default: {' '.join(map(str, shape))})",
         )
-        command.add_argument("--plot", metavar="FILE", help="picture of the times")
-    model = commands.add_parser("model", help="training iteration and inference of detectors")
-    model.add_argument("configs", nargs="+", help="config files")
-    model.add_argument("--size", nargs=2, type=int, default=[800, 1344], metavar=("H", "W"))
-    model.add_argument("--batch-size", type=int, default=2)
+        command.add_argument(
+            "--plot", metavar="FILE", help="save a picture of the times to this file"
+        )
+    model = commands.add_parser("model", help="a training iteration and the inference of detectors")
+    model.add_argument("configs", nargs="+", metavar="CONFIG", help="a config file")
+    model.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        default=[800, 1344],
+        metavar=("H", "W"),
+        help="the height and width of the images (default: 800 1344)",
+    )
+    model.add_argument(
+        "--batch-size",
+        type=int,
+        default=2,
+        metavar="N",
+        help="the number of images of an iteration (default: %(default)s)",
+    )
     for command in (op, pooling, model):
-        command.add_argument("--device", choices=["cpu", "cuda"])
-        command.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
-        command.add_argument("--rounds", type=int, default=15, help="rounds (default: %(default)s)")
-        command.add_argument("--json", metavar="FILE", help="file for all numbers")
+        command.add_argument(
+            "--device",
+            choices=["cpu", "cuda"],
+            help="the device to measure (default: cuda if there is a GPU)",
+        )
+        command.add_argument(
+            "--threads",
+            type=int,
+            metavar="N",
+            help="the number of CPU threads (default: torch's default)",
+        )
+        command.add_argument(
+            "--rounds",
+            type=int,
+            default=15,
+            metavar="N",
+            help="the number of rounds; the results are medians over them (default: %(default)s)",
+        )
+        command.add_argument("--json", metavar="FILE", help="save all numbers to this JSON file")
     return parser
 
 
 def main(args):
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no GPU")
+        raise ValueError("device must be cpu, because torch finds no GPU, got cuda")
+    for name, value in (("threads", args.threads), ("rounds", args.rounds)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     if args.threads:
         torch.set_num_threads(args.threads)
     run = {"op": run_op, "pooling": run_pooling, "model": run_model}[args.command]
     rows = run(args)
     if args.json:
-        with open(args.json, "w") as file:
-            json.dump(
-                dict(environment=benchmark.environment(args.device), rows=rows), file, indent=1
-            )
+        content = dict(environment=benchmark.environment(args.device), rows=rows)
+        with write_atomically(args.json) as temporary:
+            temporary.write_text(json.dumps(content, indent=1))
         print(f"wrote {args.json}")
     if args.command != "model" and args.plot:
-        plot(rows, args.plot)
+        benchmark.plot(rows, args.plot)
         print(f"wrote {args.plot}")
 
 

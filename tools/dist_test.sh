@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Evaluates on several GPUs:  tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of tools/test.py]
-# On several machines, and without GPUs: as tools/dist_train.sh.
+# Several machines, and machines without a GPU, work as in tools/dist_train.sh.
 # TOOL=test_dev.py runs COCO test-dev instead:  TOOL=test_dev.py tools/dist_test.sh CONFIG CHECKPOINT GPUS
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }

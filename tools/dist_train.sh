@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on several GPUs or machines:  tools/dist_train.sh CONFIG GPUS [options of tools/train.py]
-# On every machine of several: NNODES=4 NODE_RANK=0 MASTER_ADDR=10.0.0.1 PORT=29500 tools/dist_train.sh ...
-# GPUS is the number per machine; without a GPU it is the number of processes, which talk through gloo.
+# On each of several machines: NNODES=4 NODE_RANK=0 MASTER_ADDR=10.0.0.1 PORT=29500 tools/dist_train.sh ...
+# GPUS is the number of GPUs per machine. Without a GPU it is the number of processes, which use gloo.
 set -euo pipefail
 [ $# -ge 2 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
 exec "${PYTHON:-python}" -m torch.distributed.run \

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Draws a run: WORK_DIR/curves.png, and WORK_DIR/detections.png from the file of test.py --out.
+"""Draws a training run: its loss and AP to WORK_DIR/curves.png and, with --predictions, detections
+beside the ground truth to WORK_DIR/detections.png.
 
 Example: python tools/draw_run.py configs/demo_retinanet_softpool.py \\
              --predictions work_dirs/demo_retinanet_softpool/predictions.pkl
@@ -7,21 +8,25 @@ Example: python tools/draw_run.py configs/demo_retinanet_softpool.py \\
 
 from pathlib import Path
 
-from mmengine.fileio import load
-
-from mmsoftpool import cli, engine
-from mmsoftpool.visualization import run as visualization
+from mmsoftpool import cli
 
 
 def make_parser():
     parser = cli.make_parser(__doc__)
-    parser.add_argument("config", help="config file")
-    parser.add_argument("--predictions", metavar="FILE.pkl", help="what test.py --out wrote")
+    parser.add_argument("config", help="the config file of the run")
+    parser.add_argument(
+        "--predictions", metavar="FILE.pkl", help="the predictions that tools/test.py --out saved"
+    )
     cli.add_common_arguments(parser)
     return parser
 
 
 def main(args):
+    from mmengine.fileio import load
+
+    from mmsoftpool import engine
+    from mmsoftpool.visualization import run as visualization
+
     cfg = engine.load_config(args.config, args.cfg_options, args.work_dir)
     work_dir = Path(cfg.work_dir)
     visualization.plot_curves(work_dir, work_dir / "curves.png")

@@ -1,57 +1,66 @@
 #!/usr/bin/env python
-"""Runs a detector on COCO test-dev and writes the zip files that the COCO server takes.
+"""Runs a detector on COCO test-dev and writes the zip files for the COCO server.
 
-WORK_DIR/test-dev/bbox/detections_test-dev2017_NAME_results.json and .zip, and for a detector with
-masks the same in segm/, are checked before it says done. An interrupted run goes on where it
-stopped. With --check, only a finished file is checked.
+The submission is WORK_DIR/test-dev/bbox/detections_test-dev2017_NAME_results.zip, and, for a
+detector with masks, the same file in segm/. Every file is checked after it is written. The same
+command resumes an interrupted run. With --check, the tool only checks a finished file.
 
-Example: python tools/test_dev.py configs/retinanet_r50_softpool.py \\
-             work_dirs/retinanet_r50_softpool/epoch_12.pth
-         python tools/test_dev.py --check detections_test-dev2017_softpool_results.zip
+Examples:
+  python tools/test_dev.py configs/retinanet_r50_softpool.py \\
+      work_dirs/retinanet_r50_softpool/epoch_12.pth
+  python tools/test_dev.py --check detections_test-dev2017_softpool_results.zip
 """
 
 from pathlib import Path
 
-from mmsoftpool import cli, engine
-from mmsoftpool.evaluation.submission import check_submission, detect_test_dev
+from mmsoftpool import cli
 
 
 def make_parser():
     parser = cli.make_parser(__doc__)
-    parser.add_argument("config", nargs="?", help="config file")
-    parser.add_argument("checkpoint", nargs="?", help="checkpoint file or URL")
-    parser.add_argument("--check", metavar="FILE", help="check this .json or .zip and do no more")
+    parser.add_argument("config", nargs="?", help="the config file")
+    parser.add_argument("checkpoint", nargs="?", help="the checkpoint file or its URL")
     parser.add_argument(
-        "--name", help="of the algorithm, in the file names (default: the config's)"
+        "--check", metavar="FILE", help="only check this submission, a .json or .zip file"
+    )
+    parser.add_argument(
+        "--name", help="the name of the algorithm in the file names (default: the config's name)"
     )
     parser.add_argument(
         "--ann-file",
-        help="image_info_test-dev2017.json (default: the one in annotations/ of the data root)",
+        metavar="FILE.json",
+        help="the list of the images (default: annotations/image_info_test-dev2017.json in the "
+        "data root)",
     )
     parser.add_argument(
-        "--image-dir", help="folder with its images (default: test2017/ in the data root)"
+        "--image-dir",
+        metavar="DIR",
+        help="the folder with the images (default: test2017/ in the data root)",
     )
     parser.add_argument(
         "--part-size",
         type=int,
         default=500,
         metavar="N",
-        help="images after which results are kept (default: %(default)s)",
+        help="save the results after every N images (default: %(default)s)",
     )
     parser.add_argument(
         "--max-empty",
         type=int,
         default=0,
         metavar="N",
-        help="for --check: images that may be without a detection (default: %(default)s)",
+        help="with --check, accept up to N images without a detection (default: %(default)s)",
     )
     cli.add_common_arguments(parser)
     return parser
 
 
 def main(args):
+    from mmsoftpool import engine
+    from mmsoftpool.evaluation.submission import check_submission, detect_test_dev
+
     if not args.check and not (args.config and args.checkpoint):
-        raise ValueError("give a config and a checkpoint, or --check FILE")
+        raise ValueError("give a config and a checkpoint, or a file to check")
     data_root = "data/coco"
     if args.config:
         cfg = engine.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)

@@ -1,7 +1,7 @@
 """Time and memory of pooling methods, and of whole detectors, side by side in one run.
 
-Methods take turns, round after round, so that a noisy machine is noisy for all of them; what is
-reported are medians over the rounds, and ratios.
+The methods take turns in every round, so that noise of the machine affects all of them alike;
+results are medians over the rounds, and their ratios.
 """
 
 import gc
@@ -13,19 +13,19 @@ import time
 from collections.abc import Callable
 
 import torch
-import torch._functorch.config as functorch_config
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import reference, soft_pool2d
 from ..ops.pooling import Pooling
+from ..visualization import save_figure
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def exp_and_two_avg_pools(x: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
-    """SoftPool as avg(x e^x) / avg(e^x): the usual few lines of PyTorch, which overflow."""
+    """SoftPool as avg(x e^x) / avg(e^x), which overflows for large inputs."""
     e = x.exp()
     return F.avg_pool2d(x * e, kernel_size, stride, padding) / F.avg_pool2d(
         e, kernel_size, stride, padding
@@ -33,7 +33,7 @@ def exp_and_two_avg_pools(x: Tensor, kernel_size: int, stride: int, padding: int
 
 
 def unfold_softmax(x: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
-    """SoftPool by unfolding every window; zeros from the padding take part."""
+    """SoftPool by unfolding every window; the padding's zeros have weight."""
     n, c = x.shape[:2]
     size = [(s + 2 * padding - kernel_size) // stride + 1 for s in x.shape[2:]]
     taps = F.unfold(x, kernel_size, padding=padding, stride=stride).view(n, c, kernel_size**2, -1)
@@ -45,7 +45,7 @@ def _reference(x, kernel_size, stride, padding):
 
 
 def operators(pooling: tuple[int, int, int]) -> dict[str, Callable[[Tensor], Tensor]]:
-    """SoftPool's operator and what can stand in for it, as functions of the input."""
+    """SoftPool's operator and its alternatives, as functions of the input."""
     functions = {
         "soft_pool2d": soft_pool2d,
         "F.avg_pool2d": F.avg_pool2d,
@@ -63,61 +63,49 @@ def operators(pooling: tuple[int, int, int]) -> dict[str, Callable[[Tensor], Ten
     }
 
 
-def methods(
-    pooling: tuple[int, int, int], channels: int, device: str
-) -> dict[str, Callable[[Tensor], Tensor]]:
+def methods(pooling: tuple[int, int, int], device: str) -> dict[str, nn.Module]:
     """The pooling methods of the paper's Table 3 as modules, in training mode."""
     from mmengine.registry import MODELS
 
     from ..models.pooling_methods import METHODS
 
-    kernel_size, stride, padding = pooling
-    modules = {}
-    for name, cfg in METHODS.items():
-        cfg = dict(cfg, kernel_size=kernel_size, stride=stride, padding=padding)
-        if name in ("lp", "lite-s3dpp", "lip"):
-            cfg["channels"] = channels
-        modules[name] = MODELS.build(cfg).to(device)
-    return modules
-
-
-#: Milliseconds on the CPU and on CUDA, each forward and backward, from Table 3 of the paper.
-PAPER_LATENCY = {
-    "average": dict(cpu=(9, 49), cuda=(14, 76)),
-    "maximum": dict(cpu=(91, 152), cuda=(195, 267)),
-    "power-average": dict(cpu=(74, 329), cuda=(120, 433)),
-    "sum": dict(cpu=(26, 163), cuda=(79, 323)),
-    "lp": dict(cpu=(116, 338), cuda=(214, 422)),
-    "gate": dict(cpu=(245, 339), cuda=(327, 540)),
-    "lite-s3dpp": dict(cpu=(427, 860), cuda=(634, 1228)),
-    "lip": dict(cpu=(134, 257), cuda=(258, 362)),
-    "stochastic": dict(cpu=(162, 341), cuda=(219, 485)),
-    "s3": dict(cpu=(233, 410), cuda=(345, 486)),
-    "softpool": dict(cpu=(31, 156), cuda=(56, 234)),
-}
+    grid = dict(zip(("kernel_size", "stride", "padding"), pooling, strict=True))
+    return {name: MODELS.build({**cfg, **grid}).to(device) for name, cfg in METHODS.items()}
 
 
 def medians(
-    functions: dict[str, Callable[[], object]], device: str, rounds: int = 15, warmup: int = 2
+    functions: dict[str, Callable[..., object]],
+    device: str,
+    rounds: int = 15,
+    warmup: int = 2,
+    prepare: Callable[[str], tuple] = lambda name: (),
 ) -> dict[str, float]:
-    """Median time of each function in seconds, taking turns; by device events on CUDA.
+    """Median time of each function in seconds, by device events on CUDA.
 
-    The order changes from round to round: what ran before, and the memory that it gave back, is
-    not always the same function's burden.
+    The functions take turns. Their order changes from round to round, so that caches and freed
+    memory do not always come from the same predecessor.
+
+    Args:
+        functions: The functions by name.
+        device: ``'cpu'`` or ``'cuda'``.
+        rounds: Number of timed calls of each function. Defaults to 15.
+        warmup: Number of calls before them. Defaults to 2.
+        prepare: Returns a function's arguments, before every call and not timed. Defaults to none.
     """
     times = {name: [] for name in functions}
     for i in range(warmup + rounds):
         for name, function in random.Random(i).sample(list(functions.items()), len(functions)):
+            arguments = prepare(name)
             if device == "cuda":
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 start.record()
-                function()
+                function(*arguments)
                 end.record()
                 end.synchronize()
                 seconds = start.elapsed_time(end) / 1e3
             else:
                 begin = time.perf_counter()
-                function()
+                function(*arguments)
                 seconds = time.perf_counter() - begin
             if i >= warmup:
                 times[name].append(seconds)
@@ -125,7 +113,7 @@ def medians(
 
 
 def peak_memory(function: Callable[[], object], device: str) -> int:
-    """The most bytes that tensors made by ``function`` held at a time."""
+    """Peak size in bytes of the tensors that ``function`` allocates."""
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
@@ -147,7 +135,7 @@ def peak_memory(function: Callable[[], object], device: str) -> int:
 
 
 def environment(device: str) -> dict[str, object]:
-    """What a number depends on: machine, versions, threads."""
+    """Device, versions and threads, which the results depend on."""
     from .. import __version__
     from ..ops import backends
 
@@ -181,7 +169,7 @@ def benchmark_pooling(
     rounds: int = 15,
     compare: str = "operators",
 ) -> list[dict]:
-    """Times every method on one input, forward, backward and both.
+    """Measures every method's forward, backward and both together on one input.
 
     Args:
         device: ``'cpu'`` or ``'cuda'``.
@@ -189,54 +177,56 @@ def benchmark_pooling(
         layout: A key of :data:`LAYOUTS`.
         pooling: kernel_size, stride and padding.
         shape: Shape of the input. Defaults to the stem of a ResNet at 800 x 1344.
-        rounds: Rounds that the medians are taken over. Defaults to 15.
+        rounds: Rounds of the medians. Defaults to 15.
         compare: ``'operators'``, see :func:`operators`, or ``'methods'``, see :func:`methods`; the
-            backward of a trainable method gives its parameters' gradients too. Defaults to
+            backward of a trainable method includes its parameters' gradients. Defaults to
             ``'operators'``.
 
     Returns:
-        A row per method: times in seconds, peak memory in bytes, ``*_bandwidth`` in bytes per
-        second counting every tensor once, and the same as a share of a copy's. The first row is
-        the copy; a method that fails has its message under ``error``.
+        A row per method: median times in seconds, peak memory in bytes, ``*_bandwidth`` in bytes
+        per second with every tensor counted once, and ``*_bandwidth_of_copy`` relative to a copy of
+        the input. The first row is the copy; a method that fails has its message in ``error``.
+
+    Raises:
+        ValueError: If ``compare`` is something else.
     """
-    functorch_config.donated_buffer = False  # a compiled backward is run several times
+    if compare not in ("operators", "methods"):
+        raise ValueError(f"compare must be 'operators' or 'methods', got {compare!r}")
     x = torch.randn(shape, device=device).to(DTYPES[dtype])
     x = x.contiguous(memory_format=LAYOUTS[layout])
     target = torch.empty_like(x)
     leaf = x.clone().requires_grad_()
     case = dict(device=device, dtype=dtype, layout=layout, pooling=list(pooling))
     rows, forward, backward, both = {}, {}, {}, {}
-    by_methods = compare == "methods"
-    compared = methods(pooling, shape[1], device) if by_methods else operators(pooling)
+    compared = methods(pooling, device) if compare == "methods" else operators(pooling)
     for name, method in compared.items():
         rows[name] = dict(case, method=name)
         leaves = [leaf, *(method.parameters() if isinstance(method, nn.Module) else ())]
         try:
             y = method(leaf)
             grad = torch.ones_like(y)
-            torch.autograd.grad(y, leaves, grad, retain_graph=True)
-        except Exception as error:  # a rival that does not take this dtype must not end the run
+            torch.autograd.grad(y, leaves, grad)
+        except Exception as error:  # such as a dtype that one of the others does not support
             rows[name]["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             continue
-
-        def run(method=method, leaves=leaves, grad=grad):
-            return torch.autograd.grad(method(leaf), leaves, grad)
 
         def run_forward(method=method):
             with torch.no_grad():
                 return method(x)
 
-        forward[name] = run_forward
-        backward[name] = lambda y=y, leaves=leaves, grad=grad: torch.autograd.grad(
-            y, leaves, grad, retain_graph=True
-        )
-        both[name] = run
-        rows[name]["forward_memory"] = peak_memory(forward[name], device)
-        rows[name]["both_memory"] = peak_memory(run, device)
+        def run_backward(y, leaves=leaves, grad=grad):
+            return torch.autograd.grad(y, leaves, grad)
+
+        def run_both(method=method, run_backward=run_backward):
+            return run_backward(method(leaf))
+
+        forward[name], backward[name], both[name] = run_forward, run_backward, run_both
+        rows[name]["forward_memory"] = peak_memory(run_forward, device)
+        rows[name]["both_memory"] = peak_memory(run_both, device)
     forward["copy"] = lambda: target.copy_(x)
     times = {
         "forward": medians(forward, device, rounds),
-        "backward": medians(backward, device, rounds),
+        "backward": medians(backward, device, rounds, prepare=lambda name: (compared[name](leaf),)),
         "both": medians(both, device, rounds),
     }
     size, out_size = x.nbytes, y.nbytes
@@ -259,18 +249,18 @@ def benchmark_models(
     batch_size: int = 2,
     rounds: int = 10,
 ) -> list[dict]:
-    """Times whole detectors, with random weights on random images.
+    """Measures whole detectors, with random weights on random images.
 
     Args:
         configs: Config files.
         device: ``'cpu'`` or ``'cuda'``.
         size: Height and width of the images. Defaults to (800, 1344).
         batch_size: Images of an iteration. Defaults to 2.
-        rounds: Rounds that the medians are taken over. Defaults to 10.
+        rounds: Rounds of the medians. Defaults to 10.
 
     Returns:
-        A row per config: ``train``, the time of a training iteration with the optimiser's step,
-        and ``inference``, that of a batch, in seconds; ``train_memory`` and ``inference_memory``,
+        A row per config: ``train``, the time of a training iteration with the optimiser's step, and
+        ``inference``, the time of a batch, in seconds; ``train_memory`` and ``inference_memory``,
         the peak in bytes beyond the weights.
     """
     from mmdet.registry import MODELS
@@ -290,7 +280,7 @@ def benchmark_models(
         inputs = demo_mm_inputs(
             batch_size,
             image_shapes=[(3, *size)] * batch_size,
-            num_classes=2,  # the label is 1, which all but one-class detectors have
+            num_classes=2,  # the label is 1, which every detector with two classes or more has
             with_mask=getattr(model, "with_mask", False),
             device=device,
         )
@@ -317,3 +307,32 @@ def benchmark_models(
     for row in rows:
         row.update(train=train_times[row["config"]], inference=inference_times[row["config"]])
     return rows
+
+
+def plot(rows: list[dict], path) -> None:
+    """Draws forward and backward times as bars, one panel per case.
+
+    Args:
+        rows: From :func:`benchmark_pooling`, of one or more cases.
+        path (str | Path): Picture file.
+    """
+    from matplotlib.figure import Figure  # here, so that the rest needs torch alone
+
+    cases = {}
+    for row in rows:
+        if "backward" in row:
+            title = "{device} {dtype}\n{layout}\nk, s, p = {pooling}".format(**row)
+            cases.setdefault(title, []).append(row)
+    figure = Figure((3.4 * len(cases) + 1, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(cases), squeeze=False)[0]
+    for axes, (title, case) in zip(panels, cases.items(), strict=True):
+        names = [row["method"] for row in case]
+        for part, left, colour in (("forward", 0.0, "tab:blue"), ("backward", 0.4, "tab:orange")):
+            heights = [row[part] * 1e3 for row in case]
+            axes.barh([i + left for i in range(len(case))], heights, 0.38, label=part, color=colour)
+        axes.set_yticks([i + 0.2 for i in range(len(case))], names if axes is panels[0] else [])
+        axes.set_title(title, fontsize=8)
+        axes.set(xlabel="ms (log)", xscale="log")
+        axes.invert_yaxis()
+    panels[0].legend(frameon=False, fontsize=7)
+    save_figure(figure, path)

@@ -1,7 +1,7 @@
-"""A small made detection data set: textured shapes over textured backgrounds, in COCO format.
+"""A small synthetic detection data set in COCO format: textured shapes on textured backgrounds.
 
-For the demo and for tests: it needs no download, it is the same for the same seed, and a small
-detector learns it on a CPU in minutes. Every object has a box and a polygon mask.
+It is for the demo and for tests: it needs no download, the same seed draws the same images, and a
+small detector learns it on a CPU in minutes. Every object has a box and a polygon mask.
 """
 
 import json
@@ -11,12 +11,14 @@ import cv2
 import numpy as np
 from rich.progress import track
 
+from ..files import write_atomically
+
 CLASSES = ("disc", "square", "triangle", "star")
 _LICENSE = "Public domain: drawn by mmsoftpool.datasets.shapes"
 
 
 def _outline(name: str, size: float, angle: float) -> np.ndarray:
-    """(points, 2) outline around the origin, inside a circle of diameter ``size``."""
+    """Returns the outline around the origin, in a circle of diameter ``size``, as (points, 2)."""
     points = {"disc": 40, "square": 4, "triangle": 3, "star": 10}[name]
     turns = 2 * np.pi * np.arange(points) / points + angle
     radius = np.full(points, size / 2)
@@ -26,7 +28,7 @@ def _outline(name: str, size: float, angle: float) -> np.ndarray:
 
 
 def _texture(rng: np.random.Generator, size: int, contrast: float) -> np.ndarray:
-    """(size, size, 3) float texture of mean 0: noise of two grain sizes and a grating."""
+    """Draws a texture of mean 0, (size, size, 3): noise of two grain sizes and a grating."""
     texture = np.zeros((size, size, 3), np.float32)
     for cells, weight in ((4, 1.0), (size // 5, 0.5)):
         noise = rng.normal(size=(cells, cells, 3)).astype(np.float32)
@@ -39,14 +41,19 @@ def _texture(rng: np.random.Generator, size: int, contrast: float) -> np.ndarray
 
 
 def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[dict]]:
-    """One image (size, size, 3) uint8 BGR and its objects: category index, polygon, mask area."""
+    """Draws an image.
+
+    Returns:
+        tuple: The image, (size, size, 3) uint8 in BGR, and its objects, each with ``category`` (an
+        index of :data:`CLASSES`), ``polygon`` and ``area`` of the mask.
+    """
     ground = rng.uniform(50, 200, size=3)
     image = ground + _texture(rng, size, contrast=18)
     taken = np.zeros((size, size), np.uint8)
     objects = []
     for _ in range(rng.integers(1, 6)):
         category = int(rng.integers(len(CLASSES)))
-        for _ in range(20):  # tries for a place that does not hide what is there
+        for _ in range(20):  # attempts to find a place that hides no other object
             side = size * 2 ** rng.uniform(-3, -0.8)
             outline = _outline(CLASSES[category], side, rng.uniform(0, 2 * np.pi))
             low, high = -outline.min(0), size - 1 - outline.max(0)
@@ -56,7 +63,7 @@ def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[dict]]:
                 break
         else:
             continue
-        while True:  # a colour that stands out from the ground
+        while True:  # a colour that differs from the background
             colour = rng.uniform(0, 255, size=3)
             if np.linalg.norm(colour - ground) > 90:
                 break
@@ -68,18 +75,22 @@ def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[dict]]:
 
 
 def make_shapes(root, train: int = 800, val: int = 100, size: int = 160, seed: int = 0) -> None:
-    """Draws the data set into ``root``, in the layout of COCO.
+    """Draws the data set into a folder, in the layout of COCO.
 
-    ``root/annotations/instances_{train,val}.json`` and the images in ``root/{train,val}/``. Image i
-    of a split depends on ``seed``, the split and i alone. A split that is already there with the
-    same parameters is kept; an unfinished one is drawn again.
+    The annotations are in ``root/annotations/instances_{train,val}.json``, the images in
+    ``root/{train,val}/``. Image i of a split depends only on ``seed``, the split and i. A complete
+    split with the same parameters is kept; an incomplete one is drawn again.
 
     Args:
-        root (str | Path): The folder, made if need be.
+        root (str | Path): The folder; it is created if it does not exist.
         train (int): Number of training images. Defaults to 800.
         val (int): Number of validation images. Defaults to 100.
         size (int): Height and width of the images in pixels, at least 64. Defaults to 160.
-        seed (int): Seed, at least 0. Defaults to 0.
+        seed (int): Seed of the random numbers, at least 0. Defaults to 0.
+
+    Raises:
+        ValueError: If a number is too small.
+        OSError: If a file cannot be written.
     """
     for name, value, minimum in (
         ("train", train, 1),
@@ -96,7 +107,7 @@ def make_shapes(root, train: int = 800, val: int = 100, size: int = 160, seed: i
         )
         ann_file = root / "annotations" / f"instances_{split}.json"
         if ann_file.exists() and json.loads(ann_file.read_text())["info"] == info:
-            print(f"{root}: the {split} split is there")
+            print(f"{root}: the {split} split is complete")
             continue
         (root / split).mkdir(parents=True, exist_ok=True)
         ann_file.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +141,6 @@ def make_shapes(root, train: int = 800, val: int = 100, size: int = 160, seed: i
             annotations=annotations,
             categories=[dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)],
         )
-        # Last and in one step: the file says that its split is complete.
-        partial = ann_file.with_suffix(".part")
-        partial.write_text(json.dumps(data))
-        partial.replace(ann_file)
+        # Written last: this file marks its split as complete.
+        with write_atomically(ann_file) as temporary:
+            temporary.write_text(json.dumps(data))

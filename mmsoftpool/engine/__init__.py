@@ -1,8 +1,8 @@
-"""Training and evaluation of a config: what ``tools/train.py`` and ``tools/test.py`` run."""
+"""Training and evaluation of detectors from configs, on mmengine's Runner."""
 
 from .config import coco_metrics, load_config
 from .data import check_data
-from .resume import EpochSeedHook, find_good_checkpoint, keep_torch_seed
+from .resume import EpochSeedHook, find_intact_checkpoint, keep_torch_seed
 from .runner import build_runner, load_model, load_weights, test, train
 
 __all__ = [
@@ -10,7 +10,7 @@ __all__ = [
     "build_runner",
     "check_data",
     "coco_metrics",
-    "find_good_checkpoint",
+    "find_intact_checkpoint",
     "keep_torch_seed",
     "load_config",
     "load_model",

@@ -1,4 +1,4 @@
-"""Configs: reading one, moving its data set, what it evaluates."""
+"""Reading of configs: options that override settings, the data root, the metrics."""
 
 import os
 from collections.abc import Iterator
@@ -13,25 +13,26 @@ def load_config(
     work_dir: str | None = None,
     launcher: str = "none",
 ) -> Config:
-    """Reads a config and applies the options of the command line.
+    """Reads a config and overrides settings of it.
 
     Args:
         path: The config file.
         cfg_options: Settings that override the config's. ``data_root`` replaces the config's
             ``data_root`` wherever it occurs: in train, val and test data sets and evaluators.
             Defaults to None.
-        work_dir: Where logs and results go. Defaults to ``work_dir`` of the config, else to
+        work_dir: The folder for logs and results. Defaults to ``work_dir`` of the config, else to
             ``work_dirs/`` and the config's name.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``. Defaults to ``'none'``.
 
     Raises:
-        ValueError: If the config is missing, needs mmpretrain that is not installed, or has no
-            ``data_root`` to replace.
+        FileNotFoundError: If there is no such config file.
+        ValueError: If the config needs mmpretrain and it is not installed, or ``cfg_options`` has a
+            ``data_root`` and the config has none to replace.
     """
     if not Path(path).is_file():
-        raise ValueError(
-            f"no config file at {Path(path).absolute()}; this project's configs are in configs/, "
-            "mmdet's own can be had with 'mim download mmdet --config NAME'"
+        raise FileNotFoundError(
+            f"no config file at {Path(path).absolute()}; the configs of this project are in "
+            "configs/, and 'mim download mmdet --config NAME' downloads one of mmdet's"
         )
     try:
         cfg = Config.fromfile(path)
@@ -42,7 +43,10 @@ def load_config(
     options = dict(cfg_options or {})
     if "data_root" in options:
         if "data_root" not in cfg:
-            raise ValueError(f"{path} has no data_root that --cfg-options data_root=... could set")
+            raise ValueError(
+                f"cfg_options sets data_root={options['data_root']}, but {path} has no data_root "
+                "to replace"
+            )
         _move_data_root(cfg._cfg_dict, cfg.data_root, str(options.pop("data_root")))
     cfg.merge_from_dict(options)
     cfg.launcher = launcher
@@ -64,10 +68,10 @@ def _move_data_root(node, old: str, new: str) -> None:
 
 
 def coco_metrics(cfg: Config) -> list[str]:
-    """What a config's ``test_evaluator`` evaluates: ``'bbox'``, ``'segm'`` or both.
+    """Metrics of a config's ``test_evaluator``: ``'bbox'``, ``'segm'`` or both.
 
     Raises:
-        ValueError: If it is not one CocoMetric of those.
+        ValueError: If ``test_evaluator`` is not one CocoMetric with these metrics.
     """
     evaluator = cfg.get("test_evaluator")
     if not isinstance(evaluator, dict) or evaluator.get("type") != "CocoMetric":

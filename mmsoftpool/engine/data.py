@@ -1,4 +1,4 @@
-"""Checks of a config's data sets before anything is built."""
+"""Checks of the data sets of a config, before anything is built."""
 
 from pathlib import Path
 
@@ -13,14 +13,15 @@ _COCO_SOURCE = (
 
 
 def check_data(cfg: Config, *splits: str) -> None:
-    """Checks that the files of the given splits are there, before anything is built.
+    """Checks that the annotations and images of the given splits exist.
 
     Args:
-        cfg: The config.
-        *splits: Of ``'train'``, ``'val'`` and ``'test'``.
+        cfg: The config. Its ``data_source``, if there is one, says in the error message where the
+            data set comes from; COCO's download page is the default.
+        *splits: Any of ``'train'``, ``'val'`` and ``'test'``.
 
     Raises:
-        ValueError: If an annotation file or an image folder is missing or empty.
+        FileNotFoundError: If an annotation file is missing, or an image folder is missing or empty.
     """
     for split in splits:
         for node in dicts(cfg.get(f"{split}_dataloader"), cfg.get(f"{split}_evaluator")):
@@ -30,13 +31,15 @@ def check_data(cfg: Config, *splits: str) -> None:
                 continue  # no data set, or one on a remote file server
             root = node.get("data_root") or ""
             source = cfg.get("data_source", _COCO_SOURCE)
-            help = f"{source}, or name another folder with --cfg-options data_root=DIR"
+            advice = f"{source}, or set cfg_options data_root=DIR to use another folder"
             if node.get("ann_file"):
                 ann_file = Path(root, node["ann_file"])
                 if not ann_file.is_file():
-                    raise ValueError(f"no {split} annotations at {ann_file.absolute()}; {help}")
+                    raise FileNotFoundError(
+                        f"no {split} annotations at {ann_file.absolute()}; {advice}"
+                    )
                 folders = (node.get("data_prefix") or {}).values()
             for prefix in folders:
                 folder = Path(root, prefix)
                 if not folder.is_dir() or not any(folder.iterdir()):
-                    raise ValueError(f"no {split} images in {folder.absolute()}; {help}")
+                    raise FileNotFoundError(f"no {split} images in {folder.absolute()}; {advice}")

@@ -1,4 +1,4 @@
-"""What a run needs to go on after an interruption: seeds per epoch, checkpoints that load."""
+"""Resuming an interrupted run: one seed per epoch, the latest intact checkpoint."""
 
 import os
 import zipfile
@@ -13,12 +13,12 @@ from mmengine.runner import find_latest_checkpoint, set_random_seed
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
-    """Seeds Python, NumPy and torch anew at the start of every training epoch.
+    """Hook that seeds Python, NumPy and torch at the start of every training epoch.
 
-    What is random in an epoch (augmentation, sampling of proposals) then depends on the run's seed,
-    the epoch and the rank alone, and no longer on the epochs before it: a run that goes on from a
-    checkpoint does what it would have done without the interruption. Workers of the data loader get
-    their seeds from this one as torch gives them; see :func:`keep_torch_seed`.
+    The random numbers of an epoch (augmentation, sampling of proposals) then depend only on the
+    seed of the run, the epoch and the rank, and not on the epochs before: a run that resumes from a
+    checkpoint ends in the same weights as an uninterrupted one. torch derives the seeds of the data
+    loader's workers from this seed; see :func:`keep_torch_seed`.
     """
 
     priority = "VERY_HIGH"
@@ -39,35 +39,42 @@ class EpochSeedHook(Hook):
 
 @FUNCTIONS.register_module()
 def keep_torch_seed(worker_id: int) -> None:
-    """A ``worker_init_fn`` that leaves a worker with the seed that torch has given it: of the main
-    process's generator, different in every epoch. mmengine's own gives the same in every epoch."""
+    """A ``worker_init_fn`` that keeps the seed that torch gives a worker.
+
+    torch draws it from the generator of the main process, so it differs between epochs. mmengine's
+    own ``worker_init_fn`` sets the same seed in every epoch.
+    """
 
 
-def find_good_checkpoint(work_dir) -> tuple[str | None, list[str]]:
-    """The latest checkpoint of a run that can be read to its end.
+def find_intact_checkpoint(work_dir: str | Path) -> tuple[str | None, list[str]]:
+    """Finds the latest checkpoint in a run's folder that is not damaged.
+
+    Only files in ``work_dir`` itself are considered. mmengine notes the full path of its latest
+    checkpoint in the file ``last_checkpoint``; in a copy of a run's folder that path still leads to
+    the original, so only the file name is taken from it.
 
     Args:
-        work_dir (str | Path): Work directory of the run.
+        work_dir: Folder of the run.
 
     Returns:
-        tuple: The checkpoint's path, None if there is none, and the paths of later ones that are
-        damaged or gone.
+        tuple: The path of the checkpoint, or None if there is none; and the paths of later
+        checkpoints that are damaged or missing.
     """
     saved = [*Path(work_dir).glob("epoch_*.pth"), *Path(work_dir).glob("iter_*.pth")]
     candidates = sorted(map(str, saved), key=os.path.getmtime, reverse=True)
-    last = find_latest_checkpoint(str(work_dir))  # what mmengine noted after its last whole one
-    if last is not None:
-        candidates.insert(0, last)
-    damaged = []
+    last = find_latest_checkpoint(str(work_dir))
+    if last:
+        candidates.insert(0, str(Path(work_dir, Path(last).name)))
+    skipped = []
     for path in dict.fromkeys(candidates):
-        if _is_whole(path):
-            return path, damaged
-        damaged.append(path)
-    return None, damaged
+        if _is_intact(path):
+            return path, skipped
+        skipped.append(path)
+    return None, skipped
 
 
-def _is_whole(path: str) -> bool:
-    """Whether a file of torch.save is complete: a zip archive whose checksums are right."""
+def _is_intact(path: str) -> bool:
+    """Whether a file of torch.save is complete: a zip archive with correct checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None

@@ -1,4 +1,4 @@
-"""Training and testing a detector from a config. mmengine's Runner does the work."""
+"""Training and evaluation of a detector from a config, on mmengine's Runner."""
 
 import errno
 import os
@@ -15,16 +15,17 @@ from mmengine.runner import Runner, load_checkpoint
 
 from .config import dicts
 from .data import check_data
-from .resume import find_good_checkpoint
+from .resume import find_intact_checkpoint
 
 
-def _check_checkpoint(path: str, what: str) -> None:
+def _check_weights(path: str, kind: str) -> None:
+    """Checks that a file of weights exists, unless it is a URL such as ``torchvision://...``."""
     if "://" not in path and not Path(path).is_file():
-        raise ValueError(f"no {what} at {Path(path).absolute()}")
+        raise FileNotFoundError(f"no {kind} at {Path(path).absolute()}")
 
 
 def build_runner(cfg: Config) -> Runner:
-    """mmengine's Runner; distributed processes without GPUs talk through gloo."""
+    """Builds mmengine's Runner; distributed processes without GPUs use gloo."""
     if cfg.launcher == "pytorch" and not torch.cuda.is_available():
         # mmengine would ask for a CUDA device, and DistributedDataParallel for none.
         if not torch.distributed.is_initialized():
@@ -46,12 +47,13 @@ def load_weights(checkpoint: str, load: Callable) -> None:
 
     Args:
         checkpoint: File or URL.
-        load: What loads it, such as the ``load_checkpoint`` of a Runner.
+        load: Function that loads it, such as the ``load_checkpoint`` of a Runner.
 
     Raises:
-        ValueError: If there is no such file, or it does not fit the model.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it does not fit the model or is damaged.
     """
-    _check_checkpoint(checkpoint, "checkpoint")
+    _check_weights(checkpoint, "checkpoint")
     try:
         load(checkpoint, map_location="cpu", strict=True)
     except Exception as error:
@@ -60,10 +62,14 @@ def load_weights(checkpoint: str, load: Callable) -> None:
 
 
 def load_model(cfg: Config, checkpoint: str) -> torch.nn.Module:
-    """The model of a config with the weights of a checkpoint, in evaluation mode on the CPU.
+    """Builds the model of a config with the weights of a checkpoint.
+
+    Returns:
+        The model in evaluation mode, on the CPU.
 
     Raises:
-        ValueError: As :func:`load_weights`.
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If it does not fit the model or is damaged.
     """
     init_default_scope(cfg.get("default_scope", "mmdet"))
     model = MODELS.build(cfg.model)
@@ -72,7 +78,9 @@ def load_model(cfg: Config, checkpoint: str) -> torch.nn.Module:
     return model
 
 
-def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume=None) -> Runner:
+def train(
+    cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: bool | str | None = None
+) -> Runner:
     """Trains a detector.
 
     Args:
@@ -80,44 +88,47 @@ def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume=No
         amp: Whether to train in mixed precision; needs a GPU. Defaults to False.
         auto_scale_lr: Whether to scale the learning rate by the true batch size over
             ``auto_scale_lr.base_batch_size`` of the config. Defaults to False.
-        resume (bool | str): True goes on from the last checkpoint in ``work_dir``, if there is one;
-            a path from that checkpoint. Defaults to None, a new run.
+        resume: True resumes from the latest intact checkpoint in ``work_dir``, if there is one; a
+            path resumes from that checkpoint. Defaults to None, a new run.
+
+    Returns:
+        The Runner after the training.
 
     Raises:
-        ValueError: If data or a checkpoint is missing, or an option does not fit.
+        FileNotFoundError: If the data set, a checkpoint or the pretrained weights are missing.
+        OSError: If the disk is full.
+        ValueError: If ``amp`` or ``auto_scale_lr`` is set where it cannot work.
     """
     check_data(cfg, "train", *(["val"] if cfg.get("val_cfg") else []))
     if amp:
         if not torch.cuda.is_available():
-            raise ValueError("--amp needs a GPU and torch sees none; leave it out to train in fp32")
+            raise ValueError("amp needs a GPU and torch finds none")
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
     if auto_scale_lr:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
-            raise ValueError(
-                f"{cfg.filename} has no auto_scale_lr.base_batch_size, which --auto-scale-lr needs"
-            )
+            raise ValueError(f"auto_scale_lr needs auto_scale_lr.base_batch_size in {cfg.filename}")
         cfg.auto_scale_lr.enable = True
     if resume is True:
-        latest, damaged = find_good_checkpoint(cfg.work_dir)
-        for path in damaged:
-            print(f"{path} is damaged or gone and is passed over", file=sys.stderr)
+        latest, skipped = find_intact_checkpoint(cfg.work_dir)
+        for path in skipped:
+            print(f"skipping damaged or missing checkpoint {path}", file=sys.stderr)
         print(f"resuming from {latest}" if latest else f"nothing to resume in {cfg.work_dir}")
-        # The path, because resume alone would take what the file last_checkpoint names.
+        # The path, because resume alone would load the file that last_checkpoint names.
         cfg.resume, cfg.load_from = latest is not None, latest
     elif resume:
         cfg.resume, cfg.load_from = True, resume
     if cfg.get("load_from"):
-        _check_checkpoint(cfg.load_from, "checkpoint")
+        _check_weights(cfg.load_from, "checkpoint")
     for node in dicts(cfg.model):
         if node.get("type") == "Pretrained" and "checkpoint" in node:
-            _check_checkpoint(node["checkpoint"], "pretrained weights")
+            _check_weights(node["checkpoint"], "pretrained weights")
     hooks = [*cfg.get("custom_hooks", []), dict(type="EpochSeedHook")]
     if cfg.launcher != "none":
-        # One set of batch norm statistics, so that every process evaluates the model that is saved.
+        # The same batch norm statistics in all processes, so that they evaluate the saved model.
         hooks.append(dict(type="SyncBuffersHook"))
     cfg.custom_hooks = hooks
-    # Workers live for an epoch, and then get new seeds; see EpochSeedHook.
+    # New workers, and with them new seeds, for every epoch; see EpochSeedHook.
     cfg.train_dataloader.persistent_workers = False
     cfg.train_dataloader.setdefault("worker_init_fn", dict(type="keep_torch_seed"))
     runner = build_runner(cfg)
@@ -126,17 +137,17 @@ def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume=No
     except (urllib.error.URLError, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name != "torchvision":
             raise
-        raise ValueError(
-            f"the pretrained weights cannot be had ({error}); name a file with --cfg-options "
-            "model.backbone.init_cfg.checkpoint=FILE, or start from random weights with "
-            "model.backbone.init_cfg=None"
+        raise FileNotFoundError(
+            f"the pretrained weights are unavailable ({error}); set cfg_options "
+            "model.backbone.init_cfg.checkpoint=FILE to load a file, or "
+            "model.backbone.init_cfg=None to start from random weights"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise ValueError(
-            f"cannot write to {cfg.work_dir}: {error.strerror}. Make room, then --resume goes on "
-            "from the last whole checkpoint"
+        raise OSError(
+            f"cannot write to {cfg.work_dir}: {error.strerror}; free some space, then resume from "
+            "the last intact checkpoint"
         ) from error
     return runner
 
@@ -154,25 +165,27 @@ def test(
     Args:
         cfg: The config, from :func:`load_config`.
         checkpoint: File or URL of the detector's weights; must fit the model exactly.
-        out: Pickle file for the predictions. Defaults to None, which keeps none.
+        out: Pickle file for the predictions. Defaults to None, no file.
         show: Whether to show the predictions in a window. Defaults to False.
-        show_dir: Folder for pictures of the predictions beside the ground truth. Defaults to None.
-        wait_time: Seconds that a window stays. Defaults to 2.
+        show_dir: Folder for pictures of the predictions beside the ground truth. Defaults to None,
+            no pictures.
+        wait_time: Seconds that each window is shown. Defaults to 2.
 
     Returns:
         The metrics, such as ``coco/bbox_mAP``.
 
     Raises:
-        ValueError: If data or checkpoint are missing, or do not fit.
+        FileNotFoundError: If the data set or the checkpoint is missing.
+        ValueError: If the checkpoint does not fit the model, or ``out`` is not a pickle file.
     """
     from mmdet.engine.hooks.utils import trigger_visualization_hook
     from mmdet.evaluation import DumpDetResults
 
     check_data(cfg, "test")
     if out is not None and not out.endswith((".pkl", ".pickle")):
-        raise ValueError(f"--out must end in .pkl or .pickle, got {out}")
+        raise ValueError(f"out must end in .pkl or .pickle, got {out}")
     if show or show_dir:
-        # An absolute path: the hook takes a relative one as a folder inside work_dir.
+        # The hook would put a relative folder into work_dir.
         show_dir = os.path.abspath(show_dir) if show_dir else None
         if cfg.default_hooks.visualization.type == "VisualizationHook":  # mmpretrain's
             cfg.default_hooks.visualization.update(

@@ -1,1 +1,1 @@
-"""Is one model better than the other, and is a submission to COCO's server sound?"""
+"""Comparison of models with confidence intervals, and submissions to the COCO server."""

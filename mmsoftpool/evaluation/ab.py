@@ -1,4 +1,4 @@
-"""Trains and evaluates two configs with the same seeds, and compares what comes out."""
+"""A/B experiments: training and evaluation of configs with the same seeds, and comparison."""
 
 import argparse
 import difflib
@@ -12,13 +12,14 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
-from ..engine import coco_metrics, find_good_checkpoint, load_config
+from ..engine import coco_metrics, find_intact_checkpoint, load_config
+from ..files import write_atomically
 from .comparison import Comparison, compare_detections
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One of the trainings: a config, a seed, and the folder that holds all of it."""
+    """One training and evaluation: a config, a seed and the folder for its files."""
 
     config: str
     seed: int
@@ -38,109 +39,125 @@ class _Run:
 
 
 def compare_configs(
-    config_a: str,
-    config_b: str,
+    configs: list[str],
     seeds: list[int],
     work_dir: str | Path,
     tools: str | Path,
     *,
     cfg_options: list[str] = (),
-    train_arguments: list[str] = (),
+    amp: bool = False,
+    auto_scale_lr: bool = False,
     gpus: int = 1,
     resamples: int = 1000,
 ) -> dict[str, Comparison]:
-    """Trains and evaluates both configs with every seed and compares them.
+    """Trains and evaluates configs with the same seeds, and compares each with the first one.
 
-    Every run is a ``train.py`` and a ``test.py`` of its own, in ``work_dir/CONFIG/seed_N``, where
-    ``log`` has their output. A run that is finished is kept and one that was interrupted goes on
-    from its last checkpoint when this is called again. Two calls with other seeds may share a
-    folder and run at the same time.
+    Every run is a process of ``train.py`` and one of ``test.py``, in ``work_dir/CONFIG/seed_N``;
+    their output is in the file ``log`` there. The same call later skips finished runs and resumes
+    an interrupted run from its last checkpoint. Calls with other seeds or other configs may share
+    ``work_dir`` and run at the same time.
 
     Args:
-        config_a: The first config file.
-        config_b: The second one; evaluated on the same annotations.
-        seeds: Of the runs, each at least 0.
-        work_dir: Where everything goes.
+        configs: The config files, at least two with different names, all evaluated on the same
+            annotations. The first one is the baseline.
+        seeds: Seeds of the runs of every config, different numbers of at least 0.
+        work_dir: The folder for all results.
         tools: The folder with ``train.py`` and ``test.py``.
-        cfg_options: ``key=value`` for both configs, as for ``--cfg-options``. Defaults to none.
-        train_arguments: More arguments for ``train.py``, such as ``--amp``. Defaults to none.
-        gpus: Processes of a run; more than 1 are started by torchrun. Defaults to 1.
-        resamples: Bootstrap samples of the comparison. Defaults to 1000.
+        cfg_options: Settings for all configs, each as ``key=value``. Defaults to none.
+        amp: Whether to train in mixed precision. Defaults to False.
+        auto_scale_lr: Whether to scale the learning rate by the true batch size. Defaults to False.
+        gpus: Number of processes of a run, each with a GPU of its own; torchrun starts them if
+            there are several. Defaults to 1.
+        resamples: Number of bootstrap samples of the comparison. Defaults to 1000.
 
     Returns:
-        dict: For each metric (``bbox``, ``segm``) the comparison, also written to
+        dict: The comparison for each metric (``bbox``, ``segm``), also written to
         ``work_dir/comparison_METRIC.md`` and ``.png``.
 
     Raises:
-        ValueError: If the two cannot be compared, the folder holds runs with other settings, or a
-            run fails.
+        FileNotFoundError: If a config is missing.
+        ValueError: If an argument is wrong, the configs cannot be compared, or ``work_dir`` has
+            runs with other settings.
+        BlockingIOError: If another process executes one of the runs.
+        ChildProcessError: If a run fails.
     """
-    if len(set(seeds)) != len(seeds) or min(seeds, default=-1) < 0:
-        raise ValueError(f"--seeds must be different numbers from 0 on, got {list(seeds)}")
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ValueError(f"seeds must be different numbers of at least 0, got {list(seeds)}")
     if gpus < 1:
-        raise ValueError(f"--gpus must be at least 1, got {gpus}")
-    names = tuple(Path(config).stem for config in (config_a, config_b))
-    if names[0] == names[1]:
-        raise ValueError(f"the two configs must have different names, got {names[0]} twice")
+        raise ValueError(f"gpus must be at least 1, got {gpus}")
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    names = [Path(config).stem for config in configs]
+    if len(names) < 2 or len(set(names)) != len(names):
+        raise ValueError(f"configs must be at least two with different names, got {names}")
     work_dir = Path(work_dir)
     evaluations = [
         _check_settings(config, list(cfg_options), work_dir / name)
-        for config, name in zip((config_a, config_b), names, strict=True)
+        for config, name in zip(configs, names, strict=True)
     ]
-    if evaluations[0] != evaluations[1]:
-        raise ValueError(
-            f"{config_a} and {config_b} must be evaluated alike, got (annotations, metrics) "
-            f"{evaluations[0]} and {evaluations[1]}"
-        )
+    for config, evaluation in zip(configs, evaluations, strict=True):
+        if evaluation != evaluations[0]:
+            raise ValueError(
+                f"{configs[0]} and {config} must be evaluated on the same annotations and metrics, "
+                f"got {evaluations[0]} and {evaluation}"
+            )
     ann_file, metrics = evaluations[0]
-    # Seed by seed, so that an early look at the folder finds pairs.
+    # Seed by seed, so that an interrupted experiment has complete pairs.
     runs = [
         _Run(config, seed, work_dir / name / f"seed_{seed}", metrics)
         for seed in seeds
-        for config, name in zip((config_a, config_b), names, strict=True)
+        for config, name in zip(configs, names, strict=True)
     ]
-    _run_all(runs, Path(tools), list(cfg_options), list(train_arguments), gpus)
+    flags = ["--amp"] * amp + ["--auto-scale-lr"] * auto_scale_lr
+    _run_all(runs, Path(tools), list(cfg_options), flags, gpus)
 
     comparisons = {}
     for metric in metrics:
-        results = [[run.results(metric) for run in runs[i::2]] for i in (0, 1)]
-        comparison = compare_detections(
-            ann_file, *results, names=names, iou_type=metric, resamples=resamples
-        )
-        (work_dir / f"comparison_{metric}.md").write_text(comparison.markdown())
+        results = {
+            name: [run.results(metric) for run in runs[i :: len(names)]]
+            for i, name in enumerate(names)
+        }
+        comparison = compare_detections(ann_file, results, iou_type=metric, resamples=resamples)
+        with write_atomically(work_dir / f"comparison_{metric}.md") as temporary:
+            temporary.write_text(comparison.markdown())
         comparison.plot(work_dir / f"comparison_{metric}.png")
         comparisons[metric] = comparison
     return comparisons
 
 
 def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[str, tuple]:
-    """Notes a config with its options in ``folder``, or checks that it is the one noted there.
+    """Records a config with its options in ``folder``, or checks that they have not changed.
 
     Returns:
-        The annotation file and the metrics of its evaluation.
+        The annotation file and the metrics of the evaluation.
+
+    Raises:
+        FileNotFoundError: If the config is missing.
+        ValueError: If the folder has runs with other settings.
     """
     cfg = load_config(config, _parse_options(cfg_options), work_dir=str(folder))
     metrics = tuple(coco_metrics(cfg))
-    noted, settings = folder / "config.py", cfg.pretty_text
-    if not noted.exists():
+    record, settings = folder / "config.py", cfg.pretty_text
+    if not record.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        noted.write_text(settings)
-    elif noted.read_text() != settings:
+        with write_atomically(record) as temporary:
+            temporary.write_text(settings)
+    elif record.read_text() != settings:
         changes = difflib.unified_diff(
-            noted.read_text().splitlines(), settings.splitlines(), n=0, lineterm=""
+            record.read_text().splitlines(), settings.splitlines(), n=0, lineterm=""
         )
         raise ValueError(
-            f"{folder} holds runs of {config} with other settings; name another --work-dir or "
-            "delete it. The change: " + " ".join(list(changes)[2:])
+            f"{folder} has runs of {config} with other settings; choose another work_dir or delete "
+            "it. The changes: " + " ".join(list(changes)[2:])
         )
     return cfg.test_evaluator.ann_file, metrics
 
 
 def _parse_options(cfg_options: list[str]) -> dict:
-    """Reads ``key=value`` as the tools' ``--cfg-options`` does."""
+    """Parses settings ``key=value`` in the same way as the subprocesses will."""
     for option in cfg_options:
         if "=" not in option:
-            raise ValueError(f"--cfg-options must be KEY=VALUE, got {option}")
+            raise ValueError(f"cfg_options must have the form key=value, got {option!r}")
     if not cfg_options:
         return {}
     parser = argparse.ArgumentParser()
@@ -148,45 +165,49 @@ def _parse_options(cfg_options: list[str]) -> dict:
     return parser.parse_args(cfg_options).options
 
 
-def _run_all(runs: list[_Run], tools: Path, cfg_options, train_arguments, gpus) -> None:
+def _run_all(
+    runs: list[_Run], tools: Path, cfg_options: list[str], flags: list[str], gpus: int
+) -> None:
+    """Executes the runs that are not finished, one after the other."""
     durations = []
     for number, run in enumerate(runs, 1):
         title = f"run {number} of {len(runs)}: {run.name}"
         if run.finished:
-            print(f"== {title} is finished", flush=True)
+            print(f"== {title}: already finished", flush=True)
             continue
         left = sum(not other.finished for other in runs[number - 1 :])
         about = ""
         if durations:
             minutes = left * sum(durations) / len(durations) / 60
-            about = f", about {minutes:.0f} minutes for the {left} that are left"
+            about = f" (about {minutes:.0f} minutes for the remaining {left})"
         print(f"== {title}{about}", flush=True)
         start = time.monotonic()
         run.folder.mkdir(parents=True, exist_ok=True)
-        # The processes of a run inherit the lock, so it is held as long as one of them is alive.
+        # The processes of a run inherit the lock, so it is held until the last of them ends.
         with (run.folder / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise ValueError(
-                    f"{run.folder} is being run by another process; wait for it or end it"
+                raise BlockingIOError(
+                    f"another process is executing the run in {run.folder}"
                 ) from error
-            _train_and_test(run, title, tools, cfg_options, train_arguments, gpus, lock)
+            _train_and_test(run, title, tools, cfg_options, flags, gpus, lock)
         durations.append(time.monotonic() - start)
 
 
-def _train_and_test(run, title, tools, cfg_options, train_arguments, gpus, lock) -> None:
+def _train_and_test(run: _Run, title: str, tools, cfg_options, flags, gpus, lock) -> None:
+    """Trains a config, or resumes its training, and evaluates the last checkpoint."""
     launch = [sys.executable]
     arguments = ["--work-dir", str(run.folder)]
     if gpus > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
         arguments += ["--launcher", "pytorch"]
     options = ["--cfg-options", *cfg_options, f"randomness.seed={run.seed}"]
-    train = [*launch, str(tools / "train.py"), run.config, "--resume", *train_arguments]
+    train = [*launch, str(tools / "train.py"), run.config, "--resume", *flags]
     _execute([*train, *arguments, *options], run, title, lock)
-    checkpoint, _ = find_good_checkpoint(run.folder)
+    checkpoint, _ = find_intact_checkpoint(run.folder)
     if checkpoint is None:
-        raise ValueError(f"{run.name} has left no checkpoint in {run.folder}")
+        raise FileNotFoundError(f"{run.name} saved no checkpoint in {run.folder}")
     test = [*launch, str(tools / "test.py"), run.config, checkpoint]
     unfinished = run.folder / "unfinished"
     options.append(f"test_evaluator.outfile_prefix={unfinished}")
@@ -196,7 +217,7 @@ def _train_and_test(run, title, tools, cfg_options, train_arguments, gpus, lock)
 
 
 def _execute(command: list[str], run: _Run, title: str, lock) -> None:
-    """Runs a command; its output goes to the run's log, and its progress to the screen."""
+    """Executes a command, writes its output to the log of the run and prints its progress."""
     path = run.folder / "log"
     with path.open("a") as log:
         print("$", " ".join(command), file=log, flush=True)
@@ -216,12 +237,12 @@ def _execute(command: list[str], run: _Run, title: str, lock) -> None:
                         progress = line[line.find(" Epoch(") :] if " Epoch(" in line else line
                         print(f"[{title}]{progress.rstrip()}", flush=True)
             except KeyboardInterrupt:
-                process.wait()  # it was interrupted too
-                raise ValueError("interrupted; the same command goes on from here") from None
+                process.wait()  # the terminal has interrupted it as well
+                raise
     if process.returncode != 0:
         last = "".join(path.read_text(errors="replace").splitlines(keepends=True)[-15:])
         print(last, file=sys.stderr)
-        raise ValueError(
+        raise ChildProcessError(
             f"{run.name} failed with exit status {process.returncode}, see above and {path}; the "
-            "same command goes on from its last checkpoint"
+            "same command resumes from its last checkpoint"
         )

@@ -1,4 +1,4 @@
-"""Two detectors compared: the metrics of COCO, their differences, and how sure these are."""
+"""Comparison of detectors: COCO's metrics, their differences and confidence intervals."""
 
 import contextlib
 import io
@@ -7,19 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.progress import track
+
+from ..files import write_atomically
 
 #: The columns of Table 8 of the paper, in the order of pycocotools' summary.
 METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL")
 
 
 class DetectionScores:
-    """The COCO metrics of one result file, for any choice of the images.
+    """COCO's metrics of one result file, for any selection of the images.
 
-    Detections are matched with the ground truth once, by pycocotools. What is left for each choice
-    of images is to count: an image drawn n times is counted n times, as if it were there n times.
+    pycocotools matches the detections with the ground truth once. For each selection of images
+    only counting is left: an image that is drawn n times counts n times.
 
     Args:
         ground_truth (COCO): The annotations.
@@ -27,19 +30,20 @@ class DetectionScores:
         iou_type (str): ``'bbox'`` or ``'segm'``. Defaults to ``'bbox'``.
 
     Raises:
-        ValueError: If the file is not a result file for these annotations.
+        FileNotFoundError: If there is no such result file.
+        ValueError: If it is not a result file for these annotations.
     """
 
     def __init__(self, ground_truth: COCO, result_file, iou_type: str = "bbox"):
         detections = _load_results(ground_truth, result_file, iou_type)
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every step
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
             evaluation = COCOeval(ground_truth, detections, iou_type)
             evaluation.evaluate()
         params = evaluation.params
         self.num_images = len(params.imgIds)
         self._recall_thresholds = params.recThrs
         areas, images = len(params.areaRng), self.num_images
-        #: by area, then by category; areas are all, small, medium, large
+        #: by area (all, small, medium, large), then by category
         self._cells = [[] for _ in range(areas)]
         for start in range(0, len(evaluation.evalImgs), images):
             cell = _join(evaluation.evalImgs[start : start + images])
@@ -49,11 +53,11 @@ class DetectionScores:
         """Computes the metrics.
 
         Args:
-            weights (np.ndarray | None): (images,) how often each image is there, in the order of
-                their ids. Defaults to None, once each.
+            weights (np.ndarray | None): (images,) how often each image counts, in the order of the
+                image ids. Defaults to None, once each.
 
         Returns:
-            np.ndarray: (6,) the :data:`METRICS`, from 0 to 1; NaN where no object has the size.
+            np.ndarray: (6,) the :data:`METRICS`, from 0 to 1; NaN where no object has this size.
         """
         if weights is None:
             weights = np.ones(self.num_images, np.int64)
@@ -69,7 +73,7 @@ class DetectionScores:
         )
 
     def _precision(self, objects, image, true, false, weights):
-        """(thresholds,) average precision of a category, or None where it has no object."""
+        """Computes the average precision of a category, (thresholds,); None if it has no object."""
         total = weights @ objects
         if total == 0:
             return None
@@ -78,10 +82,10 @@ class DetectionScores:
         times = weights[image]
         true = np.cumsum(true * times, axis=1)
         false = np.cumsum(false * times, axis=1)
-        # As in pycocotools: precision at a recall is the best at this recall or a higher one.
+        # As in pycocotools: the precision at a recall is the highest at this or a larger recall.
         precision = true / np.maximum(true + false, 1)
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        precision = np.pad(precision, ((0, 0), (0, 1)))  # a recall that is not reached
+        precision = np.pad(precision, ((0, 0), (0, 1)))  # for a recall that is not reached
         return np.array(
             [
                 p[np.searchsorted(recall, self._recall_thresholds, side="left")].mean()
@@ -91,11 +95,11 @@ class DetectionScores:
 
 
 def _join(per_image: list):
-    """One category and size over all images, its detections by falling score.
+    """Joins the matches of all images, for one category and size, in order of falling score.
 
     Returns:
-        tuple: (images,) objects that count, (detections,) image index, (thresholds, detections)
-        whether it is a true positive, and whether it is a false one.
+        tuple: (images,) number of objects; (detections,) index of the image; (thresholds,
+        detections) whether it is a true positive; the same for false positives.
     """
     objects = np.zeros(len(per_image), np.int64)
     image, scores, matched, ignored = [], [], [], []
@@ -114,7 +118,7 @@ def _join(per_image: list):
     ignored = np.concatenate(ignored, axis=1)[:, order]
     matched = np.concatenate(matched, axis=1)[:, order]
     true, false = matched & ~ignored, ~matched & ~ignored
-    # What comes after the last true positive changes nothing.
+    # Detections after the last true positive do not change the precision.
     end = np.flatnonzero(true.any(axis=0)).max(initial=-1) + 1
     return objects, image[:end], true[:, :end], false[:, :end]
 
@@ -122,25 +126,25 @@ def _join(per_image: list):
 def _load_annotations(ann_file) -> COCO:
     path = Path(ann_file)
     if not path.is_file():
-        raise ValueError(f"no annotation file at {path.absolute()}")
+        raise FileNotFoundError(f"no annotation file at {path.absolute()}")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             ground_truth = COCO(str(path))
     except (json.JSONDecodeError, AssertionError) as error:
         raise ValueError(f"{path} is not in COCO's annotation format: {error}") from error
     if not ground_truth.anns:
-        raise ValueError(f"{path} has no annotations; detections are compared with ground truth")
+        raise ValueError(f"{path} has no annotations to compare detections with")
     return ground_truth
 
 
 def _load_results(ground_truth: COCO, result_file, iou_type: str) -> COCO:
     path = Path(result_file)
     if not path.is_file():
-        raise ValueError(f"no result file at {path.absolute()}")
+        raise FileNotFoundError(f"no result file at {path.absolute()}")
     try:
         results = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON, or is cut off: {error}") from error
+        raise ValueError(f"{path} is not JSON, or is truncated: {error}") from error
     key = {"bbox": "bbox", "segm": "segmentation"}[iou_type]
     if not isinstance(results, list) or not all(
         isinstance(r, dict) and {"image_id", "category_id", "score", key} <= r.keys()
@@ -153,10 +157,10 @@ def _load_results(ground_truth: COCO, result_file, iou_type: str) -> COCO:
     foreign = {r["image_id"] for r in results} - ground_truth.imgs.keys()
     if foreign:
         raise ValueError(
-            f"{path} has detections in {len(foreign)} images that the annotations do not have, "
-            f"for example image_id {min(foreign)}"
+            f"{path} has detections in {len(foreign)} images that are not in the annotations, for "
+            f"example image_id {min(foreign)}"
         )
-    if iou_type == "segm":  # with a box, pycocotools would take its area for the mask's
+    if iou_type == "segm":  # pycocotools would use the area of the box for the mask
         results = [{k: v for k, v in r.items() if k != "bbox"} for r in results]
     if not results:  # pycocotools cannot load an empty list
         empty = COCO()
@@ -169,31 +173,33 @@ def _load_results(ground_truth: COCO, result_file, iou_type: str) -> COCO:
 
 @dataclass
 class Comparison:
-    """What :func:`compare_detections` found; all metrics in percent, as in Table 8.
+    """Result of :func:`compare_detections`; all metrics in percent, as in Table 8 of the paper.
 
     Attributes:
-        names: Of the two models.
-        scores: (runs, 6) :data:`METRICS` of every run, for each model.
-        interval: (2, 6) lower and upper end of the confidence interval of the difference.
-        confidence: Of the interval, such as 0.95.
+        names: Names of the models; the first one is the baseline.
+        scores: For each model, (runs, 6) the :data:`METRICS` of its runs.
+        intervals: (models - 1, 2, 6) lower and upper ends of the confidence intervals of the
+            differences.
+        confidence: Confidence of the intervals, such as 0.95.
         resamples: Number of bootstrap samples.
         images: Number of images.
     """
 
-    names: tuple[str, str]
-    scores: tuple[np.ndarray, np.ndarray]
-    interval: np.ndarray
+    names: tuple[str, ...]
+    scores: tuple[np.ndarray, ...]
+    intervals: np.ndarray
     confidence: float
     resamples: int
     images: int
 
     @property
-    def difference(self) -> np.ndarray:
-        """(6,) second model minus first, means over the runs."""
-        return self.scores[1].mean(0) - self.scores[0].mean(0)
+    def differences(self) -> np.ndarray:
+        """(models - 1, 6) every later model minus the first, means over the runs."""
+        means = np.array([scores.mean(0) for scores in self.scores])
+        return means[1:] - means[0]
 
     def markdown(self) -> str:
-        """The table, aligned, so that it reads well on a screen too."""
+        """Formats the table as Markdown, with aligned columns for reading it as text."""
 
         def cell(value, sign=""):
             return "n/a" if np.isnan(value) else f"{value:{sign}.1f}"
@@ -201,12 +207,15 @@ class Comparison:
         rows = [["", *METRICS], []]
         for name, scores in zip(self.names, self.scores, strict=True):
             rows.append([name, *map(cell, scores.mean(0))])
-        rows.append(["difference", *(cell(d, "+") for d in self.difference)])
-        interval = [
-            "n/a" if np.isnan(low) else f"{low:+.1f} to {high:+.1f}"
-            for low, high in self.interval.T
-        ]
-        rows.append([f"{self.confidence:.0%} interval", *interval])
+        for name, difference, interval in zip(
+            self.names[1:], self.differences, self.intervals, strict=True
+        ):
+            prefix = f"{name}: " if len(self.names) > 2 else ""
+            rows.append([f"{prefix}difference", *(cell(d, "+") for d in difference)])
+            ends = [
+                "n/a" if np.isnan(low) else f"{low:+.1f} to {high:+.1f}" for low, high in interval.T
+            ]
+            rows.append([f"{prefix}{self.confidence:.0%} interval", *ends])
         widths = [max(len(row[i]) for row in rows if row) for i in range(len(METRICS) + 1)]
         rows[1] = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
         lines = [
@@ -215,111 +224,134 @@ class Comparison:
             + " |"
             for row in rows
         ]
-        runs = [len(scores) for scores in self.scores]
-        drawn = "images" if max(runs) == 1 else "images and runs"
-        lines += [
-            "",
-            f"{self.images} images; {runs[0]} and {runs[1]} runs, of which the means are shown. "
-            f"Intervals: {self.resamples} paired bootstrap samples of {drawn}.",
+        return "\n".join([*lines, "", *self._notes()]) + "\n"
+
+    def _notes(self) -> list[str]:
+        """The lines below the table: what was compared, and what the intervals cover."""
+        runs = dict(zip(self.names, map(len, self.scores), strict=True))
+        if len(set(runs.values())) == 1:
+            (count,) = set(runs.values())
+            means = f"{count} {'run' if count == 1 else 'runs'} of each model"
+        else:
+            means = "runs: " + ", ".join(f"{count} of {name}" for name, count in runs.items())
+        drawn = "images" if max(runs.values()) == 1 else "images and runs"
+        notes = [
+            f"{self.images} images; {means}. Differences are to {self.names[0]}. Intervals: "
+            f"{self.resamples} paired bootstrap samples of {drawn}."
         ]
-        if max(runs) > 1:
-            for name, scores in zip(self.names, self.scores, strict=True):
+        single = [name for name, count in runs.items() if count == 1]
+        if single:
+            notes.append(
+                f"With one run of {'each model' if len(single) == len(runs) else ', '.join(single)}"
+                ", the intervals leave out the spread between runs (seeds)."
+            )
+        for name, scores in zip(self.names, self.scores, strict=True):
+            if len(scores) > 1:
                 each = ", ".join(f"{score:.1f}" for score in scores[:, 0])
-                lines.append(f"AP of the runs of {name}: {each}.")
-        return "\n".join(lines) + "\n"
+                notes.append(f"AP of the runs of {name}: {each}.")
+        return notes
 
     def plot(self, out) -> None:
         """Draws the differences with their intervals into the picture file ``out``."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-
-        figure, axes = plt.subplots(figsize=(5.2, 3), layout="constrained")
-        rows = np.arange(len(METRICS))[::-1]
+        others = self.names[1:]
+        figure = Figure(figsize=(5.2, 2.4 + 0.6 * len(others)), layout="constrained")
+        axes = figure.subplots()
         axes.axvline(0, color="0.6", lw=1)
-        axes.hlines(rows, *self.interval, color="C0", lw=2)
-        axes.plot(self.difference, rows, "o", color="C0")
+        rows = np.arange(len(METRICS))[::-1]
+        offsets = np.linspace(0.3, -0.3, len(others)) if len(others) > 1 else [0.0]
+        for i, name in enumerate(others):
+            y = rows + offsets[i]
+            axes.hlines(y, *self.intervals[i], color=f"C{i}", lw=2)
+            axes.plot(self.differences[i], y, "o", color=f"C{i}", ms=5, label=name)
+        if len(others) > 1:
+            figure.legend(loc="outside lower center", frameon=False)
         axes.set(
             yticks=rows,
             yticklabels=METRICS,
             ylim=(-0.6, len(METRICS) - 0.4),
-            xlabel=f"{self.names[1]} minus {self.names[0]}, points",
+            xlabel=f"{others[0] if len(others) == 1 else 'model'} minus {self.names[0]}, points",
             title=f"Differences with {self.confidence:.0%} intervals",
         )
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(out, dpi=150)
-        plt.close(figure)
+        with write_atomically(out) as temporary:
+            figure.savefig(temporary, dpi=150)
 
 
 def compare_detections(
     ann_file,
-    first: list,
-    second: list,
+    results: dict[str, list],
     *,
-    names: tuple[str, str] = ("A", "B"),
     iou_type: str = "bbox",
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
-    """Compares the detections of two models on the same images, by COCO's metrics.
+    """Compares the detections of two or more models on the same images, by COCO's metrics.
 
-    The confidence intervals are percentiles of a paired bootstrap: every sample draws as many
-    images as there are, with replacement, the same ones for both models. Where there are several
-    runs (seeds) of the models, it draws among these too, in pairs if both have equally many.
+    Every later model is compared with the first. The confidence intervals are percentiles of a
+    paired bootstrap: every sample draws as many images as there are, with replacement, the same
+    ones for all models. Where a model has several runs (seeds), the sample draws among these too;
+    a model with as many runs as the first is drawn in pairs with it.
 
     Args:
         ann_file (str | Path): The annotations, in COCO's format.
-        first: Result files of the first model's runs, in COCO's result format.
-        second: Result files of the second model's runs; the i-th is paired with the i-th of
-            ``first`` (same seed) if there are equally many.
-        names: What to call the models. Defaults to ``('A', 'B')``.
+        results: The result files of each model's runs, in COCO's result format, by the name of the
+            model. The i-th file of a model is paired with the i-th of the first (same seed) if they
+            have equally many.
         iou_type: ``'bbox'`` or ``'segm'``. Defaults to ``'bbox'``.
         resamples: Number of bootstrap samples, at least 1. Defaults to 1000.
-        confidence: Of the intervals, between 0 and 1. Defaults to 0.95.
-        seed: Of the bootstrap. Defaults to 0.
+        confidence: Confidence of the intervals, between 0 and 1. Defaults to 0.95.
+        seed: Seed of the bootstrap. Defaults to 0.
 
     Raises:
-        ValueError: If a file does not fit, or a number is out of its range.
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is not in COCO's format or does not fit the annotations, or an
+            argument is out of its range.
     """
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-    if not first or not second:
-        raise ValueError("both models need at least one result file")
+    if len(results) < 2:
+        raise ValueError(f"results must have at least two models, got {list(results)}")
+    empty = [name for name, files in results.items() if not files]
+    if empty:
+        raise ValueError(
+            f"results must have at least one file for each model, got none for {empty}"
+        )
     ground_truth = _load_annotations(ann_file)
     models = [
         [
             DetectionScores(ground_truth, path, iou_type)
             for path in track(files, description=f"matching {name}")
         ]
-        for name, files in zip(names, (first, second), strict=True)
+        for name, files in results.items()
     ]
-    images = models[0][0].num_images
+    images, first = models[0][0].num_images, len(models[0])
     rng = np.random.default_rng(seed)
-    differences = np.empty((resamples, len(METRICS)))
-    for sample in track(differences, description="bootstrap"):
+    samples = np.empty((resamples, len(models) - 1, len(METRICS)))
+    for sample in track(samples, description="bootstrap"):
         weights = rng.multinomial(images, np.full(images, 1 / images))
-        runs = rng.integers(len(first), size=len(first))
-        paired = len(first) == len(second)
-        other_runs = runs if paired else rng.integers(len(second), size=len(second))
+        runs = rng.integers(first, size=first)
         means = []
-        for model, drawn in zip(models, (runs, other_runs), strict=True):
-            times = np.bincount(drawn, minlength=len(model))
+        for model in models:
+            count = len(model)
+            drawn = runs if count == first else rng.integers(count, size=count)
+            times = np.bincount(drawn, minlength=count)
             scores = [n * run(weights) for run, n in zip(model, times, strict=True) if n]
-            means.append(np.sum(scores, axis=0) / len(model))
-        sample[:] = means[1] - means[0]
+            means.append(np.sum(scores, axis=0) / count)
+        sample[:] = np.array(means[1:]) - means[0]
     tail = 50 * (1 - confidence)
-    interval = np.full((2, len(METRICS)), np.nan)
-    known = ~np.isnan(differences).all(axis=0)
-    interval[:, known] = np.nanpercentile(100 * differences[:, known], [tail, 100 - tail], axis=0)
+    intervals = np.full((len(models) - 1, 2, len(METRICS)), np.nan)
+    known = ~np.isnan(samples).all(axis=0)
+    intervals.swapaxes(1, 2)[known] = np.nanpercentile(
+        100 * samples[:, known], [tail, 100 - tail], axis=0
+    ).T
     return Comparison(
-        names=names,
+        names=tuple(results),
         scores=tuple(100 * np.array([run() for run in model]) for model in models),
-        interval=interval,
+        intervals=intervals,
         confidence=confidence,
         resamples=resamples,
         images=images,

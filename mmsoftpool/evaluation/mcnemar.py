@@ -1,4 +1,4 @@
-"""McNemar's test: do two classifiers differ on the same samples (supplement, section S7)?"""
+"""McNemar's test for two classifiers on the same samples (supplement, section S7)."""
 
 import csv
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from scipy.stats import binomtest, chi2
 
 @dataclass(frozen=True)
 class McNemar:
-    """The four counts of two classifiers A and B on the same samples, and the test on them.
+    """McNemar's test on the four counts of two classifiers A and B.
 
     Args:
-        both: Samples that both get right.
-        only_b: Samples that B alone gets right.
-        only_a: Samples that A alone gets right.
-        neither: Samples that both get wrong.
+        both: Number of samples that both classify correctly.
+        only_b: Number of samples that only B classifies correctly.
+        only_a: Number of samples that only A classifies correctly.
+        neither: Number of samples that both classify wrongly.
 
     Raises:
         ValueError: If a count is negative, or all are 0.
@@ -41,26 +41,26 @@ class McNemar:
 
     @property
     def statistic(self) -> float:
-        """Chi-square with one degree of freedom, with continuity correction (equation S1)."""
+        """Chi-square statistic, one degree of freedom, with continuity correction (equation S1)."""
         disagreements = self.only_a + self.only_b
         if disagreements == 0:
             return 0.0
-        # The correction must not make a difference of 0 into one of 1.
+        # The correction must not turn a difference of 0 into one of 1.
         return max(abs(self.only_a - self.only_b) - 1, 0) ** 2 / disagreements
 
     @property
     def p_value(self) -> float:
-        """Probability of a statistic as large, were both equally good."""
+        """Probability of at least this statistic if both classifiers are equally good."""
         return float(chi2.sf(self.statistic, 1))
 
     @property
     def exact_p_value(self) -> float:
-        """The same from the binomial distribution, right for few disagreements too."""
+        """The same probability from the binomial distribution, exact for few disagreements too."""
         disagreements = self.only_a + self.only_b
         return 1.0 if disagreements == 0 else float(binomtest(self.only_a, disagreements).pvalue)
 
     def report(self, names: tuple[str, str] = ("A", "B")) -> str:
-        """The table and the test, as Markdown."""
+        """Formats the counts and the test as Markdown."""
         a, b = names
         accuracy = [(self.both + only) / self.samples for only in (self.only_a, self.only_b)]
         return (
@@ -76,21 +76,23 @@ class McNemar:
 
 
 def compare_predictions(first, second) -> McNemar:
-    """Counts where two classifiers are right.
+    """Compares the predictions of two classifiers.
 
     Args:
         first (str | Path): Predictions of classifier A, see :func:`load_predictions`.
         second (str | Path): Predictions of classifier B, for the same samples in any order.
 
     Raises:
-        ValueError: If a file cannot be read, or the two do not hold the same samples.
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is not in a format of :func:`load_predictions`, or the two do not have
+            the same samples.
     """
     a, b = load_predictions(first), load_predictions(second)
     if a.keys() != b.keys():
         missing = sorted(a.keys() ^ b.keys())
         raise ValueError(
-            f"{first} and {second} must hold the same samples; {len(missing)} are in one of them "
-            f"only, for example {missing[0]!r}"
+            f"{first} and {second} must have the same samples; {len(missing)} are only in one of "
+            f"them, for example {missing[0]!r}"
         )
     different = [sample for sample in a if a[sample][1] != b[sample][1]]
     if different:
@@ -118,11 +120,12 @@ def load_predictions(path) -> dict[str, tuple[str, str]]:
         dict: (prediction, label) by sample.
 
     Raises:
-        ValueError: If the file is missing or is not of these formats.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not in one of these formats.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"no prediction file at {path.absolute()}")
+        raise FileNotFoundError(f"no prediction file at {path.absolute()}")
     if path.suffix in (".pkl", ".pickle"):
         rows = [
             (sample.get("img_path", str(i)), sample["pred_label"], sample["gt_label"])
@@ -136,11 +139,11 @@ def load_predictions(path) -> dict[str, tuple[str, str]]:
             columns = ("sample", "prediction", "label")
             if not set(columns) <= set(reader.fieldnames or ()):
                 raise ValueError(
-                    f"{path} must be a CSV file with a first line that names the columns sample, "
+                    f"{path} must be a CSV file whose first line has the columns sample, "
                     f"prediction and label, got {reader.fieldnames}"
                 )
             rows = [tuple(row[column] for column in columns) for row in reader]
     predictions = {name: (prediction, label) for name, prediction, label in rows}
     if len(predictions) != len(rows) or not rows:
-        raise ValueError(f"{path} must name at least one sample, and every sample once")
+        raise ValueError(f"{path} must have at least one sample, and every sample once")
     return predictions

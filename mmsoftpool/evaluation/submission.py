@@ -1,4 +1,4 @@
-"""Submissions to the COCO server: detections on test-dev, written, zipped and checked."""
+"""Submissions to the COCO server: detections on test-dev, zipped and checked."""
 
 import hashlib
 import json
@@ -14,10 +14,11 @@ from mmengine.runner import Runner
 from rich.progress import track
 
 from ..engine import build_runner, coco_metrics, load_weights
+from ..files import write_atomically
 
-#: Images of the whole test-dev2017.
+#: Number of images in test-dev2017.
 TEST_DEV_IMAGES = 20288
-#: The server counts no more detections of an image than these.
+#: Largest number of detections per image that the server evaluates.
 MAX_DETECTIONS = 100
 _FILE_NAME = re.compile(r"detections_test-dev2017_[\w.-]+_results")
 
@@ -28,24 +29,28 @@ def read_image_info(path) -> dict:
     Args:
         path (str | Path): The file; it has images and categories, and no annotations.
 
+    Returns:
+        dict: The content of the file.
+
     Raises:
-        ValueError: If it is missing or is another kind of file.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is another kind of file.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(
-            f"no image list of test-dev at {path.absolute()}; it is in image_info_test2017.zip of "
-            "https://cocodataset.org/#download; name it with --ann-file"
+        raise FileNotFoundError(
+            f"no image list of test-dev at {path.absolute()}; it is in image_info_test2017.zip on "
+            "https://cocodataset.org/#download; ann_file says where it is"
         )
     try:
         info = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON, or is cut off: {error}") from error
+        raise ValueError(f"{path} is not JSON, or is truncated: {error}") from error
     if not isinstance(info, dict) or not info.get("images") or not info.get("categories"):
         raise ValueError(f"{path} must have images and categories, as image_info_test-dev2017.json")
     if info.get("annotations"):
         raise ValueError(
-            f"{path} has annotations, so it is not test-dev's image_info_test-dev2017.json"
+            f"{path} has annotations, so it is not the image_info_test-dev2017.json of test-dev"
         )
     return info
 
@@ -58,41 +63,43 @@ def detect_test_dev(
     image_dir,
     part_size: int = 500,
 ) -> dict[str, Path]:
-    """Runs a detector on test-dev and writes what the COCO server takes.
+    """Runs a detector on test-dev and writes the zip files for the COCO server.
 
-    The images are taken in parts. The results of a part are kept, so that an interrupted run goes
-    on with the first part that is missing.
+    The images are processed in parts. The results of every part are saved, so that the same call
+    resumes an interrupted run at the first missing part.
 
     Args:
         cfg: The config, from :func:`mmsoftpool.engine.load_config`.
         checkpoint: File or URL of the detector's weights.
-        name: Of the algorithm, in the names of the files: letters, digits and ``_.-``.
+        name: Name of the algorithm, part of the file names: letters, digits and ``_.-``.
         ann_file (str | Path): ``image_info_test-dev2017.json``.
         image_dir (str | Path): The folder with its images.
-        part_size: Images of a part. Defaults to 500.
+        part_size: Number of images per part, at least 1. Defaults to 500.
 
     Returns:
-        dict: For each metric of the config's test_evaluator (``bbox``, ``segm``) the zip file,
-        ``WORK_DIR/test-dev/METRIC/detections_test-dev2017_NAME_results.zip``, checked. Empty in all
-        processes of a distributed run but the first.
+        dict: The checked zip file of each metric (``bbox``, ``segm``) of the config's
+        test_evaluator, ``WORK_DIR/test-dev/METRIC/detections_test-dev2017_NAME_results.zip``. Empty
+        in all processes of a distributed run but the first.
 
     Raises:
-        ValueError: If something is missing, does not fit, or the check finds a fault.
+        FileNotFoundError: If the image list, an image or the checkpoint is missing.
+        ValueError: If an argument is wrong, the detector does not fit the data set, ``work_dir``
+            has results of another run, or the check finds a fault.
     """
     file_name = f"detections_test-dev2017_{name}_results"
     if not _FILE_NAME.fullmatch(file_name):
-        raise ValueError(f"--name must be of letters, digits and _.- only, got {name!r}")
+        raise ValueError(f"name must have only letters, digits, '_', '.' and '-', got {name!r}")
     if part_size < 1:
-        raise ValueError(f"--part-size must be at least 1, got {part_size}")
+        raise ValueError(f"part_size must be at least 1, got {part_size}")
     info = read_image_info(ann_file)
     missing = [
         i["file_name"] for i in info["images"] if not Path(image_dir, i["file_name"]).exists()
     ]
     if missing:
-        raise ValueError(
+        raise FileNotFoundError(
             f"{len(missing)} of the {len(info['images'])} images of {ann_file} are not in "
             f"{Path(image_dir).absolute()}, for example {missing[0]}; "
-            "they are in test2017.zip of https://cocodataset.org/#download"
+            "they are in test2017.zip on https://cocodataset.org/#download"
         )
     metrics = coco_metrics(cfg)
     folder = Path(cfg.work_dir, "test-dev")
@@ -117,8 +124,8 @@ def detect_test_dev(
     classes, categories = dataset.metainfo["classes"], {c["name"] for c in info["categories"]}
     if set(classes) != categories:
         raise ValueError(
-            f"the detector's {len(classes)} classes are not the {len(categories)} of {ann_file}: "
-            f"{', '.join(sorted(set(classes) ^ categories)[:5])} ... are in one of them only"
+            f"the {len(classes)} classes of the detector must be the {len(categories)} of "
+            f"{ann_file}; only one of them has {', '.join(sorted(set(classes) ^ categories)[:5])}"
         )
     starts = range(0, len(dataset), part_size)
     if is_main_process():
@@ -129,7 +136,7 @@ def detect_test_dev(
     todo = [
         [i for i in range(len(starts)) if not all(p.exists() for p in _parts(folder, i, metrics))]
     ]
-    broadcast_object_list(todo)  # what the first process sees, for all of them
+    broadcast_object_list(todo)  # all processes follow the first one
     for i in todo[0]:
         if is_main_process():
             print(f"part {i + 1} of {len(starts)}", flush=True)
@@ -146,7 +153,7 @@ def detect_test_dev(
     for metric in metrics:
         parts = [_parts(folder, i, [metric])[0] for i in range(len(starts))]
         submissions[metric] = _write(folder / metric / f"{file_name}.json", parts)
-        # Every image has been through the detector; those where it found nothing are in no file.
+        # The detector has seen every image; any number of them may have no detection.
         print(check_submission(submissions[metric], ann_file, max_empty=len(dataset)))
     return submissions
 
@@ -156,9 +163,9 @@ def _parts(folder: Path, number: int, metrics: list[str]) -> list[Path]:
 
 
 def _keep(unfinished: Path, part: Path, metric: str) -> None:
-    """Makes what CocoMetric wrote the results of a part."""
+    """Renames the file that CocoMetric wrote to the results of a part."""
     if metric == "segm":
-        # With a box, pycocotools takes its area for the mask's, which changes AP by size.
+        # pycocotools would use the area of the box for the mask, which changes AP by size.
         detections = json.loads(unfinished.read_text())
         for detection in detections:
             del detection["bbox"]
@@ -167,7 +174,11 @@ def _keep(unfinished: Path, part: Path, metric: str) -> None:
 
 
 def _begin(folder: Path, cfg: Config, checkpoint: str, ann_file, part_size: int) -> None:
-    """Notes what the parts in ``folder`` belong to, or checks that it is what is noted there."""
+    """Records the settings of a run in ``run.json``, or checks that they have not changed.
+
+    Raises:
+        ValueError: If the folder has results of a run with other settings.
+    """
     (folder / "parts").mkdir(parents=True, exist_ok=True)
     weights = Path(checkpoint)
     settings = dict(
@@ -179,57 +190,60 @@ def _begin(folder: Path, cfg: Config, checkpoint: str, ann_file, part_size: int)
         model=json.dumps(cfg.model, sort_keys=True, default=str),
         pipeline=json.dumps(cfg.test_dataloader.dataset.pipeline, sort_keys=True, default=str),
     )
-    noted = folder / "run.json"
-    if not noted.exists():
-        noted.write_text(json.dumps(settings))
+    record = folder / "run.json"
+    if not record.exists():
+        with write_atomically(record) as temporary:
+            temporary.write_text(json.dumps(settings))
         return
-    earlier = json.loads(noted.read_text())
+    earlier = json.loads(record.read_text())
     changed = [key for key in settings if settings[key] != earlier.get(key)]
     if changed:
         raise ValueError(
             f"{folder} has results of a run with another {' and '.join(changed)}; delete it or "
-            "name another --work-dir"
+            "choose another work_dir"
         )
 
 
 def _write(path: Path, parts: list[Path]) -> Path:
-    """Joins the lists in the files ``parts`` and zips them, each in one step.
+    """Joins the lists in the files ``parts`` into the file ``path`` and zips it.
 
     Returns:
         The zip file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    with partial.open("w") as out:
+    with write_atomically(path) as temporary, temporary.open("w") as out:
         out.write("[")
         separator = ""
-        for part in parts:  # as text: the masks of 20 000 images are a gigabyte
+        for part in parts:  # as text, because the masks of 20 000 images are a gigabyte
             content = part.read_text().strip()[1:-1]
             if content:
                 out.write(separator + content)
                 separator = ","
         out.write("]")
-    partial.replace(path)
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+    zipped = path.with_suffix(".zip")
+    with (
+        write_atomically(zipped) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
         archive.write(path, path.name)
-    partial.replace(path.with_suffix(".zip"))
-    return path.with_suffix(".zip")
+    return zipped
 
 
 def check_submission(path, ann_file, max_empty: int = 0) -> str:
-    """Checks a file for the COCO server: everything that makes the server refuse or miscount it.
+    """Checks a submission for every fault that makes the COCO server refuse or miscount it.
 
     Args:
         path (str | Path): ``detections_test-dev2017_NAME_results.json`` or the zip with it.
         ann_file (str | Path): ``image_info_test-dev2017.json``.
-        max_empty: Images that may be without a detection. Defaults to 0: a file that was cut off
-            lacks images.
+        max_empty: Number of images that may have no detection. Defaults to 0, because a truncated
+            file lacks images.
 
     Returns:
-        One line that says what the file has.
+        One line that describes the file.
 
     Raises:
-        ValueError: With all faults that were found, an example for each.
+        FileNotFoundError: If one of the files is missing.
+        ValueError: If there are faults; the message has the number of each and an example.
     """
     path = Path(path)
     info = read_image_info(ann_file)
@@ -243,7 +257,7 @@ def check_submission(path, ann_file, max_empty: int = 0) -> str:
     kinds = [kind for kind in ("bbox", "segmentation") if kind in detections[0]]
     for key in ("image_id", "category_id", "score", *(kinds or ["bbox"])):
         faults.add(f"no {key}", [key not in d for d in detections])
-    faults.report(path)  # the rest needs the keys
+    faults.report(path)  # the checks below need these keys
 
     images = {image["id"]: image for image in info["images"]}
     faults.add("image_id not in test-dev", [d["image_id"] not in images for d in detections])
@@ -263,9 +277,9 @@ def check_submission(path, ann_file, max_empty: int = 0) -> str:
     empty = sorted(images.keys() - set(ids.tolist()))
     if len(empty) > max_empty:
         raise ValueError(
-            f"{path} has detections for {len(ids)} of {len(images)} images, the first without is "
-            f"{empty[0]}; is the file cut off? (--max-empty {len(empty)} if the detector found "
-            "nothing there)"
+            f"{path} has detections for {len(ids)} of {len(images)} images, the first image "
+            f"without is {empty[0]}; the file may be truncated (max_empty={len(empty)} if the "
+            "detector found nothing there)"
         )
     if "bbox" in kinds:
         faults.add("bbox not finite and inside its image", _bad_boxes(detections, images))
@@ -278,43 +292,44 @@ def check_submission(path, ann_file, max_empty: int = 0) -> str:
     faults.report(path)
     return (
         f"{path}: {len(detections)} detections ({' and '.join(kinds)}) in {len(ids)} of "
-        f"{len(images)} images, fit for the server"
+        f"{len(images)} images, ready for the server"
     )
 
 
 def _read_submission(path: Path) -> list:
     if not path.is_file():
-        raise ValueError(f"no file at {path.absolute()}")
+        raise FileNotFoundError(f"no file at {path.absolute()}")
     if not _FILE_NAME.fullmatch(path.stem) or path.suffix not in (".json", ".zip"):
         raise ValueError(
-            f"the file must be called detections_test-dev2017_NAME_results.json or .zip, got {path}"
+            f"the file must be named detections_test-dev2017_NAME_results.json or .zip, got {path}"
         )
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
                 if archive.namelist() != [f"{path.stem}.json"]:
                     raise ValueError(
-                        f"{path} must hold {path.stem}.json alone, got {archive.namelist()}"
+                        f"{path} must contain only {path.stem}.json, got {archive.namelist()}"
                     )
                 content = archive.read(f"{path.stem}.json")
         else:
             content = path.read_bytes()
         detections = json.loads(content)
     except (zipfile.BadZipFile, ValueError) as error:
-        raise ValueError(f"{path} is damaged or cut off: {error}") from error
+        raise ValueError(f"{path} is damaged or truncated: {error}") from error
     if not isinstance(detections, list):
         raise ValueError(f"{path} must be a list of detections, got a {type(detections).__name__}")
     return detections
 
 
 class _Faults:
-    """Collects what is wrong with a list of detections."""
+    """Collects the faults of a list of detections."""
 
     def __init__(self, detections: list):
         self.detections = detections
         self.lines = []
 
-    def add(self, fault: str, wrong) -> None:
+    def add(self, fault: str, wrong: list[bool]) -> None:
+        """Adds a fault, given for each detection whether it has it."""
         where = np.flatnonzero(wrong)
         if len(where):
             example = json.dumps(self.detections[where[0]])
@@ -323,8 +338,9 @@ class _Faults:
             )
 
     def report(self, path) -> None:
+        """Raises a ValueError with all faults, if there are any."""
         if self.lines:
-            raise ValueError(f"{path} is not fit for the server:\n  " + "\n  ".join(self.lines))
+            raise ValueError(f"{path} is not ready for the server: " + "; ".join(self.lines))
 
 
 def _is_number(value) -> bool:
@@ -332,7 +348,7 @@ def _is_number(value) -> bool:
 
 
 def _bad_boxes(detections: list, images: dict, tolerance: float = 0.5) -> list[bool]:
-    """Which boxes (x, y, width, height) are not inside their image, to half a pixel."""
+    """Finds the boxes (x, y, width, height) that are not inside their image, to half a pixel."""
 
     def bad(detection):
         box, image = detection["bbox"], images[detection["image_id"]]
@@ -360,12 +376,16 @@ def _is_bad_mask(mask, image: dict) -> bool:
 
 
 def _run_lengths(counts: str) -> list[int] | None:
-    """The runs of an RLE string, None if it ends inside a number.
+    """Reads the runs of an RLE string.
 
-    pycocotools.mask.decode takes runs that do not fill the image and leaves the rest of the mask
-    to chance, so they are read here, as its maskApi.c defines them: groups of 5 bits from character
-    48 on, lowest first, bit 6 where another follows, the last group's highest bit the sign; from
-    the fourth run on the difference to the run before the last.
+    pycocotools.mask.decode accepts runs that do not fill the image and leaves the rest of the mask
+    uninitialized, so they are read here. Its maskApi.c defines the format: groups of 5 bits as
+    characters from 48 on, the lowest group first; bit 6 is set if another group follows, and the
+    highest bit of the last group is the sign. From the fourth run on, a number is the difference
+    to the run two places before.
+
+    Returns:
+        The lengths of the runs, or None if the string is not valid.
     """
     runs, value, shift = [], 0, 0
     for character in counts:

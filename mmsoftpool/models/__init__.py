@@ -1,4 +1,4 @@
-"""What is there for OpenMMLab: the pools in its registry, and the backbones for mmdet."""
+"""OpenMMLab registration: the pools for all of its libraries, the backbones for mmdet."""
 
 import importlib.util
 
@@ -20,8 +20,8 @@ from .pooling_methods import (
     SumPool2d,
 )
 
-# In the root registry, so that mmdet, mmpretrain and the rest all find them. force: where mmdet
-# fails to import below, the import of this module may be tried again.
+# In the root registry, where mmdet, mmpretrain and the other libraries find them. force, because
+# this module may be imported again after the import of mmdet below has failed.
 for _module in (
     SoftPool1d,
     SoftPool2d,
@@ -39,11 +39,12 @@ for _module in (
 
 
 def _count_flops(inputs, outputs) -> int:
-    """mmengine's FLOP counter on the operator, as torch's; see mmsoftpool.ops.library."""
+    """FLOP formula for mmengine, the same as torch's; see mmsoftpool.ops.library."""
     kernel_size = [value.toIValue() for value in inputs[1].node().inputs()]
     return forward_flops(None, kernel_size, out_shape=outputs[0].type().sizes())
 
 
+# mmengine has no public way to add a formula to its default ones.
 complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS["mmsoftpool::soft_pool"] = _count_flops
 
 if importlib.util.find_spec("mmdet") is not None:
@@ -51,7 +52,7 @@ if importlib.util.find_spec("mmdet") is not None:
 
     from .resnet import SoftPoolResNet, SoftPoolResNetV1d, SoftPoolResNeXt  # noqa: F401
 
-    # A child registry sees its parent's modules, not those of mmdet's beside it.
+    # The scope mmsoftpool finds the modules of its parent, but not those of its sibling mmdet.
     for _name, _module in mmdet.registry.MODELS.module_dict.items():
         if _module.__module__.startswith(__name__):
             registry.MODELS.register_module(name=_name, module=_module)

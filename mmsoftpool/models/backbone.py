@@ -1,4 +1,4 @@
-"""Any backbone with SoftPool, by config alone."""
+"""SoftPoolBackbone: any backbone with its pools replaced, from a config."""
 
 import importlib.util
 
@@ -14,8 +14,8 @@ def soft_pool_backbone(
 ) -> nn.Module:
     """Builds a backbone and replaces its pools; ``SoftPoolBackbone`` in a config.
 
-    What is built is the backbone itself, with other pools: it has the outputs, the ``init_cfg``,
-    the ``frozen_stages``, the ``norm_eval`` and the checkpoint keys that it has without.
+    The result is the backbone itself, not a wrapper: outputs, ``init_cfg``, ``frozen_stages``,
+    ``norm_eval`` and checkpoint keys are unchanged.
 
     Args:
         backbone: Config of a backbone of mmdet, mmpretrain (``type='mmpretrain.DenseNet'``) or timm
@@ -24,11 +24,14 @@ def soft_pool_backbone(
             ``dict(type='SoftPool2d')``.
         include: Names and classes of the pools to replace, as for
             :func:`mmsoftpool.replace_pooling`; a class of torch as ``'torch.nn.MaxPool2d'``.
-            Defaults to None: all max and average pools but global ones.
-        exclude: Names and classes of pools that stay. Defaults to none.
+            Defaults to None, all max and average pools except global ones.
+        exclude: Names and classes of the pools to keep. Defaults to none.
+
+    Returns:
+        The backbone.
 
     Raises:
-        ValueError: As :func:`mmsoftpool.replace_pooling`.
+        ValueError: See :func:`mmsoftpool.replace_pooling`.
 
     Example:
         >>> from mmengine.registry import MODELS
@@ -38,8 +41,8 @@ def soft_pool_backbone(
     """
     registry = MODELS
     if importlib.util.find_spec("mmdet") is not None:
-        # Without a default scope too, a name alone means mmdet's; that of a running config, such
-        # as mmpretrain, goes first.
+        # A type without prefix is looked up in the default scope of the running config, such as
+        # mmpretrain, and then in mmdet.
         from mmdet.registry import MODELS as registry
     module = registry.build(backbone)
     replace_pooling(module, pool, include=include, exclude=exclude)

@@ -1,11 +1,10 @@
 """The pooling methods that the SoftPool paper compares with (Tables 1, 3 and 5), in plain PyTorch.
 
 Every module takes the arguments of :class:`~mmsoftpool.SoftPool2d` and has the output sizes of
-``F.max_pool2d``. Padding carries no weight: a padded tap is absent, also from counts and averages.
-A window without a single tap, which dilation makes possible, gives 0 (S3Pool, a max pool, -inf).
-float16 and bfloat16 are computed in float32. Most of them hold copies of the input per tap of the
-window. The formulas are those of each method's own paper, named in its docstring; average and max
-pooling are torch's.
+``F.max_pool2d``. Padded taps are absent, also from counts and averages. A window without any tap,
+which dilation makes possible, gives 0 (S3Pool, a max pool: -inf). float16 and bfloat16 are computed
+in float32. Most modules allocate one copy of the input per tap of the window. The formulas are
+those of each method's own paper, which its docstring names; average and max pooling are torch's.
 """
 
 import functools
@@ -20,7 +19,7 @@ from ..ops.reference import Windows, compute_dtype
 
 
 class _Pool2d(nn.Module):
-    """What the methods share: arguments, their checks, unbatched input and dtypes."""
+    """Base class: arguments and their checks, unbatched input, dtypes."""
 
     def __init__(self, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False):
         super().__init__()
@@ -42,7 +41,7 @@ class _Pool2d(nn.Module):
         return x.to(input.dtype)
 
     def pool(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H_out, W_out), float32 or float64."""
+        """Pools (N, C, H, W) to (N, C, H_out, W_out), float32 or float64."""
         raise NotImplementedError
 
     def windows(self, x: Tensor) -> Windows:
@@ -56,10 +55,11 @@ class _Pool2d(nn.Module):
 
 
 class _PerChannelPool2d(_Pool2d):
-    """A pool with parameters per channel, whose number may be found at the first forward.
+    """Base class of pools with parameters per channel.
 
-    Until then they are uninitialised, as in torch's lazy modules: optimizers may hold them already,
-    a checkpoint can be loaded, but not saved, and DistributedDataParallel refuses them.
+    With ``channels=None`` the first forward sets the number of channels. Until then the parameters
+    are uninitialised, as in torch's lazy modules: an optimizer can hold them, a checkpoint can be
+    loaded but not saved, and DistributedDataParallel rejects them.
     """
 
     def __init__(self, *args, channels: int | None = None):
@@ -73,7 +73,7 @@ class _PerChannelPool2d(_Pool2d):
             self._initialize(channels)
 
     def initial_values(self, channels: int) -> dict[str, Tensor]:
-        """The parameters by name, as they are before training."""
+        """The parameters' initial values by name."""
         raise NotImplementedError
 
     def _initialize(self, channels: int) -> None:
@@ -105,15 +105,15 @@ class _PerChannelPool2d(_Pool2d):
 
 
 def _mean(windows: Windows, x: Tensor) -> Tensor:
-    """Mean of the present taps of each window."""
+    """Mean of each window's present taps."""
     count = windows.present(x).sum(0).clamp(min=1)
     return (windows.gather(x, 0.0) / count).sum(0)
 
 
 def _norm(windows: Windows, x: Tensor, p, average: bool) -> Tensor:
-    """(sum of |x|^p)^(1/p) of each window, or of the mean; the gradient at 0 is 0."""
+    """(sum of |x|^p)^(1/p) of each window, or with the mean; the gradient at 0 is 0."""
     taps = windows.gather(x, 0.0).abs()
-    # The result does not depend on the scale, which keeps the powers between 0 and 1.
+    # Division by the largest tap keeps the powers between 0 and 1; it cancels in the result.
     top = taps.detach().amax(0)
     zero = top == 0
     total = ((taps / torch.where(zero, 1, top)) ** p).sum(0)
@@ -138,13 +138,13 @@ class PowerAvgPool2d(_Pool2d):
 
     Bruna et al., "Signal recovery from pooling representations", ICML 2014, section 2; sum pooling
     of ``|x|`` for p = 1, max pooling of ``|x|`` for p to infinity (SoftPool paper, Figure 2c). For
-    values >= 0 it is ``F.lp_pool2d``; here negative values count by their size, and the gradient of
-    a window of zeros is 0 instead of NaN.
+    values >= 0 it is ``F.lp_pool2d``; here negative values count by their absolute value, and the
+    gradient of a window of zeros is 0 instead of NaN.
 
     Args:
         kernel_size, stride, padding, dilation, ceil_mode: As for ``SoftPool2d``.
         norm_type: p, at least 1. Defaults to 2, as in the examples of torch's ``nn.LPPool2d``; the
-            SoftPool paper does not name its p.
+            SoftPool paper does not state its p.
     """
 
     def __init__(
@@ -170,18 +170,21 @@ class PowerAvgPool2d(_Pool2d):
 
 
 class LearnedNormPool2d(_PerChannelPool2d):
-    """Learned-norm pooling: y = ``(mean of |x_i|^p)^(1/p)`` with a trained p per channel.
+    """Learned-norm pooling: y = ``(mean of |x_i|^p)^(1/p)`` with a learned p per channel.
 
     Gulcehre et al., "Learned-norm pooling for deep feedforward and recurrent neural networks", ECML
     PKDD 2014, section 3, the normalised L_p unit, with p = 1 + log(1 + e^rho) so that p > 1. The
-    taps are what that unit calls its projections; its centres c are 0, since the taps of a window
-    have no place of their own. p = 1 is average pooling of ``|x|``, p = 2 the root mean square,
-    p to infinity max pooling of ``|x|``.
+    taps correspond to that unit's projections; its centres c are 0, since all taps of a window are
+    alike. p = 1 is average pooling of ``|x|``, p = 2 the root mean square, p to infinity max
+    pooling of ``|x|``.
 
     Args:
         kernel_size, stride, padding, dilation, ceil_mode: As for ``SoftPool2d``.
-        norm_type: p before training, > 1. Defaults to 2, the mean of the authors' random start.
-        channels: Number of channels. Defaults to None, found at the first forward.
+        norm_type: Initial p, > 1. Defaults to 2, the mean of the authors' random initialisation.
+        channels: Number of channels. Defaults to None, set by the first forward.
+
+    Attributes:
+        rho: Parameter of p, (C,).
     """
 
     def __init__(
@@ -212,14 +215,14 @@ class GatedPool2d(_Pool2d):
     """Gated max-average pooling: y = s(w'x) max(x) + (1 - s(w'x)) mean(x), s the logistic function.
 
     Lee et al., "Generalizing pooling functions in convolutional neural networks: mixed, gated, and
-    tree", AISTATS 2016, section 3.1, with one mask w per layer, as in that paper's comparisons. An
-    absent tap adds nothing to w'x.
+    tree", AISTATS 2016, section 3.1, with one mask w per layer, as in that paper's comparisons.
+    Absent taps add nothing to w'x.
 
     Args:
         kernel_size, stride, padding, dilation, ceil_mode: As for ``SoftPool2d``.
 
     Attributes:
-        weight: The mask w, (kH, kW). Before training 0: maximum and mean in equal parts.
+        weight: The mask w, (kH, kW). Initially 0: maximum and mean in equal parts.
     """
 
     def __init__(self, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False):
@@ -239,19 +242,19 @@ class LIPool2d(_PerChannelPool2d):
     """Local importance-based pooling (LIP): y = sum of e^(G(x)_i) x_i / sum of e^(G(x)_i).
 
     Gao et al., "LIP: Local importance-based pooling", ICCV 2019, section 3. The logit module G is
-    the one that the authors put in place of ResNet's max pool: a 3×3 convolution without bias,
+    the one with which the authors replace ResNet's max pool: a 3×3 convolution without bias,
     instance normalisation with scale and shift, and 12 times the logistic function. SoftPool is
     G(x) = x.
 
     Args:
         kernel_size, stride, padding, dilation, ceil_mode: As for ``SoftPool2d``.
-        coefficient: The largest logit. Defaults to 12, the authors'.
-        channels: Number of channels. Defaults to None, found at the first forward.
+        coefficient: The largest logit. Defaults to 12, as the authors set it.
+        channels: Number of channels. Defaults to None, set by the first forward.
 
     Attributes:
-        weight: Convolution kernel, (C, C, 3, 3). Before training 0, the authors' choice: LIP starts
-            as average pooling.
-        scale, shift: Of the normalisation, (C,). Before training 1 and 0.
+        weight: Convolution kernel, (C, C, 3, 3). Initially 0, as the authors set it, with which LIP
+            is average pooling.
+        scale, shift: Of the normalisation, (C,). Initially 1 and 0.
     """
 
     def __init__(
@@ -278,12 +281,12 @@ class LIPool2d(_PerChannelPool2d):
     def pool(self, x: Tensor) -> Tensor:
         weight, scale, shift = (p.to(x.dtype) for p in (self.weight, self.scale, self.shift))
         logits = F.conv2d(x, weight, padding=1)
-        # Instance normalisation; unlike F.instance_norm it takes maps of a single pixel.
+        # Instance normalisation; F.instance_norm rejects maps of a single pixel.
         logits = F.layer_norm(logits, logits.shape[2:])
         logits = torch.addcmul(shift[:, None, None], scale[:, None, None], logits)
         logits = self.coefficient * logits.sigmoid()
         windows = self.windows(x)
-        # Not -inf: a window without taps would give NaN.
+        # Not -inf, with which a window without taps would be NaN.
         weights = windows.gather(logits.to(x.dtype), torch.finfo(x.dtype).min).softmax(0)
         return (weights * windows.gather(x, 0.0)).sum(0)
 
@@ -295,10 +298,10 @@ class StochasticPool2d(_Pool2d):
     """Stochastic pooling: one tap of each window, drawn with probability p_i = x_i / sum of x.
 
     Zeiler and Fergus, "Stochastic pooling for regularization of deep convolutional neural
-    networks", ICLR 2013: drawn in training (eq. 4 and 5), when it gets the whole gradient; the
-    expectation, sum of p_i x_i, in evaluation (eq. 6). The method is made for values >= 0. A
-    negative tap has probability 0 here; in a window without a positive one all taps are equally
-    likely, so that a window of zeros gives 0.
+    networks", ICLR 2013: in training the drawn tap, which gets the whole gradient (eq. 4 and 5); in
+    evaluation the expectation, sum of p_i x_i (eq. 6). The method is designed for values >= 0. Here
+    a negative tap has probability 0, and in a window without a positive tap all are equally likely,
+    so that a window of zeros gives 0.
 
     Args:
         kernel_size, stride, padding, dilation, ceil_mode: As for ``SoftPool2d``.
@@ -311,7 +314,8 @@ class StochasticPool2d(_Pool2d):
         likely = torch.where(positive.amax(0) == 0, windows.present(x), positive)
         likely = likely / likely.detach().amax(0).clamp(min=torch.finfo(x.dtype).tiny)
         if self.training:
-            # The first of several exponential clocks is the i-th one with probability p_i.
+            # Of exponential random variables with rates p_i, the i-th is the smallest with
+            # probability p_i.
             clocks = torch.empty_like(likely).exponential_()
             return taps.gather(0, (likely.detach() / clocks).argmax(0, keepdim=True)).squeeze(0)
         total = likely.sum(0)
@@ -319,7 +323,7 @@ class StochasticPool2d(_Pool2d):
 
 
 class _SpatialSamplingPool2d(_Pool2d):
-    """Pools with stride 1, then keeps random rows and columns of the result; see ``S3Pool2d``."""
+    """Base class: pools with stride 1, then samples rows and columns; see ``S3Pool2d``."""
 
     def _set_grid_size(self, grid_size) -> None:
         stride = self._pooling.stride
@@ -342,7 +346,7 @@ class _SpatialSamplingPool2d(_Pool2d):
         dense_pooling = self._pooling._replace(stride=(1, 1), ceil_mode=False)
         dense_sizes = dense_pooling.output_sizes(sizes)
         padding = list(dense_pooling.padding)
-        for axis in range(2):  # in ceil mode the last window may start further out
+        for axis in range(2):  # in ceil mode the last window may need more padding
             needed = (outs[axis] - 1) * stride[axis] + 1
             padding[2 * axis + 1] += max(0, needed - dense_sizes[axis])
             dense_sizes[axis] = max(needed, dense_sizes[axis])
@@ -361,11 +365,11 @@ class _SpatialSamplingPool2d(_Pool2d):
 
 
 def _sample(size: int, out: int, stride: int, grid: int, device) -> Tensor:
-    """``out`` of ``size`` indices in order: grid / stride random ones of every ``grid`` indices."""
+    """Samples ``out`` of ``size`` indices in order, grid / stride of every ``grid`` indices."""
     strips = -(-size // grid)
     per_strip = grid // stride
     keys = torch.rand(strips, grid, device=device)
-    keys[-1, size - (strips - 1) * grid :] = 2  # beyond the end: these never come first
+    keys[-1, size - (strips - 1) * grid :] = 2  # indices beyond the end are never sampled
     kept = keys.topk(per_strip, largest=False).indices
     kept[-1, out - (strips - 1) * per_strip :] = grid  # the last strip may hold fewer outputs
     starts = torch.arange(strips, device=device).unsqueeze(1) * grid
@@ -373,23 +377,22 @@ def _sample(size: int, out: int, stride: int, grid: int, device) -> Tensor:
 
 
 class S3Pool2d(_SpatialSamplingPool2d):
-    """S3Pool: max pooling with stride 1, of which random rows and columns are kept.
+    """S3Pool: max pooling with stride 1, followed by random sampling of rows and columns.
 
     Zhai et al., "S3Pool: Pooling with stochastic spatial sampling", CVPR 2017, section 3. The
-    stride-1 map is cut into strips of ``grid_size`` rows; in training, grid_size / stride random
-    rows of each are kept, in order, and likewise columns; one draw serves the whole batch. In
-    evaluation every output is the average over its stride × stride cell of the map: the expectation
-    if ``grid_size`` is the stride, and the paper's approximation to it otherwise.
+    stride-1 map is divided into strips of ``grid_size`` rows. In training, grid_size / stride
+    random rows of each are kept, in order, and likewise columns; the sample is the same for the
+    whole batch. In evaluation every output is the average over its stride × stride cell of the map:
+    the expectation if ``grid_size`` is the stride, otherwise the paper's approximation to it.
 
-    On any grid: the stride-1 map has one row per position that the window can take, its padding
-    included. Output row o belongs to the rows from o * stride up to the next cell; what is left at
-    the end makes a shorter last cell, as in the authors' code. With ``ceil_mode`` the map goes on
-    as far as the last window starts.
+    The stride-1 map has one row per position of the window, padding included. Output row o has the
+    rows from o * stride to the next cell; the last cell may be shorter, as in the authors' code.
+    With ``ceil_mode`` the map extends to the start of the last window.
 
     Args:
         kernel_size, stride, padding, dilation, ceil_mode: As for ``SoftPool2d``.
         grid_size: Rows and columns of a strip, a multiple of ``stride``, an int or 2 of them;
-            larger ones distort more. Defaults to None, the stride.
+            larger values distort more. Defaults to None, the stride.
     """
 
     def __init__(
@@ -418,19 +421,19 @@ class LiteS3DPPool2d(_SpatialSamplingPool2d, _PerChannelPool2d):
     Saeedan et al., "Detail-preserving pooling in deep networks", CVPR 2018, section 3: the weighted
     mean of each window with weights w_i = alpha + (sqrt((x_i - m)^2 + eps^2))^lambda, m the mean of
     the window (lite: a box filter), the reward symmetric in the sign of x_i - m (eq. 5). It is
-    taken with stride 1, and S3Pool's sampling follows, see :class:`S3Pool2d`; evaluation takes the
-    average over each cell. alpha and lambda are trained per channel, as exponentials. (The authors'
-    code also divides each square by its window's mean square; the paper's formula, which is used
-    here, does not.)
+    applied with stride 1 and followed by S3Pool's sampling, see :class:`S3Pool2d`, or in evaluation
+    by the average over each cell. alpha and lambda are learned per channel, as exponentials. (The
+    authors' code also divides each square by its window's mean square; the paper's formula, which
+    is used here, does not.)
 
     Args:
         kernel_size, stride, padding, dilation, ceil_mode: As for ``SoftPool2d``.
         grid_size: As for ``S3Pool2d``. Defaults to None, the stride.
         eps: eps of the formula. Defaults to sqrt(0.001), as in the authors' code.
-        channels: Number of channels. Defaults to None, found at the first forward.
+        channels: Number of channels. Defaults to None, set by the first forward.
 
     Attributes:
-        log_alpha, log_lambda: (C,). Before training 0: the centre of the authors' random start.
+        log_alpha, log_lambda: (C,). Initially 0, the centre of the authors' random initialisation.
     """
 
     def __init__(
@@ -458,12 +461,12 @@ class LiteS3DPPool2d(_SpatialSamplingPool2d, _PerChannelPool2d):
         alpha, power = (
             p.to(x.dtype).exp()[:, None, None] for p in (self.log_alpha, self.log_lambda)
         )
-        # Tap by tap: a stack of stride-1 maps would be large.
+        # Tap by tap, because a stack of stride-1 maps would be large.
         taps = windows.views(x, 0.0)
         present = windows.views(torch.ones_like(x[:1, :1]), 0.0)
         count = sum(present).clamp(min=1)
         mean = sum(tap / count for tap in taps)
-        # All weights over scale^lambda: the same result, and large values do not overflow.
+        # All weights are divided by scale^lambda, so that large values do not overflow.
         sizes = ((tap - mean).detach().abs() for tap in taps)
         scale = functools.reduce(torch.maximum, sizes).clamp(min=self.eps)
         bias, floor = alpha * scale**-power, (self.eps / scale) ** 2
@@ -480,7 +483,7 @@ class LiteS3DPPool2d(_SpatialSamplingPool2d, _PerChannelPool2d):
         return f"{super().extra_repr()}, eps={self.eps:.4g}"
 
 
-#: The methods of the paper's Table 1 in its order, as configs without kernel_size.
+#: Configs of the methods of the paper's Table 1, in its order and without ``kernel_size``.
 METHODS = {
     "average": dict(type="torch.nn.AvgPool2d", count_include_pad=False),
     "maximum": dict(type="torch.nn.MaxPool2d"),

@@ -8,12 +8,12 @@ import inspect
 from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 from mmdet.registry import MODELS
 
-#: The grid of the max pool that is replaced.
+#: The arguments of the max pool in mmdet's ResNet.
 _GRID = dict(kernel_size=3, stride=2, padding=1)
 
 
 class _StemPool:
-    """Makes the pool after the first convolution of an mmdet ResNet a setting."""
+    """Mixin that makes the stem's pool of an mmdet ResNet configurable."""
 
     def __init__(self, *args, stem_pool=dict(type="SoftPool2d", **_GRID), **kwargs):
         super().__init__(*args, **kwargs)
@@ -28,25 +28,24 @@ class _StemPool:
 
 @MODELS.register_module()
 class SoftPoolResNet(_StemPool, ResNet):
-    """mmdet's :class:`~mmdet.models.backbones.ResNet` with another pool after the first
-    convolution, its only pooling layer.
+    """mmdet's :class:`~mmdet.models.backbones.ResNet` with another pool in the stem, its only
+    pooling layer.
 
-    The state dict has the keys of mmdet's ResNet, so ImageNet checkpoints load with nothing missing
-    and nothing left over.
+    The state dict has the keys of mmdet's ResNet, so ImageNet checkpoints load without missing or
+    unexpected keys.
 
     Note:
-        With ``frozen_stages >= 0`` the stem is frozen and gets no gradient, so the pool's backward
-        never runs. mmdet's detection configs set ``frozen_stages=1``: there the choice of
-        ``gradient`` makes no difference.
+        With ``frozen_stages >= 0`` the stem is frozen, so the pool's backward never runs. mmdet's
+        detection configs set ``frozen_stages=1``, with which ``gradient`` has no effect.
 
     Args:
         *args: As for mmdet's ResNet; all depths (18, 34, 50, 101, 152).
         stem_pool (dict): Config of the pool in the stem, for ``MODELS.build``. Defaults to
-            ``dict(type='SoftPool2d', kernel_size=3, stride=2, padding=1)``, the grid of the max
-            pool that it replaces. ``dict(type='SoftPool2d', kernel_size=2, stride=2)`` is what the
-            authors' code does, ``dict(type='torch.nn.MaxPool2d')`` what mmdet does: without a
-            ``kernel_size`` the grid is the default's. A pool that takes ``channels`` is given the
-            stem's.
+            ``dict(type='SoftPool2d', kernel_size=3, stride=2, padding=1)``. Without a
+            ``kernel_size`` these three arguments have their defaults, so
+            ``dict(type='torch.nn.MaxPool2d')`` is mmdet's own pool;
+            ``dict(type='SoftPool2d', kernel_size=2, stride=2)`` is the pool of the authors' code. A
+            pool with an argument ``channels`` gets the stem's number of channels.
         **kwargs: As for mmdet's ResNet.
 
     Example:
@@ -59,10 +58,11 @@ class SoftPoolResNet(_StemPool, ResNet):
 
 @MODELS.register_module()
 class SoftPoolResNetV1d(_StemPool, ResNetV1d):
-    """mmdet's :class:`~mmdet.models.backbones.ResNetV1d` (three 3x3 convolutions in the stem,
-    average pools in the shortcuts) with another pool in the stem; see :class:`SoftPoolResNet`.
+    """mmdet's :class:`~mmdet.models.backbones.ResNetV1d` with another pool in the stem; see
+    :class:`SoftPoolResNet`.
 
-    The average pools in the shortcuts stay; ``SoftPoolBackbone`` replaces those too.
+    ResNet-D has three 3x3 convolutions in the stem and average pools in the shortcuts, which are
+    kept; ``SoftPoolBackbone`` replaces them too.
     """
 
 

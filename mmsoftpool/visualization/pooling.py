@@ -1,27 +1,24 @@
-"""Pictures of what pooling does: to a photo, and to the activations in a detector's stem."""
+"""Pictures of pooling methods on a photo and on the activations of a detector's stem."""
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
-import matplotlib
-
-matplotlib.use("Agg")  # files only; no window system is needed
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.dataset import Compose
 from torch import Tensor
 
-from ..analysis.similarity import enlarge, pool_image
+from ..analysis.similarity import check_methods, enlarge, pool_image
 from ..engine import load_model
 from ..models.pooling_methods import METHODS
 from ..ops.functional import soft_pool2d
 from ..ops.pooling import Pooling
 from ..ops.reference import Windows
+from . import save_figure
 
 _NAMES = {
     "lp": "$L_p$",
@@ -35,23 +32,23 @@ Box = tuple[int, int, int, int]  # x, y, width, height
 
 
 def check_box(name: str, box: Sequence[int], what: str, outer: Box) -> Box:
-    """``box``, if it is inside ``outer``.
+    """Returns ``box``, an argument of this name, if it is inside ``outer``.
 
     Raises:
-        ValueError: If it is not inside.
+        ValueError: If it is not inside ``outer``, which the message calls ``what``.
     """
     x, y, w, h = box
     left, top, width, height = outer
     if min(w, h) < 1 or x < left or y < top or x + w > left + width or y + h > top + height:
         raise ValueError(
-            f"{name} must be X Y WIDTH HEIGHT inside {what}, which is {left} {top} {width} "
-            f"{height}; got {x} {y} {w} {h}"
+            f"{name} must be X Y WIDTH HEIGHT inside {what}, {left} {top} {width} {height}, got "
+            f"{x} {y} {w} {h}"
         )
     return x, y, w, h
 
 
 def richest_box(image: Tensor, width: int, height: int) -> Box:
-    """The box of this size with the most contrast: the largest variance of brightness."""
+    """The box of a given size with the most contrast, the largest variance of brightness."""
     grey = image.mean(1)[0].double().numpy()
     sums, squares = cv2.integral2(grey)
 
@@ -90,26 +87,29 @@ def draw_pooling(
     scale: float = 1.0,
     columns: int = 6,
 ) -> None:
-    """Draws a region of an image pooled by several methods, with a zoomed detail in each.
+    """Draws a region of an image pooled by several methods, each with a magnified detail.
 
-    Pooled images are enlarged to the size of the original, every pixel over its window; stochastic
-    methods give one draw, trainable ones have their weights from before training.
+    Pooled images are enlarged to the size of the original, every pixel over its window. Stochastic
+    methods are sampled once, trainable ones have their initial weights.
 
     Args:
         image: (1, 3, H, W), values 0 to 1.
         out (str | Path): Picture file.
         kernels: Kernel sizes, which are the strides too. Defaults to (3, 5).
         methods: Keys of ``METHODS``. Defaults to all.
-        region: x, y, width and height of what is shown. Defaults to None, the box of half the
-            image's shorter side that has the most contrast.
-        zoom: x, y, width and height of the detail, inside the region. Defaults to None, the box of
-            a fifth of the region that has the most contrast.
-        scale: The value that white has for the methods. Defaults to 1.
-        columns: The most methods in a row. Defaults to 6.
+        region: x, y, width and height of the region. Defaults to None, the square of half the
+            image's shorter side with the most contrast.
+        zoom: x, y, width and height of the detail, inside the region. Defaults to None, the square
+            of a fifth of the region's shorter side with the most contrast.
+        scale: The value of white that the methods see. Defaults to 1.
+        columns: Largest number of panels in a row. Defaults to 6.
 
     Raises:
-        ValueError: If a box is not inside the image, or a kernel does not fit the region.
+        ValueError: If an argument is out of its range, or a box is not inside the image.
     """
+    check_methods(methods, scale)
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
     height, width = image.shape[2:]
     side = max(1, min(height, width) // 2)
     region = region or richest_box(image, side, side)
@@ -118,7 +118,7 @@ def draw_pooling(
     for kernel in kernels:
         if not 2 <= kernel <= min(w, h) // 2:
             raise ValueError(
-                f"kernel must be from 2 to half of the region of {w} x {h} pixels, got {kernel}"
+                f"kernels must be from 2 to half of the region's {w} x {h} pixels, got {kernel}"
             )
     if zoom is None:
         part = max(1, min(w, h) // 5)
@@ -126,7 +126,7 @@ def draw_pooling(
         zoom = (inside[0] + x, inside[1] + y, *inside[2:])
     zoom = check_box("zoom", zoom, "the region", region)
 
-    # Everything in one row if it fits; else a block of rows for every kernel.
+    # Everything in one row if it fits, otherwise a block of rows per kernel.
     panels = [("original", kernels[0])] + [(m, k) for k in kernels for m in methods]
     one_row = len(panels) <= columns
     if not one_row:
@@ -136,13 +136,9 @@ def draw_pooling(
     rows_per_block = math.ceil(per_block / columns)
     rows = rows_per_block * (len(panels) // per_block)
     size = 1.75
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        figsize=(size * columns, (size * h / w + 0.22) * rows),
-        squeeze=False,
-        gridspec_kw=dict(wspace=0.04, hspace=0.15 * w / h),
-    )
+    figure = Figure((size * columns, (size * h / w + 0.22) * rows))
+    spacing = dict(wspace=0.04, hspace=0.15 * w / h)
+    grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw=spacing)
     for axes in grid.flat:
         axes.axis("off")
     for i, (method, kernel) in enumerate(panels):
@@ -167,7 +163,7 @@ def draw_pooling(
         axes.set_title(title, fontsize=8.5, pad=3, weight=weight)
         _outline(axes, region, (x, y), ec="0.7", lw=0.6)
         _outline(axes, zoom, (x, y), ec=_ACCENT, lw=0.8)
-        # In the corner that is farthest from the detail.
+        # The magnified detail goes into the corner farthest from the detail.
         left = zoom[0] + zoom[2] / 2 > x + w / 2
         below = zoom[1] + zoom[3] / 2 < y + h / 2
         times = 0.46 * min(w / zoom[2], h / zoom[3])
@@ -179,41 +175,37 @@ def draw_pooling(
         inset.set(xticks=[], yticks=[])
         for spine in inset.spines.values():
             spine.set(color=_ACCENT, linewidth=1.2)
-    _save(figure, out)
-
-
-def _save(figure, out) -> None:
-    quality = dict(pil_kwargs=dict(quality=88, optimize=True))
-    jpeg = Path(out).suffix.lower() in (".jpg", ".jpeg")
-    figure.savefig(out, dpi=150, bbox_inches="tight", pad_inches=0.05, **(quality if jpeg else {}))
-    plt.close(figure)
+    save_figure(figure, out, bbox_inches="tight", pad_inches=0.05)
 
 
 def stem_activations(cfg, checkpoint: str, image_file: str) -> tuple[np.ndarray, Tensor, dict]:
-    """What a detector's stem gives its pool for an image.
+    """Computes the input of the pool in a detector's stem.
 
     Args:
         cfg (Config): The detector's config.
-        checkpoint: Its weights; must fit the model exactly.
+        checkpoint: File or URL of its weights, which must match the model exactly.
         image_file: The image.
 
     Returns:
-        The image as the model sees it, (H, W, 3) RGB of 0 to 1; the activations, (C, h, w); and the
-        arguments of the pool.
+        The resized image, RGB, (H, W, 3), values 0 to 1; the activations without the image's
+        padding, (C, h, w); and the arguments of the pool.
 
     Raises:
-        ValueError: If the config has no ``test_dataloader``, the checkpoint is missing or does not
-            fit, or the backbone has no ``maxpool``, the name of the stem's pool in mmdet's ResNets.
+        ValueError: If the config has no ``test_dataloader``, the checkpoint does not fit, or the
+            backbone has no ``maxpool``, the name of the stem's pool in mmdet's ResNets.
+        FileNotFoundError: If there is no such checkpoint.
     """
     if "test_dataloader" not in cfg:
         raise ValueError(
-            f"{cfg.filename} has no test_dataloader, whose pipeline would prepare the image"
+            f"cfg must have a test_dataloader, whose pipeline prepares the image; {cfg.filename} "
+            "has none"
         )
     model = load_model(cfg, checkpoint)
     pool = getattr(model.backbone, "maxpool", None)
     if pool is None:
         raise ValueError(
-            f"the backbone {type(model.backbone).__name__} has no stem pool (maxpool) to look at"
+            f"the backbone must have a stem pool named maxpool, {type(model.backbone).__name__} "
+            "has none"
         )
     steps = [
         step
@@ -231,7 +223,7 @@ def stem_activations(cfg, checkpoint: str, image_file: str) -> tuple[np.ndarray,
         model.backbone(batch["inputs"])
     height, width = data["data_samples"].img_shape[:2]
     shown = data["inputs"].permute(1, 2, 0).numpy()[..., ::-1] / 255
-    keys = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    keys = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "alpha")
     arguments = {key: getattr(pool, key) for key in keys if hasattr(pool, key)}
     stride = batch["inputs"].shape[-1] / seen[0].shape[-1]
     activations = seen[0][0, :, : math.ceil(height / stride), : math.ceil(width / stride)]
@@ -241,41 +233,45 @@ def stem_activations(cfg, checkpoint: str, image_file: str) -> tuple[np.ndarray,
 def draw_stem(
     image: np.ndarray, activations: Tensor, pooling: dict, out, channels: int = 4
 ) -> None:
-    """Draws activations before and after max pooling and SoftPool, and where SoftPool looks.
+    """Draws activations before and after max pooling and SoftPool.
 
-    A row for the mean of all channels, with the image in the corner, and one for each of the
-    channels whose activations vary most. The columns: before pooling, max pooling and SoftPool on
-    one scale; the difference of the two; the largest softmax weight of each window, from 1 / taps,
-    where SoftPool averages, to 1, where it looks at one activation as max pooling does.
+    The first row is the mean of all channels, with the image in the corner; the others are the
+    channels whose activations vary most. The columns are the activations before pooling, after max
+    pooling and after SoftPool, on one scale; the difference of the two; and the largest softmax
+    weight of each window, from 1 / taps, where SoftPool is average pooling, to 1, where it is max
+    pooling.
 
     Args:
         image: (H, W, 3), values 0 to 1.
-        activations: (C, h, w), what the pool gets.
+        activations: Input of the pools, (C, h, w).
         pooling: Arguments of the pools.
         out (str | Path): Picture file.
-        channels: How many channels are drawn. Defaults to 4.
+        channels: Number of single channels. Defaults to 4.
+
+    Raises:
+        ValueError: If ``channels`` is less than 1.
     """
-    windows = Windows(activations.shape[1:], Pooling.check(2, **pooling))
-    taps = windows.gather(activations[None], -math.inf)[:, 0]
-    largest, weights = taps.amax(0), taps.softmax(0)
+    if channels < 1:
+        raise ValueError(f"channels must be at least 1, got {channels}")
+    checked = Pooling.check(2, **pooling)
+    taps = Windows(activations.shape[1:], checked).gather(activations[None], -math.inf)[:, 0]
+    # Not alpha times -inf, which is NaN for alpha = 0.
+    logits = torch.where(taps == -math.inf, taps, checked.alpha * taps)
+    largest, weights = taps.amax(0), logits.softmax(0)
     soft = soft_pool2d(activations, **pooling)
     order = activations.flatten(1).var(1).argsort(descending=True)[:channels].tolist()
     height, width = image.shape[:2]
     size = 1.6
-    figure, grid = plt.subplots(
-        len(order) + 1,
-        5,
-        figsize=(5.7 * size, size * (len(order) + 1) * height / width + 0.3),
-        squeeze=False,
-        layout="constrained",
-    )
+    rows = len(order) + 1
+    figure = Figure((5.7 * size, size * rows * height / width + 0.3), layout="constrained")
+    grid = figure.subplots(rows, 5)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     titles = ("before pooling", "max pooling", "SoftPool", "max minus SoftPool", "largest weight")
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=10)
-    of_one = dict(cmap="viridis", vmin=1 / len(weights), vmax=1)
-    rows = [("mean of all channels", slice(None)), *((f"channel {c}", [c]) for c in order)]
-    for line, (name, which) in zip(grid, rows, strict=True):
+    weight_style = dict(cmap="viridis", vmin=1 / len(weights), vmax=1)
+    selections = [("mean of all channels", slice(None)), *((f"channel {c}", [c]) for c in order)]
+    for line, (name, which) in zip(grid, selections, strict=True):
         before, after_max, after_soft = (
             maps[which].mean(0).numpy() for maps in (activations, largest, soft)
         )
@@ -286,7 +282,7 @@ def draw_stem(
         bars = [(drawn, line[2])]
         for axes, values, style in (
             (line[3], after_max - after_soft, dict(cmap="cividis", vmin=0)),
-            (line[4], weights.amax(0)[which].mean(0).numpy(), of_one),
+            (line[4], weights.amax(0)[which].mean(0).numpy(), weight_style),
         ):
             bars.append((axes.imshow(values, interpolation="nearest", **style), axes))
         for drawn, axes in bars:
@@ -300,4 +296,4 @@ def draw_stem(
     inset.imshow(image)
     inset.set(xticks=[], yticks=[])
     inset.spines[:].set_color("white")
-    _save(figure, out)
+    save_figure(figure, out, bbox_inches="tight", pad_inches=0.05)

@@ -1,28 +1,28 @@
-"""Pictures of a run: its loss and AP curves, and its detections beside the ground truth."""
+"""Pictures of a run: its loss and AP curves, its detections beside the ground truth."""
 
 import json
 from pathlib import Path
 
 import cv2
 import matplotlib
-
-matplotlib.use("Agg")  # files only; no window system is needed
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from pycocotools.coco import COCO
 
-_COLOURS = plt.get_cmap("tab10").colors
+from . import save_figure
+
+_COLOURS = matplotlib.colormaps["tab10"].colors
 
 
 def plot_curves(work_dir, out) -> None:
-    """Draws training loss and validation AP over the epochs of a run.
+    """Draws a run's training loss by iteration and validation AP by epoch.
 
     Args:
-        work_dir (str | Path): Work directory of the run; a resumed run's logs are joined.
+        work_dir (str | Path): Work directory of the run; the logs of a resumed run are joined.
         out (str | Path): Picture file.
 
     Raises:
-        FileNotFoundError: If there is no log with a training loss.
+        FileNotFoundError: If no log there has a training loss.
     """
     losses, scores = {}, {}
     for log in sorted(Path(work_dir).glob("*/vis_data/scalars.json")):
@@ -37,7 +37,8 @@ def plot_curves(work_dir, out) -> None:
     if not losses:
         raise FileNotFoundError(f"no training log (*/vis_data/scalars.json) in {work_dir}")
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure = Figure((9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     steps = sorted(losses)
     for key in [k for k in losses[steps[-1]] if k.startswith("loss")]:
         left.plot(steps, [losses[s].get(key) for s in steps], label=key, lw=1.5)
@@ -46,41 +47,37 @@ def plot_curves(work_dir, out) -> None:
         epochs = sorted(values)
         label = {"bbox_mAP": "box AP", "segm_mAP": "mask AP"}.get(key, key)
         right.plot(epochs, [values[e] for e in epochs], "o-", ms=3, label=label)
-    right.set(xlabel="epoch", ylabel="AP@[.50:.95], val", ylim=(0, 1))
+    right.set(xlabel="epoch", ylabel="AP@[.50:.95], val")
+    right.set_ylim(bottom=0)  # the top fits the data
     for axes in (left, right):
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(frameon=False)
-    figure.savefig(out, dpi=150)
-    plt.close(figure)
+    save_figure(figure, out)
 
 
 def draw_detections(
     predictions: list[dict], ann_file, out, count: int = 6, score_thr: float = 0.4
 ) -> None:
-    """Draws ground truth (above) and detections (below) of a few images.
+    """Draws the ground truth (top row) and detections (bottom row) of a few images.
 
     Args:
-        predictions: What ``tools/test.py --out`` writes: one dict per image.
-        ann_file (str | Path): The COCO annotations that they belong to.
+        predictions: One dict per image, the content of the file that ``tools/test.py --out``
+            writes.
+        ann_file (str | Path): The images' COCO annotations.
         out (str | Path): Picture file.
-        count: Number of images, the first ones with several objects. Defaults to 6.
-        score_thr: Lowest score of a detection that is drawn. Defaults to 0.4.
+        count: Number of images; those with three or more objects come first. Defaults to 6.
+        score_thr: Lowest score of a drawn detection. Defaults to 0.4.
     """
     coco = COCO(str(ann_file))
     names = [category["name"] for category in coco.loadCats(coco.getCatIds())]
     index = {category: i for i, category in enumerate(coco.getCatIds())}
-    # Stable: images with fewer than three objects come last, the rest stay in order.
+    # The sort is stable: images with three or more objects come first, in their order.
     predictions = sorted(
         predictions, key=lambda p: -min(3, len(coco.getAnnIds(imgIds=p["img_id"])))
     )[:count]
-    figure, grid = plt.subplots(
-        2,
-        len(predictions),
-        figsize=(2.4 * len(predictions), 5),
-        squeeze=False,
-        layout="constrained",
-    )
+    figure = Figure((2.4 * len(predictions), 5), layout="constrained")
+    grid = figure.subplots(2, len(predictions), squeeze=False)
     for (above, below), prediction in zip(grid.T, predictions, strict=True):
         image = cv2.cvtColor(cv2.imread(prediction["img_path"]), cv2.COLOR_BGR2RGB)
         for axes in (above, below):
@@ -99,8 +96,7 @@ def draw_detections(
                 _draw_box(below, (x1, y1, x2 - x1, y2 - y1), int(label), text)
     grid[0, 0].set_ylabel("ground truth")
     grid[1, 0].set_ylabel("detections")
-    figure.savefig(out, dpi=150)
-    plt.close(figure)
+    save_figure(figure, out)
 
 
 def _draw_box(axes, box, label: int, text: str) -> None:

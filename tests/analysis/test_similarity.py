@@ -1,4 +1,4 @@
-"""SSIM and PSNR of pooled images, and the paper's tables beside them."""
+"""SSIM and PSNR of pooled images, of folders of them, and beside the paper's."""
 
 import math
 
@@ -7,22 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmsoftpool.analysis import benchmark, similarity
+from mmsoftpool.analysis import paper, similarity
 from mmsoftpool.models.pooling_methods import METHODS
 
-from ..common import SHARED
-
-PAPER = SHARED / "seeds" / "paper.txt"
-ROWS = {
-    "average": "Average", "maximum": "Maximum", "power-average": "Pow-average", "sum": "Sum",
-    "lp": "L_p", "gate": "Gate", "lite-s3dpp": "Lite-S3DPP", "lip": "LIP",
-    "stochastic": "Stochastic", "s3": "S3", "softpool": "SoftPool (Ours)",
-}  # fmt: skip
+from ..common import SHARED, rand
 
 
 @pytest.fixture
 def image():
-    return torch.rand(1, 3, 40, 45, generator=torch.Generator().manual_seed(0))
+    return rand(1, 3, 40, 45)
 
 
 @pytest.fixture
@@ -89,8 +82,8 @@ class TestSimilarity:
         soft = similarity.pool_image(image, "softpool", 2)
         assert (soft - average).mean() < 0.3 * (largest - average).mean()
 
-    def test_stochastic_methods_are_drawn_or_expected(self, image):
-        for method in similarity.STOCHASTIC:
+    def test_stochastic_methods_give_a_sample_or_their_expectation(self, image):
+        for method in paper.STOCHASTIC:
             first, second, other = (
                 similarity.pool_image(image, method, 2, seed=seed) for seed in (0, 0, 1)
             )
@@ -103,7 +96,7 @@ class TestSimilarity:
 
 
 class TestFolder:
-    def test_a_row_per_image_kernel_and_method_and_the_rest_is_named(self, folder, tmp_path):
+    def test_a_row_per_image_kernel_and_method_and_the_skipped_files(self, folder, tmp_path):
         rows, skipped = similarity.image_similarity(folder, [2, 3], csv_file=tmp_path / "x.csv")
         assert [(r["image"], r["kernel"], r["method"]) for r in rows] == [
             (name, k, method) for name in ("a.png", "b.jpg") for k in (2, 3) for method in METHODS
@@ -111,7 +104,7 @@ class TestFolder:
         assert skipped == {
             "notes.txt": "not an image",
             "nothing.png": "not an image",
-            "small.png": "45 x 9 pixels, at least 13 a side are needed",
+            "small.png": "45 x 9 pixels, must be at least 13 x 13",
         }
         assert similarity.read_csv(tmp_path / "x.csv") == rows
         similarity.plot(rows, tmp_path / "x.png")
@@ -122,7 +115,7 @@ class TestFolder:
         alone, _ = similarity.image_similarity(folder, [2], ["s3"])
         assert alone == [row for row in rows if row["method"] == "s3"]
 
-    def test_an_interrupted_run_goes_on(self, folder, tmp_path, monkeypatch):
+    def test_an_interrupted_run_resumes(self, folder, tmp_path, monkeypatch):
         path = tmp_path / "x.csv"
         rows, skipped = similarity.image_similarity(folder, [2], csv_file=path)
         whole = path.read_text()
@@ -140,70 +133,101 @@ class TestFolder:
         similarity.image_similarity(folder, [2], scale=255.0, csv_file=path, resume=True)
         assert len(pooled) == 2 * len(METHODS)
         path.write_text("a,b\n1,2\n")
-        with pytest.raises(ValueError, match=r"x\.csv is not a file of image_similarity"):
+        with pytest.raises(ValueError, match=r"x\.csv was not written by image_similarity"):
             similarity.image_similarity(folder, [2], csv_file=path, resume=True)
 
-    def test_mistakes(self, folder, tmp_path):
-        with pytest.raises(ValueError, match=f"no folder at {tmp_path}/missing"):
-            similarity.image_similarity(tmp_path / "missing")
+    def test_no_image_that_is_large_enough(self, folder, tmp_path):
         (tmp_path / "empty").mkdir()
-        with pytest.raises(ValueError, match=r"no image to compare .*it is empty"):
+        with pytest.raises(ValueError, match=r"no image to compare .*\(empty\)"):
             similarity.image_similarity(tmp_path / "empty")
         with pytest.raises(ValueError, match=r"no image to compare .*a\.png: 45 x 40 pixels"):
             similarity.image_similarity(folder, [5], match="pooled")
-        with pytest.raises(ValueError, match="kernel must be at least 2, got 1"):
-            similarity.image_similarity(folder, [1])
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (dict(kernels=[1]), "kernels must be at least 2, got 1"),
+            (dict(methods=["max"]), "methods must be of average, maximum, .* got 'max'"),
+            (dict(match="none"), "match must be one of original, pooled, got 'none'"),
+            (dict(scale=0), "scale must be positive, got 0"),
+        ],
+    )
+    def test_an_argument_out_of_its_range_is_named(self, folder, tmp_path, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            similarity.image_similarity(folder, csv_file=tmp_path / "x.csv", **arguments)
+        assert not (tmp_path / "x.csv").exists()
+
+    def test_a_missing_folder(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"no folder at {tmp_path}/missing"):
+            similarity.image_similarity(tmp_path / "missing")
 
 
-class TestPaper:
-    @pytest.mark.skipif(not PAPER.exists(), reason=f"no text of the paper at {PAPER}")
-    def test_tables_are_the_papers(self):
-        lines = [" ".join(line.split()) for line in PAPER.read_text().splitlines()]
-        for method, label in ROWS.items():
-            numbers = [v for name in ("DIV2K", "Urban100", "Manga109") for v in
-                       similarity.PAPER[name][method]]  # fmt: skip
-            text = " ".join(f"{v:.3f}" for v in numbers)
-            (line,) = [line for line in lines if line.endswith(text)]
-            assert label in line
-            times = benchmark.PAPER_LATENCY[method]
-            cpu, cuda = ("{} / {}".format(*times[device]) for device in ("cpu", "cuda"))
-            flickr = " ".join(f"{v:.3f}" for v in similarity.PAPER["Flickr2K"][method])
-            squeezed = [line.replace(" ", "") for line in lines]
-            assert any(
-                line.endswith((cpu + cuda + flickr).replace(" ", "")) for line in squeezed
-            ), method
+def test_the_papers_own_numbers_have_its_order():
+    rows = [
+        dict(
+            image="x",
+            kernel=kernel,
+            method=method,
+            **{m: paper.similarity("DIV2K", method, kernel, m) for m in paper.METRICS},
+        )
+        for kernel in (2, 5)
+        for method in METHODS
+    ]
+    comparison = similarity.compare_with_paper(rows)
+    cases = [(row["kernel"], row["metric"]) for row in comparison]
+    assert cases == [(2, "ssim"), (2, "psnr"), (5, "ssim"), (5, "psnr")]
+    for row in comparison:
+        assert row["correlation"]["DIV2K"] == pytest.approx(1)
+        assert row["places"]["softpool"] == 1 and row["better"] == row["images"] == 1
+    assert comparison[0]["difference"] == pytest.approx(0.729 - 0.714)
 
-    def test_soft_pool_is_first_in_every_column(self):
-        for dataset in similarity.PAPER:
-            for kernel in (2, 3, 5):
-                for metric in similarity.METRICS:
-                    values = {
-                        m: similarity.paper_value(dataset, m, kernel, metric) for m in METHODS
-                    }
-                    assert similarity.ranks(values)["softpool"] == 1
 
-    def test_its_own_numbers_correlate_with_it(self):
-        rows = [
-            dict(
-                image="x",
-                kernel=k,
-                method=method,
-                **{
-                    metric: similarity.paper_value("DIV2K", method, k, metric)
-                    for metric in similarity.METRICS
-                },
-            )
-            for k in (2, 5)
-            for method in METHODS
-        ]
-        comparison = similarity.compare_with_paper(rows)
-        assert [(row["kernel"], row["metric"]) for row in comparison] == [
-            (2, "ssim"), (2, "psnr"), (5, "ssim"), (5, "psnr"),
-        ]  # fmt: skip
-        for row in comparison:
-            assert row["correlation"]["DIV2K"] == pytest.approx(1)
-            assert row["places"]["softpool"] == 1 and row["better"] == row["images"] == 1
-        assert comparison[0]["difference"] == pytest.approx(0.729 - 0.714)
+def test_on_a_photo_average_pooling_is_first_and_soft_pool_close_behind():
+    path = SHARED / "data" / "kodak" / "23.png"
+    if not path.exists():
+        pytest.skip(f"no photo at {path}")
+    image = similarity.read_image(path)[..., 100:356, 100:356]
+    psnr = {
+        method: similarity.similarity(image, similarity.pool_image(image, method, 3), 3)["psnr"]
+        for method in METHODS
+    }
+    places = similarity.ranks(psnr)
+    assert places["average"] == places["lip"] == 1 and 3 <= places["softpool"] <= 4
+    assert sorted(places, key=places.get)[-2:] == ["power-average", "sum"]
 
-    def test_other_kernels_have_no_number(self):
-        assert similarity.paper_value("DIV2K", "average", 4, "ssim") is None
+
+class TestTool:
+    def test_prints_every_method_beside_the_paper_and_writes_files(
+        self, run_tool, folder, tmp_path
+    ):
+        files = [tmp_path / name for name in ("x.csv", "x.png")]
+        status, out, _ = run_tool("image_similarity", folder, "--csv", files[0], "--plot", files[1])
+        assert status == 0 and "skipped notes.txt: not an image" in out
+        for method in METHODS:
+            rows = [line for line in out.splitlines() if f"│ {method}" in line]
+            assert len(rows) == 3, method
+        assert "0.729" in out and "52.36" in out  # of the paper
+        assert "lip*" in out and "* with untrained weights" in out
+        assert "k = 5, PSNR: rank correlation with the paper's data sets" in out
+        assert len(files[0].read_text().splitlines()) == 1 + 2 * 3 * len(METHODS)
+        assert files[1].stat().st_size > 10_000
+
+    def test_a_few_methods_and_another_kernel(self, run_tool, folder):
+        status, out, _ = run_tool(
+            "image_similarity", folder, "--kernel", 4, "--methods", "softpool"
+        )
+        assert status == 0 and out.count("│ softpool") == 1 and "rank correlation" not in out
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["/missing"], "error: no folder at /missing"),
+            (["."], "error: no image to compare in"),
+            ([".", "--scale", "0"], "error: scale must be positive, got 0.0"),
+            ([".", "--resume"], "error: resume needs csv"),
+            ([".", "--csv", "/missing/x.csv"], "error: no folder /missing to write"),
+        ],
+    )
+    def test_a_mistake_is_one_line(self, run_tool, args, message):
+        status, _, error = run_tool("image_similarity", *args)
+        assert status == 2 and error.startswith(message)

@@ -1,4 +1,4 @@
-"""Several processes, here two on CPUs that talk through gloo, do what one does."""
+"""Several processes, here two on CPUs with gloo, give the results of one."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from mmengine.runner import Runner
 from mmsoftpool import engine
 from mmsoftpool.datasets.shapes import make_shapes
 
-from ..common import ROOT
+from ..common import ROOT, config_path
 
-DEMO = str(ROOT / "configs" / "demo_retinanet_softpool.py")
+DEMO = config_path("demo_retinanet_softpool")
 
 
 @pytest.fixture
@@ -99,13 +99,13 @@ def test_two_processes_train_and_evaluate_as_one(launch, run_script, tmp_path, s
         moved += weight.grad is not None and bool((step.abs() > 1e-4).any())
     assert moved > 20  # the step is much larger than the tolerance
 
-    # Five images do not divide by two: one is evaluated twice and counted once.
+    # Two does not divide five images: one of them is evaluated twice and counted once.
     checkpoint = tmp_path / "run" / "epoch_1.pth"
     found = []
     for name, run in (("two", launch), ("one", run_script)):
         prefix = tmp_path / name
-        options = ("--work-dir", tmp_path / "test", "--cfg-options",
-                   f"test_evaluator.outfile_prefix={prefix}")  # fmt: skip
+        outfile = f"test_evaluator.outfile_prefix={prefix}"
+        options = ("--work-dir", tmp_path / "test", "--cfg-options", outfile)
         if run is launch:
             out = launch("dist_test.sh", config, checkpoint, 2, *options)
         else:
@@ -117,7 +117,7 @@ def test_two_processes_train_and_evaluate_as_one(launch, run_script, tmp_path, s
     assert found[0] == found[1]
 
 
-def test_a_call_without_arguments_says_how(tmp_path):
+def test_a_call_without_arguments_prints_the_usage():
     for script in ("dist_train.sh", "dist_test.sh"):
         result = subprocess.run([ROOT / "tools" / script], capture_output=True, text=True)
         assert result.returncode == 2 and f"tools/{script} CONFIG" in result.stderr

@@ -1,11 +1,15 @@
-"""tools/ab.py: every pair is trained once, and an interruption costs nothing."""
+"""tools/ab.py: every config is trained once per seed, and an interrupted call resumes."""
 
 import fcntl
+import json
 import re
 
 import pytest
 
 from mmsoftpool.datasets.shapes import make_shapes
+from mmsoftpool.evaluation.ab import compare_configs
+
+from ..common import ROOT
 
 CONFIGS = ("configs/demo_retinanet_maxpool.py", "configs/demo_retinanet_softpool.py")
 NAMES = ("demo_retinanet_maxpool", "demo_retinanet_softpool")
@@ -28,17 +32,17 @@ def options(tmp_path_factory):
     )
 
 
-def test_trains_the_pair_and_goes_on_after_an_interruption(run_script, tmp_path, options):
+def test_trains_the_pair_and_resumes_after_an_interruption(run_script, tmp_path, options):
     command = ("tools/ab.py", *CONFIGS, "--seeds", 3, "--work-dir", tmp_path, "--resamples", 10)
     command += options
     first, second = (tmp_path / name / "seed_3" for name in NAMES)
-    # Another process is at the second run: the first is done, then it stops.
+    # Another process holds the lock of the second run: the call ends after the first.
     second.mkdir(parents=True)
     with (second / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         stopped = run_script(*command, check=False)
     assert stopped.returncode == 2
-    assert f"error: {second} is being run by another process" in stopped.stderr
+    assert f"error: another process is executing the run in {second}" in stopped.stderr
     assert "randomness.seed=3" in (first / "log").read_text()
     assert (first / "results.bbox.json").exists() and not (second / "results.bbox.json").exists()
 
@@ -53,40 +57,91 @@ def test_trains_the_pair_and_goes_on_after_an_interruption(run_script, tmp_path,
         ("2", NAMES[1], "test"),
     ]
     table = (tmp_path / "comparison_bbox.md").read_text()
-    assert table in out and "4 images; 1 and 1 runs" in table
+    assert table in out and "4 images; 1 run of each model" in table
     assert (tmp_path / "comparison_bbox.png").exists()
 
     again = run_script(*command).stdout
-    assert again.count("seed 3 is finished") == 2 and "Epoch(" not in again and table in again
+    assert again.count("seed 3: already finished") == 2 and "Epoch(" not in again and table in again
     other = run_script(*command, "model.test_cfg.score_thr=0.5", check=False)
     assert other.returncode == 2
-    assert "holds runs of configs/demo_retinanet_maxpool.py with other settings" in other.stderr
+    assert "has runs of configs/demo_retinanet_maxpool.py with other settings" in other.stderr
     assert "score_thr=0.5" in other.stderr
 
 
+def test_every_config_is_compared_with_the_first(tmp_path):
+    root = tmp_path / "shapes"
+    make_shapes(root, train=1, val=4)
+    boxes = json.loads((root / "annotations" / "instances_val.json").read_text())["annotations"]
+    configs = []
+    for number, name in enumerate(("one", "two", "three")):
+        config = tmp_path / f"{name}.py"
+        config.write_text(f"_base_ = {str(ROOT / CONFIGS[0])!r}")
+        configs.append(str(config))
+        # The results of a finished run, from before this call: the first 1/3, 2/3 and all objects.
+        found = [
+            dict(image_id=o["image_id"], category_id=o["category_id"], bbox=o["bbox"], score=1)
+            for o in boxes[: len(boxes) * (number + 1) // 3]
+        ]
+        run = tmp_path / "runs" / name / "seed_0"
+        run.mkdir(parents=True)
+        (run / "results.bbox.json").write_text(json.dumps(found))
+    comparisons = compare_configs(
+        configs,
+        [0],
+        tmp_path / "runs",
+        ROOT / "tools",
+        cfg_options=[f"data_root={root}"],
+        resamples=10,
+    )
+    comparison = comparisons["bbox"]
+    assert comparison.names == ("one", "two", "three")
+    assert 0 < comparison.differences[0, 0] < comparison.differences[1, 0]
+    table = (tmp_path / "runs" / "comparison_bbox.md").read_text()
+    assert table == comparison.markdown() and "| three: difference" in table
+    assert (tmp_path / "runs" / "comparison_bbox.png").exists()
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("configs", "arguments", "error", "message"),
     [
         (
-            [*CONFIGS, "--seeds", "1", "1"],
-            "--seeds must be different numbers from 0 on, got [1, 1]",
+            CONFIGS,
+            dict(seeds=[1, 1]),
+            ValueError,
+            r"seeds must be different numbers of at least 0, got \[1, 1\]",
         ),
-        ([CONFIGS[0], CONFIGS[0]], "the two configs must have different names"),
-        ([CONFIGS[0], "configs/retinanet_r18_softpool.py"], "must be evaluated alike"),
-        ([CONFIGS[0], "configs/missing.py"], "no config file at"),
-        ([*CONFIGS, "--gpus", "0"], "--gpus must be at least 1, got 0"),
+        (CONFIGS, dict(seeds=[]), ValueError, r"seeds must be .*, got \[\]"),
+        (CONFIGS, dict(gpus=0), ValueError, "gpus must be at least 1, got 0"),
+        (CONFIGS, dict(resamples=0), ValueError, "resamples must be at least 1, got 0"),
+        (CONFIGS, dict(cfg_options=["x"]), ValueError, "form key=value, got 'x'"),
+        (CONFIGS[:1], {}, ValueError, "configs must be at least two with different names"),
+        ([CONFIGS[0]] * 2, {}, ValueError, "configs must be at least two with different names"),
+        (
+            [CONFIGS[0], "configs/retinanet_r18_softpool.py"],
+            {},
+            ValueError,
+            "must be evaluated on the same annotations and metrics",
+        ),
+        ([CONFIGS[0], "configs/missing.py"], {}, FileNotFoundError, "no config file at"),
     ],
 )
-def test_refuses(run_script, tmp_path, arguments, message):
-    result = run_script("tools/ab.py", *arguments, "--work-dir", tmp_path, check=False)
-    assert result.returncode == 2 and message in result.stderr
+def test_a_wrong_argument_is_named(tmp_path, monkeypatch, configs, arguments, error, message):
+    monkeypatch.chdir(ROOT)
+    arguments = {**dict(seeds=[0], work_dir=tmp_path, tools="tools"), **arguments}
+    with pytest.raises(error, match=message):
+        compare_configs(list(configs), **arguments)
 
 
-def test_a_failing_run_is_shown(run_script, tmp_path):
+def test_the_output_of_a_failing_run_is_shown(run_script, tmp_path):
     result = run_script(
-        "tools/ab.py", *CONFIGS, "--work-dir", tmp_path, "--cfg-options", "data_root=/missing",
+        "tools/ab.py",
+        *CONFIGS,
+        "--work-dir",
+        tmp_path,
+        "--cfg-options",
+        "data_root=/missing",
         check=False,
-    )  # fmt: skip
+    )
     assert result.returncode == 2
     assert "error: no train annotations at /missing" in result.stderr
     assert "demo_retinanet_maxpool, seed 0 failed with exit status 2" in result.stderr

@@ -1,4 +1,4 @@
-"""The metrics against pycocotools, the bootstrap against what is known of its outcome."""
+"""The metrics against pycocotools, the bootstrap against closed forms."""
 
 import copy
 import json
@@ -9,7 +9,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mmsoftpool.datasets.shapes import make_shapes
-from mmsoftpool.evaluation.comparison import METRICS, DetectionScores, compare_detections
+from mmsoftpool.evaluation.comparison import (
+    METRICS,
+    Comparison,
+    DetectionScores,
+    compare_detections,
+)
 
 
 def noisy_detections(coco: COCO, seed: int, jitter: float) -> list[dict]:
@@ -68,7 +73,7 @@ def write(path, content):
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """Annotations of 24 made images."""
+    """Annotations of 24 synthetic images."""
     root = tmp_path_factory.mktemp("shapes")
     make_shapes(root, train=1, val=24)
     return root / "annotations" / "instances_val.json"
@@ -113,31 +118,46 @@ class TestDetectionScores:
 class TestCompareDetections:
     @pytest.fixture
     def files(self, shapes, tmp_path):
-        """Result files of a good and of a worse detector, two runs of each."""
+        """Result files of a good, a worse and a bad detector, two runs of each."""
         coco = COCO(shapes)
         return {
             name: [
                 write(tmp_path / f"{name}{seed}.json", noisy_detections(coco, seed, jitter))
                 for seed in (0, 1)
             ]
-            for name, jitter in (("good", 0.02), ("bad", 0.08))
+            for name, jitter in (("good", 0.02), ("worse", 0.05), ("bad", 0.08))
         }
 
-    def test_a_model_does_not_differ_from_itself(self, shapes, files):
-        result = compare_detections(shapes, files["good"], files["good"], resamples=20)
-        known = ~np.isnan(result.difference)
-        assert (result.difference[known] == 0).all() and (result.interval[:, known] == 0).all()
+    @staticmethod
+    def choose(files, *names):
+        return {name: files[name] for name in names}
 
-    def test_a_worse_one_is_surely_worse(self, shapes, files):
-        result = compare_detections(shapes, files["bad"], files["good"], resamples=100)
-        low, high = result.interval[:, 0]
-        assert 0 < low < result.difference[0] < high
+    def test_a_model_does_not_differ_from_itself(self, shapes, files):
+        results = {"good": files["good"], "same": files["good"]}
+        result = compare_detections(shapes, results, resamples=20)
+        known = ~np.isnan(result.differences)
+        assert (result.differences[known] == 0).all()
+        assert (result.intervals.swapaxes(1, 2)[known] == 0).all()
+
+    def test_a_better_model_has_an_interval_above_zero(self, shapes, files):
+        result = compare_detections(shapes, self.choose(files, "bad", "good"), resamples=100)
+        low, high = result.intervals[0, :, 0]
+        assert 0 < low < result.differences[0, 0] < high
         means = [np.mean([s[0] for s in scores]) for scores in result.scores]
-        assert result.difference[0] == pytest.approx(means[1] - means[0])
+        assert result.differences[0, 0] == pytest.approx(means[1] - means[0])
+
+    def test_every_later_model_is_compared_with_the_first(self, shapes, files):
+        together = compare_detections(
+            shapes, self.choose(files, "bad", "worse", "good"), resamples=20
+        )
+        for i, name in enumerate(("worse", "good")):
+            pair = compare_detections(shapes, self.choose(files, "bad", name), resamples=20)
+            np.testing.assert_array_equal(together.differences[i], pair.differences[0])
+            np.testing.assert_array_equal(together.intervals[i], pair.intervals[0])
 
     def test_the_interval_has_the_spread_of_the_mean_over_images(self, shapes, tmp_path):
-        # Each image has one object, found or not: AP is the share that is found (no false alarms),
-        # so the standard error of a difference is known.
+        # Each image has one object, detected or not, and there are no false positives. AP is then
+        # the share of detected objects, so the standard error of a difference is known.
         images = [dict(id=i, height=100, width=100, file_name="") for i in range(200)]
         boxes = [
             dict(id=i + 1, image_id=i, category_id=1, bbox=[9, 9, 50, 50], area=2500, iscrowd=0)
@@ -148,41 +168,45 @@ class TestCompareDetections:
             tmp_path / "a.json", dict(images=images, annotations=boxes, categories=categories)
         )
         found = dict(category_id=1, bbox=[9, 9, 50, 50], score=0.5)
-        a, b = (
-            write(tmp_path / f"{n}.json", [dict(found, image_id=i) for i in range(n)])
+        results = {
+            f"{n} found": [
+                write(tmp_path / f"{n}.json", [dict(found, image_id=i) for i in range(n)])
+            ]
             for n in (101, 141)
-        )
-        result = compare_detections(ann_file, [a], [b], resamples=1000)
-        # 40 of 200 images differ; recall is read off at 101 points, hence the tolerance.
+        }
+        result = compare_detections(ann_file, results, resamples=1000)
+        # 40 of 200 images differ; precision is read at 101 recalls, hence the tolerance.
         error = 100 * np.sqrt(0.2 * 0.8 / 200)
-        assert result.difference[0] == pytest.approx(20, abs=1)
+        assert result.differences[0, 0] == pytest.approx(20, abs=1)
         np.testing.assert_allclose(
-            result.interval[:, 0], [20 - 1.96 * error, 20 + 1.96 * error], atol=1
+            result.intervals[0, :, 0], [20 - 1.96 * error, 20 + 1.96 * error], atol=1
         )
 
     def test_is_reproducible(self, shapes, files):
         one, two = (
-            compare_detections(shapes, files["bad"], files["good"], resamples=20) for _ in range(2)
+            compare_detections(shapes, self.choose(files, "bad", "good"), resamples=20)
+            for _ in range(2)
         )
-        np.testing.assert_array_equal(one.interval, two.interval)
+        np.testing.assert_array_equal(one.intervals, two.intervals)
 
-    def test_writes_a_table_and_a_picture(self, shapes, files, tmp_path):
-        result = compare_detections(
-            shapes, files["bad"], files["good"][:1], names=("bad", "good"), resamples=20
-        )
-        table = result.markdown()
-        header, rule, *rows = [line for line in table.splitlines() if line.startswith("|")]
-        assert [cell.strip() for cell in header.split("|")[2:-1]] == list(METRICS)
-        assert [row.split("|")[1].strip() for row in rows] == [
-            "bad", "good", "difference", "95% interval",
-        ]  # fmt: skip
-        assert len({len(line) for line in (header, rule, *rows)}) == 1
-        assert "2 and 1 runs" in table and "AP of the runs of bad: " in table
-        assert rows[0].split("|")[7].strip() == "n/a"  # no large object in these images
-        result.plot(tmp_path / "plot.png")
-        assert (tmp_path / "plot.png").stat().st_size > 10_000
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (dict(resamples=0), "resamples must be at least 1, got 0"),
+            (dict(confidence=95), "confidence must be between 0 and 1, got 95"),
+        ],
+    )
+    def test_a_number_out_of_range_is_named(self, shapes, files, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            compare_detections(shapes, self.choose(files, "bad", "good"), **arguments)
 
-    def test_says_what_is_wrong_with_a_file(self, shapes, files, tmp_path):
+    def test_needs_two_models_with_files(self, shapes, files):
+        with pytest.raises(ValueError, match=r"must have at least two models, got \['bad'\]"):
+            compare_detections(shapes, self.choose(files, "bad"))
+        with pytest.raises(ValueError, match=r"got none for \['good'\]"):
+            compare_detections(shapes, {"bad": files["bad"], "good": []})
+
+    def test_a_wrong_file_is_named(self, shapes, files, tmp_path):
         good = files["good"]
         cut = tmp_path / "cut.json"
         cut.write_text(good[0].read_text()[:-50])
@@ -190,17 +214,83 @@ class TestCompareDetections:
             tmp_path / "foreign.json",
             [dict(image_id=99999, category_id=1, bbox=[0, 0, 1, 1], score=1)],
         )
-        for ann_file, a, message in (
-            (tmp_path / "no.json", good, "no annotation file at .*no.json"),
-            (good[0], good, "is not in COCO's annotation format"),
-            (shapes, [tmp_path / "no.json"], "no result file at .*no.json"),
-            (shapes, [cut], "cut.json is not JSON, or is cut off"),
-            (shapes, [shapes], "is not a list of detections"),
-            (shapes, [foreign], "1 images that the annotations do not have, .* 99999"),
+        for error, ann_file, a, message in (
+            (FileNotFoundError, tmp_path / "no.json", good, "no annotation file at .*no.json"),
+            (ValueError, good[0], good, "is not in COCO's annotation format"),
+            (FileNotFoundError, shapes, [tmp_path / "no.json"], "no result file at .*no.json"),
+            (ValueError, shapes, [cut], "cut.json is not JSON, or is truncated"),
+            (ValueError, shapes, [shapes], "is not a list of detections"),
+            (ValueError, shapes, [foreign], "1 images that are not in the annotations, .* 99999"),
         ):
-            with pytest.raises(ValueError, match=message):
-                compare_detections(ann_file, a, good)
-        with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
-            compare_detections(shapes, good, good, resamples=0)
-        with pytest.raises(ValueError, match="confidence must be between 0 and 1, got 95"):
-            compare_detections(shapes, good, good, confidence=95)
+            with pytest.raises(error, match=message):
+                compare_detections(ann_file, {"a": a, "good": good})
+
+
+class TestComparison:
+    @staticmethod
+    def comparison(*runs):
+        """Made-up scores of models with the given numbers of runs; no large objects."""
+        names = ("first", "second", "third")[: len(runs)]
+        scores = []
+        for model, count in enumerate(runs):
+            values = 10.0 * model + np.arange(count)[:, None] + np.arange(6)
+            values[:, 5] = np.nan
+            scores.append(values)
+        intervals = np.tile(np.array([[-1.0], [1.0]]), (len(runs) - 1, 1, 6))
+        intervals[:, :, 5] = np.nan
+        return Comparison(names, tuple(scores), intervals, 0.95, 1000, images=7)
+
+    @staticmethod
+    def cells(table):
+        return [
+            [cell.strip() for cell in line.split("|")[1:-1]]
+            for line in table.splitlines()
+            if line.startswith("|")
+        ]
+
+    def test_the_table_of_two_models(self):
+        table = self.comparison(2, 2).markdown()
+        header, _, *rows = self.cells(table)
+        assert header == ["", *METRICS]
+        assert rows == [
+            ["first", "0.5", "1.5", "2.5", "3.5", "4.5", "n/a"],
+            ["second", "10.5", "11.5", "12.5", "13.5", "14.5", "n/a"],
+            ["difference", *["+10.0"] * 5, "n/a"],
+            ["95% interval", *["-1.0 to +1.0"] * 5, "n/a"],
+        ]
+        assert len({len(line) for line in table.splitlines() if line.startswith("|")}) == 1
+
+    def test_the_table_of_three_models_has_all_differences_to_the_first(self):
+        table = self.comparison(1, 1, 1).markdown()
+        rows = self.cells(table)[2:]
+        assert [row[:2] for row in rows] == [
+            ["first", "0.0"],
+            ["second", "10.0"],
+            ["third", "20.0"],
+            ["second: difference", "+10.0"],
+            ["second: 95% interval", "-1.0 to +1.0"],
+            ["third: difference", "+20.0"],
+            ["third: 95% interval", "-1.0 to +1.0"],
+        ]
+        assert "Differences are to first." in table
+
+    def test_the_notes_name_the_runs(self):
+        text = self.comparison(2, 2).markdown()
+        assert "7 images; 2 runs of each model." in text
+        assert "1000 paired bootstrap samples of images and runs." in text
+        assert "AP of the runs of second: 10.0, 11.0." in text
+        assert "leave out" not in text
+
+    def test_one_seed_leaves_out_the_spread_between_runs(self):
+        text = self.comparison(1, 1).markdown()
+        assert "7 images; 1 run of each model." in text and "bootstrap samples of images." in text
+        assert "With one run of each model, the intervals leave out the spread between runs" in text
+        text = self.comparison(2, 1).markdown()
+        assert "7 images; runs: 2 of first, 1 of second." in text
+        assert "With one run of second, the intervals leave out the spread" in text
+
+    @pytest.mark.parametrize("runs", [(2, 2), (1, 1, 1)])
+    def test_the_picture_is_drawn_without_a_display(self, tmp_path, runs):
+        self.comparison(*runs).plot(tmp_path / "plot.png")
+        assert (tmp_path / "plot.png").stat().st_size > 10_000
+        assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]

@@ -71,11 +71,14 @@ def test_reads_predictions_in_any_order(tmp_path):
     assert compare_predictions(tmp_path / "a.csv", tmp_path / "b.pkl") == expected
 
 
-def test_says_what_is_wrong(tmp_path):
+def test_wrong_input_is_named(tmp_path):
     good, other = tmp_path / "good.csv", tmp_path / "other.csv"
     good.write_text("sample,prediction,label\nx,1,1\n")
     for content, message in (
-        ("sample,prediction,label\ny,1,1\n", "must hold the same samples; 2 are in one of them"),
+        (
+            "sample,prediction,label\ny,1,1\n",
+            "must have the same samples; 2 are only in one",
+        ),
         ("sample,prediction,label\nx,1,2\n", "give different labels to 1 samples, for example 'x'"),
         ("sample,prediction,label\nx,1,1\nx,1,1\n", "every sample once"),
         ("name,label\nx,1\n", "columns sample, prediction and label, got"),

@@ -9,24 +9,24 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from mmsoftpool import engine
-from mmsoftpool.evaluation import submission as test_dev
+from mmsoftpool.evaluation import submission
 from mmsoftpool.evaluation.submission import check_submission, detect_test_dev
 
-from ..engine.test_runner import SMALL, config
+from ..common import SMALL, config_path
 
-# Everything that random weights find, of few proposals.
+# All detections of random weights, from few proposals.
 OPTIONS = {**SMALL, "model.test_cfg.rcnn.score_thr": 0.0, "model.test_cfg.rpn.max_per_img": 20}
 NAME = "detections_test-dev2017_test_results"
 
 
 @pytest.fixture(scope="module")
 def mask_rcnn(coco_root, tmp_path_factory):
-    """A small Mask R-CNN's checkpoint: random weights, so what it finds is noise."""
+    """The checkpoint of a Mask R-CNN with random weights, whose detections are noise."""
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
     from mmengine.runner import save_checkpoint
 
-    cfg = engine.load_config(config("mask_rcnn_r34_softpool"))
+    cfg = engine.load_config(config_path("mask_rcnn_r34_softpool"))
     init_default_scope("mmdet")
     path = tmp_path_factory.mktemp("weights") / "epoch_1.pth"
     save_checkpoint(dict(state_dict=MODELS.build(cfg.model).state_dict()), str(path))
@@ -35,22 +35,28 @@ def mask_rcnn(coco_root, tmp_path_factory):
 
 @pytest.fixture
 def small(coco_root, tmp_path):
-    """Builds the config of a small run into ``tmp_path``."""
+    """Loads the config of a small run in ``tmp_path``."""
 
     def load():
         options = {**OPTIONS, "data_root": str(coco_root)}
-        return engine.load_config(config("mask_rcnn_r34_softpool"), options, str(tmp_path))
+        return engine.load_config(config_path("mask_rcnn_r34_softpool"), options, str(tmp_path))
 
     return load
 
 
-def test_writes_what_the_server_takes(run_script, coco_root, mask_rcnn, tmp_path):
+def test_writes_submissions_that_pass_the_check(run_script, coco_root, mask_rcnn, tmp_path):
     ann_file = coco_root / "annotations" / "image_info_test-dev2017.json"
     options = [f"{key}={value}" for key, value in OPTIONS.items()]
+    arguments = ("--work-dir", tmp_path, "--name", "test")
     out = run_script(
-        "tools/test_dev.py", "configs/mask_rcnn_r34_softpool.py", mask_rcnn, "--work-dir", tmp_path,
-        "--name", "test", "--cfg-options", f"data_root={coco_root}", *options,
-    ).stdout  # fmt: skip
+        "tools/test_dev.py",
+        config_path("mask_rcnn_r34_softpool"),
+        mask_rcnn,
+        *arguments,
+        "--cfg-options",
+        f"data_root={coco_root}",
+        *options,
+    ).stdout
     assert "note: the server's test-dev2017 has 20288 images" in out
     coco = COCO(ann_file)
     for metric, key in (("bbox", "bbox"), ("segm", "segmentation")):
@@ -63,30 +69,30 @@ def test_writes_what_the_server_takes(run_script, coco_root, mask_rcnn, tmp_path
         assert detections[0].keys() == {"image_id", "category_id", "score", key}
         assert len(coco.loadRes(detections).anns) == len(detections)
         result = run_script("tools/test_dev.py", "--check", path, "--ann-file", ann_file)
-        assert "in 1 of 1 images, fit for the server" in result.stdout
+        assert "in 1 of 1 images, ready for the server" in result.stdout
 
 
-def test_goes_on_where_it_was_interrupted(coco_root, mask_rcnn, small, tmp_path, monkeypatch):
+def test_resumes_at_the_first_missing_part(coco_root, mask_rcnn, small, tmp_path, monkeypatch):
     val = json.loads((coco_root / "annotations" / "instances_val2017.json").read_text())
     ann_file = tmp_path / "image_info.json"
     info = dict(images=val["images"][:5], categories=val["categories"], info={}, licenses=[])
     ann_file.write_text(json.dumps(info))
     arguments = (str(mask_rcnn), "test", ann_file, coco_root / "val2017")
-    keep = test_dev._keep
+    keep = submission._keep
 
     def keep_once(unfinished, part, metric):
         if part.name.startswith("0001"):
             raise KeyboardInterrupt
         keep(unfinished, part, metric)
 
-    monkeypatch.setattr(test_dev, "_keep", keep_once)
+    monkeypatch.setattr(submission, "_keep", keep_once)
     with pytest.raises(KeyboardInterrupt):
         detect_test_dev(small(), *arguments, part_size=2)
     parts = tmp_path / "test-dev" / "parts"
     assert sorted(p.name for p in parts.iterdir()) == ["0000.bbox.json", "0000.segm.json"]
     first = (parts / "0000.bbox.json").stat().st_mtime_ns
 
-    monkeypatch.setattr(test_dev, "_keep", keep)
+    monkeypatch.setattr(submission, "_keep", keep)
     submissions = detect_test_dev(small(), *arguments, part_size=2)
     assert (parts / "0000.bbox.json").stat().st_mtime_ns == first
     assert len(list(parts.iterdir())) == 6
@@ -103,7 +109,7 @@ def test_refuses_data_that_is_not_test_devs(coco_root, mask_rcnn, small, tmp_pat
     annotations = coco_root / "annotations"
 
     def refusal(ann_file, image_dir=coco_root / "test2017", name="test", checkpoint=mask_rcnn):
-        with pytest.raises(ValueError) as error:
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
             detect_test_dev(small(), str(checkpoint), name, ann_file, image_dir)
         return str(error.value)
 
@@ -111,7 +117,7 @@ def test_refuses_data_that_is_not_test_devs(coco_root, mask_rcnn, small, tmp_pat
     assert "9 of the 10 images" in refusal(annotations / "image_info_test-dev2017_10.json")
     assert "no image list of test-dev at" in refusal(tmp_path / "missing.json")
     good = annotations / "image_info_test-dev2017.json"
-    assert "--name must be" in refusal(good, name="a b")
+    assert "name must have only letters" in refusal(good, name="a b")
     assert "no checkpoint at" in refusal(good, checkpoint=tmp_path / "none.pth")
     several = small()
     several.test_evaluator = [several.test_evaluator]
@@ -120,11 +126,11 @@ def test_refuses_data_that_is_not_test_devs(coco_root, mask_rcnn, small, tmp_pat
     info = json.loads(good.read_text())
     info["categories"][0]["name"] = "martian"
     (tmp_path / "other.json").write_text(json.dumps(info))
-    assert "classes are not the 80 of" in refusal(tmp_path / "other.json")
+    assert "classes of the detector must be the 80 of" in refusal(tmp_path / "other.json")
 
 
 class TestCheck:
-    """Every fault that the server would refuse or miscount, in a file that is right otherwise."""
+    """Each fault that the server would refuse or miscount, in an otherwise correct file."""
 
     @pytest.fixture
     def ann_file(self, tmp_path):
@@ -147,13 +153,13 @@ class TestCheck:
         path.write_text(json.dumps(detections))
         return check_submission(path, ann_file, **kwargs)
 
-    def test_a_right_file(self, tmp_path, ann_file):
+    def test_a_correct_file_passes(self, tmp_path, ann_file):
         text = self.check(tmp_path, ann_file, self.detections())
         assert text.endswith(
-            "2 detections (bbox and segmentation) in 2 of 2 images, fit for the server"
+            "2 detections (bbox and segmentation) in 2 of 2 images, ready for the server"
         )
 
-    def test_reads_any_mask(self, tmp_path, ann_file):
+    def test_any_mask_passes(self, tmp_path, ann_file):
         rng = np.random.default_rng(0)
         detections = [
             dict(
@@ -190,18 +196,21 @@ class TestCheck:
             ("segmentation", dict(size=[40, 60], counts="é"), "segmentation not an RLE"),
         ],
     )
-    def test_a_wrong_value(self, tmp_path, ann_file, key, value, message):
+    def test_a_wrong_value_is_reported(self, tmp_path, ann_file, key, value, message):
         detections = self.detections()
         detections[1][key] = value
         with pytest.raises(ValueError, match=message):
             self.check(tmp_path, ann_file, detections)
 
-    def test_what_is_missing_or_too_much(self, tmp_path, ann_file):
+    def test_missing_and_excess_content_is_reported(self, tmp_path, ann_file):
         one, two = self.detections()
         del two["score"]
         for detections, message in (
             ([one, two], "no score: 1 times"),
-            ([one], "detections for 1 of 2 images, the first without is 2; is the file cut off"),
+            (
+                [one],
+                "for 1 of 2 images, the first image without is 2; the file may be",
+            ),
             ([one] * 101 + [two | dict(score=0)], "more than 100 detections in an image: 101"),
             ([], "has no detections"),
             ([1], "must be a list of dicts, got 1"),
@@ -211,19 +220,19 @@ class TestCheck:
                 self.check(tmp_path, ann_file, detections)
         assert "1 of 2 images" in self.check(tmp_path, ann_file, [one], max_empty=1)
 
-    def test_the_file_itself(self, tmp_path, ann_file):
-        with pytest.raises(ValueError, match="must be called detections_test-dev2017_NAME"):
+    def test_a_damaged_or_misnamed_file_is_reported(self, tmp_path, ann_file):
+        with pytest.raises(ValueError, match="must be named detections_test-dev2017_NAME"):
             self.check(tmp_path, ann_file, self.detections(), name="results")
         self.check(tmp_path, ann_file, self.detections())
         path = tmp_path / f"{NAME}.json"
         path.write_text(path.read_text()[:-20])
-        with pytest.raises(ValueError, match="is damaged or cut off"):
+        with pytest.raises(ValueError, match="is damaged or truncated"):
             check_submission(path, ann_file)
         archive = path.with_suffix(".zip")
         with zipfile.ZipFile(archive, "w") as file:
             file.write(path, "folder/results.json")
-        with pytest.raises(ValueError, match=f"must hold {NAME}.json alone"):
+        with pytest.raises(ValueError, match=f"must contain only {NAME}.json"):
             check_submission(archive, ann_file)
         archive.write_bytes(archive.read_bytes()[:50])
-        with pytest.raises(ValueError, match="is damaged or cut off"):
+        with pytest.raises(ValueError, match="is damaged or truncated"):
             check_submission(archive, ann_file)

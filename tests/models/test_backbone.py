@@ -1,3 +1,5 @@
+"""SoftPoolBackbone: mmdet's, mmpretrain's and timm's backbones with their pools replaced."""
+
 import mmdet.registry
 import mmengine.registry
 import pytest
@@ -7,6 +9,8 @@ from mmengine.registry import DefaultScope, init_default_scope
 from torch import nn
 
 from mmsoftpool import SoftPool2d, engine, replace_pooling
+
+from ..common import randn
 
 RES2NET = dict(type="Res2Net", depth=50, frozen_stages=1, norm_eval=True)
 BACKBONES = {
@@ -40,7 +44,7 @@ def test_it_is_the_backbone_with_its_pools_replaced(library):
     replace_pooling(theirs)
     for backbone in (ours, theirs):
         backbone.eval()
-    x = torch.randn(1, 3, 64, 64)
+    x = randn(1, 3, 64, 64)
     with torch.no_grad():
         for level, other in zip(ours(x), theirs(x), strict=True):
             assert level.equal(other)

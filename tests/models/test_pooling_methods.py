@@ -1,4 +1,4 @@
-"""The other pooling methods against loops over windows, written from each paper's formula."""
+"""The other pooling methods against loops over windows, from each paper's formula."""
 
 import itertools
 import math
@@ -14,10 +14,11 @@ from mmsoftpool.datasets.shapes import make_shapes
 from mmsoftpool.models import SoftPoolResNet
 from mmsoftpool.models.pooling_methods import METHODS
 
-from ..common import ROOT
+from ..common import ROOT, rand, randn
 
 OTHERS = [name for name in METHODS if name not in ("average", "maximum", "softpool")]
 TRAINABLE = ["lp", "gate", "lite-s3dpp", "lip"]
+PER_CHANNEL = ["lp", "lip", "lite-s3dpp"]
 RANDOM = ["lite-s3dpp", "stochastic", "s3"]
 
 # kernel_size, stride, padding, dilation, ceil_mode, input size
@@ -39,8 +40,8 @@ def build(name, *pooling, **settings):
 
 
 def build_double(name, *pooling, channels=2, **settings):
-    """In float64, with random parameters."""
-    if name in ("lp", "lip", "lite-s3dpp"):
+    """Builds a pool in float64, with random parameters."""
+    if name in PER_CHANNEL:
         settings["channels"] = channels
     pool = build(name, *pooling, **settings).double()
     for parameter in pool.parameters():
@@ -48,9 +49,12 @@ def build_double(name, *pooling, channels=2, **settings):
     return pool
 
 
+def pair(value):
+    return (value, value) if isinstance(value, int) else value
+
+
 def windows(size, out, kernel_size, stride, padding, dilation):
-    """For every output position, (tap, place) of the taps that exist."""
-    pair = lambda value: (value, value) if isinstance(value, int) else value  # noqa: E731
+    """Yields every output position with (tap, place) of its present taps."""
     kernel_size, stride, padding, dilation = map(pair, (kernel_size, stride, padding, dilation))
     for position in itertools.product(*map(range, out)):
         inside = []
@@ -77,14 +81,14 @@ def weighted_mean(weights, values):
 
 
 def by_definition(name, pool, x, out, pooling):
-    """The expectation of a method by loops, in float64."""
+    """Computes the expectation of a method by loops, in float64."""
     kernel_size, stride, padding, dilation, _ = pooling
     parameters = {key: value.detach() for key, value in pool.named_parameters()}
     if name == "lip":  # by torch's own layers
         conv = F.conv2d(x, parameters["weight"], padding=1)
         normalise = nn.InstanceNorm2d(2, affine=True).double().eval()
         normalise.load_state_dict(dict(weight=parameters["scale"], bias=parameters["shift"]))
-        flat = conv[0, 0].numel() == 1  # which torch's layer refuses
+        flat = conv[0, 0].numel() == 1  # torch's layer rejects it
         logits = 12 * torch.sigmoid(parameters["shift"].view(2, 1, 1) if flat else normalise(conv))
         logits = logits.detach().expand_as(x)
 
@@ -120,11 +124,9 @@ def by_definition(name, pool, x, out, pooling):
 
     y = x.new_zeros(*x.shape[:2], *out)
     sampled = name in ("s3", "lite-s3dpp")
-    strides = (stride, stride) if isinstance(stride, int) else stride
-    if sampled:  # everything that the window can slide over, up to the last window's start
-        kernels, pads, dilations = (
-            (v, v) if isinstance(v, int) else v for v in (kernel_size, padding, dilation)
-        )
+    strides = pair(stride)
+    if sampled:  # every position of the window, to the start of the last one
+        kernels, pads, dilations = map(pair, (kernel_size, padding, dilation))
         slides = [
             max(n + 2 * p - d * (k - 1), (o - 1) * s + 1)
             for n, p, d, k, o, s in zip(
@@ -157,10 +159,10 @@ def by_definition(name, pool, x, out, pooling):
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("name", OTHERS)
 def test_evaluation_is_the_papers_formula(name, grid):
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # for the parameters
     *pooling, size = grid
     pool = build_double(name, *pooling).eval()
-    x = torch.randn(2, 2, *size, dtype=torch.float64)
+    x = randn(2, 2, *size).double()
     out = F.max_pool2d(x, *pooling).shape[2:]
     expected = by_definition(name, pool, x, out, pooling)
     torch.testing.assert_close(pool(x).detach(), expected, rtol=1e-9, atol=1e-12)
@@ -168,9 +170,9 @@ def test_evaluation_is_the_papers_formula(name, grid):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_gradients(name):
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # for the parameters
     pool = build_double(name, 3, 2, 1)
-    x = torch.randn(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
+    x = randn(1, 2, 5, 6).double().requires_grad_()
     parameters = tuple(pool.parameters())
 
     def run(x, *parameters):
@@ -183,7 +185,7 @@ def test_gradients(name):
 
 
 class TestClosedForms:
-    x = torch.rand(2, 3, 7, 9) - 0.3
+    x = rand(2, 3, 7, 9) - 0.3
 
     def test_power_average(self):
         pool = build("power-average", 3, 2, 1, norm_type=1)
@@ -237,7 +239,7 @@ class TestClosedForms:
 
 
 class TestStochastic:
-    def test_draws_taps_by_their_size(self):
+    def test_draws_taps_in_proportion_to_their_values(self):
         x = torch.tensor([[1.0, 2.0], [0.0, 5.0]])
         torch.manual_seed(0)
         drawn = build("stochastic", 2)(x.repeat(1, 200, 200)[None])
@@ -259,7 +261,7 @@ class TestStochastic:
     @pytest.mark.parametrize("name", RANDOM)
     def test_evaluation_is_the_mean_of_many_draws(self, name):
         torch.manual_seed(0)
-        x = torch.rand(1, 2, 7, 9)
+        x = rand(1, 2, 7, 9)
         pool = build(name, 3, 2, 1)
         drawn = torch.stack([pool(x) for _ in range(3000)])
         error = drawn.std(0) / 3000**0.5
@@ -302,9 +304,9 @@ class TestS3Pool:
 class TestAnyInput:
     @pytest.mark.parametrize("name", OTHERS)
     def test_finite_values_and_gradients_for_finite_inputs(self, name):
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # for the samples
+        normal = randn(2, 3, 9, 9)
         for scale, mode in itertools.product((0, 1e-30, 1e-3, 1, -1, 1e3, 1e15), (True, False)):
-            normal = torch.randn(2, 3, 9, 9)
             for x in (scale * normal, scale * normal.abs()):
                 pool = build(name, 3, 2, 1).train(mode)
                 y = pool(x.requires_grad_())
@@ -314,7 +316,7 @@ class TestAnyInput:
     @pytest.mark.parametrize("name", OTHERS)
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_16_bit_types_are_computed_in_float32(self, name, dtype):
-        x = torch.rand(3, 8, 8).to(dtype)
+        x = rand(3, 8, 8).to(dtype)
         pool = build(name, 3, 2, 1).eval()
         y = pool(x)  # unbatched
         assert y.dtype == dtype and y.shape == (3, 4, 4)
@@ -346,19 +348,19 @@ class TestAnyInput:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_compiles_without_graph_breaks(name):
-    known = dict(channels=2) if name in ("lp", "lip", "lite-s3dpp") else {}
+    known = dict(channels=2) if name in PER_CHANNEL else {}
     pool = build(name, 3, 2, 1, **known).eval()
     torch._dynamo.reset()
-    x = torch.rand(1, 2, 7, 8)
+    x = rand(1, 2, 7, 8)
     compiled = torch.compile(pool, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), pool(x))
 
 
-@pytest.mark.parametrize("name", ["lp", "lite-s3dpp", "lip"])
+@pytest.mark.parametrize("name", PER_CHANNEL)
 class TestChannels:
-    x = torch.rand(1, 3, 8, 8)
+    x = rand(1, 3, 8, 8)
 
-    def test_are_found_at_the_first_forward(self, name):
+    def test_are_set_by_the_first_forward(self, name):
         pool = build(name, 2)
         optimizer = torch.optim.SGD(pool.parameters(), lr=1.0)  # before it is known
         before = build(name, 2, channels=3).state_dict()
@@ -367,22 +369,22 @@ class TestChannels:
         optimizer.step()
         assert any(not value.equal(before[key]) for key, value in pool.state_dict().items())
 
-    def test_are_found_in_a_checkpoint(self, name):
+    def test_are_set_by_a_checkpoint(self, name):
         trained = build_double(name, 2, channels=3).float()
         pool = build(name, 2)
         pool.load_state_dict(trained.state_dict())
         assert pool.channels == 3
         assert pool.eval()(self.x).equal(trained.eval()(self.x))
 
-    def test_others_are_refused(self, name):
+    def test_another_number_is_refused(self, name):
         with pytest.raises(ValueError, match=r"channels=1 channels, got \(1, 3, 8, 8\)"):
             build(name, 2, channels=1)(self.x)
 
-    def test_unknown_ones_cannot_be_saved(self, name):
+    def test_an_unknown_number_cannot_be_saved(self, name):
         with pytest.raises(ValueError, match="uninitialized"):
             build(name, 2).state_dict()
 
-    def test_are_given_by_the_backbone(self, name):
+    def test_are_set_by_the_backbone(self, name):
         stem_pool = dict(METHODS[name], kernel_size=3, stride=2, padding=1)
         pool = SoftPoolResNet(18, base_channels=16, stem_pool=stem_pool).maxpool
         assert pool.channels == 16 and {len(p) for p in pool.parameters()} == {16}
@@ -403,7 +405,6 @@ def test_a_detector_trains_with_it(name, shapes, tmp_path):
         "model.backbone.stem_pool": dict(METHODS[name], kernel_size=3, stride=2, padding=1),
         "train_dataloader.batch_size": 2,
         "train_dataloader.num_workers": 0,
-        "train_dataloader.persistent_workers": False,
         "train_cfg": dict(_delete_=True, type="IterBasedTrainLoop", max_iters=2),
         "param_scheduler": [],
         "experiment_name": name,
@@ -418,6 +419,6 @@ def test_a_detector_trains_with_it(name, shapes, tmp_path):
     trained = dict(pool.named_parameters())
     assert bool(trained) == (name in TRAINABLE)
     if trained:
-        known = dict(channels=32) if hasattr(pool, "channels") else {}
+        known = dict(channels=32) if name in PER_CHANNEL else {}
         for key, value in build(name, 3, **known).named_parameters():
             assert value.shape == trained[key].shape and not value.equal(trained[key]), key

@@ -1,3 +1,5 @@
+"""The SoftPool ResNets are mmdet's with another pool in the stem."""
+
 import mmdet.registry
 import mmengine.registry
 import pytest
@@ -7,6 +9,8 @@ from mmengine.runner import load_checkpoint
 
 from mmsoftpool import SoftPool2d, soft_pool2d
 from mmsoftpool.models import SoftPoolResNet, SoftPoolResNetV1d, SoftPoolResNeXt
+
+from ..common import randn
 
 
 @pytest.mark.parametrize("registry", [mmengine.registry.MODELS, mmdet.registry.MODELS])
@@ -25,7 +29,7 @@ def test_state_dict_is_that_of_mmdets_resnet(depth):
     assert all(ours[key].shape == theirs[key].shape for key in ours)
 
 
-def test_a_checkpoint_of_mmdets_resnet_loads_with_nothing_missing_or_left_over(tmp_path):
+def test_a_checkpoint_of_mmdets_resnet_loads_without_missing_or_unexpected_keys(tmp_path):
     theirs = ResNet(50)
     torch.save(dict(state_dict=theirs.state_dict()), tmp_path / "resnet50.pth")
     ours = SoftPoolResNet(50)
@@ -40,21 +44,21 @@ def test_a_checkpoint_of_mmdets_resnet_loads_with_nothing_missing_or_left_over(t
 
 @pytest.mark.parametrize("deep_stem", [False, True])
 @pytest.mark.parametrize(
-    ("stem_pool", "args"),
+    ("stem_pool", "args", "alpha"),
     [
-        ({}, (3, 2, 1)),
-        (dict(stem_pool=dict(type="SoftPool2d", kernel_size=2, stride=2)), (2, 2)),
-        (dict(stem_pool=dict(type="SoftPool2d", gradient="paper")), (3, 2, 1)),  # the default grid
+        ({}, (3, 2, 1), 1.0),
+        (dict(stem_pool=dict(type="SoftPool2d", kernel_size=2, stride=2)), (2, 2), 1.0),
+        (dict(stem_pool=dict(type="SoftPool2d", alpha=4.0)), (3, 2, 1), 4.0),  # the default grid
     ],
 )
-def test_forward_is_mmdets_with_the_pool_replaced(deep_stem, stem_pool, args):
+def test_forward_is_mmdets_with_the_pool_replaced(deep_stem, stem_pool, args, alpha):
     ours = SoftPoolResNet(18, deep_stem=deep_stem, **stem_pool)
     theirs = ResNet(18, deep_stem=deep_stem)
     for backbone in (ours, theirs):
         backbone.eval()
     theirs.load_state_dict(ours.state_dict())
-    theirs.maxpool.forward = lambda x: soft_pool2d(x, *args)
-    x = torch.randn(2, 3, 64, 96)
+    theirs.maxpool.forward = lambda x: soft_pool2d(x, *args, alpha=alpha)
+    x = randn(2, 3, 64, 96)
     levels = ours(x)
     assert [tuple(level.shape) for level in levels] == [
         (2, 64, 16, 24),
@@ -83,7 +87,7 @@ def test_the_family_is_mmdets_with_the_stem_pool_replaced(ours, theirs, args):
     with_max_pool.load_state_dict(reference.state_dict(), strict=True)
     for backbone in (default, with_max_pool, reference):
         backbone.eval()
-    x = torch.randn(1, 3, 32, 32)
+    x = randn(1, 3, 32, 32)
     with torch.no_grad():
         for level, other in zip(with_max_pool(x), reference(x), strict=True):
             assert level.equal(other)
@@ -102,6 +106,6 @@ def test_the_pools_backward_runs_only_if_the_stem_trains(frozen_stages, runs):
     backbone.train()
     calls = []
     backbone.maxpool.register_full_backward_hook(lambda *_: calls.append(1))
-    backbone(torch.randn(1, 3, 64, 64))[-1].sum().backward()
+    backbone(randn(1, 3, 64, 64))[-1].sum().backward()
     assert bool(calls) == runs
     assert (backbone.conv1.weight.grad is not None) == runs

@@ -1,0 +1,61 @@
+"""The benchmark: its rows, its order of calls, its pictures."""
+
+import gc
+import json
+
+import pytest
+import torch
+
+from mmsoftpool.analysis import benchmark
+from mmsoftpool.models.pooling_methods import METHODS
+
+POOLING = ((3, 2, 1), (1, 4, 16, 16), 1)
+
+
+@pytest.fixture
+def small_heap():
+    """Excludes living objects from the garbage collection before every measurement."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def test_the_papers_methods_beside_its_times(run_tool, tmp_path, small_heap):
+    status, out, _ = run_tool(
+        *("benchmark", "pooling", "--device", "cpu", "--shape", 1, 4, 16, 16, "--rounds", 1),
+        *("--kernel", "3,2,1", "--json", tmp_path / "x.json", "--plot", tmp_path / "x.png"),
+    )
+    assert status == 0 and "paper fwd" in out
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == list(METHODS)
+    for row in rows:
+        assert "error" not in row
+        assert min(row[key] for key in ("forward", "backward", "both", "both_memory")) > 0
+    assert rows[0]["paper_forward"] == 0.009 and rows[-1]["paper_backward"] == 0.156
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
+def test_a_method_that_fails_has_its_error_in_its_row(monkeypatch, small_heap):
+    def fail(x):
+        raise RuntimeError("no kernel\nfor this input")
+
+    functions = {"fails": fail, "works": torch.nn.functional.relu}
+    monkeypatch.setattr(benchmark, "operators", lambda pooling: functions)
+    copy, fails, works = benchmark.benchmark_pooling("cpu", "float32", "contiguous", *POOLING)
+    assert fails["error"] == "RuntimeError: no kernel" and "forward" not in fails
+    assert copy["method"] == "copy" and works["backward"] > 0
+
+
+def test_every_function_runs_in_every_round_on_fresh_arguments():
+    calls = {"a": [], "b": []}
+    numbers = iter(range(100))
+    functions = {name: seen.append for name, seen in calls.items()}
+    times = benchmark.medians(functions, "cpu", 3, 2, prepare=lambda name: (next(numbers),))
+    assert times.keys() == calls.keys() and min(times.values()) > 0
+    for i in range(5):  # two to warm up
+        assert {calls["a"][i], calls["b"][i]} == {2 * i, 2 * i + 1}
+
+
+def test_what_is_compared_must_be_known():
+    with pytest.raises(ValueError, match="compare must be 'operators' or 'methods', got 'models'"):
+        benchmark.benchmark_pooling("cpu", "float32", "contiguous", *POOLING, "models")
