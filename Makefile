@@ -1,6 +1,7 @@
 # make env    set up .venv (torch, mmcv, mmdet, the compiled operator); the others do it first if needed
 # make demo   train and evaluate a small SoftPool detector on data it draws itself, in under 10 minutes
-# make test   lint and test
+# make test   lint, documentation and tests
+# make docs   the documentation as HTML, in build/docs/html
 # make wheel  dist/*.whl for every Python, and for every torch from 2.10 on
 # make format rewrite the sources in the project's style
 # make sanitize, make sanitize-cuda    the operator's tests under the sanitizers
@@ -12,7 +13,7 @@ BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 CSRC   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: env demo test lint format wheel sanitize sanitize-cuda clean
+.PHONY: env demo test docs lint format wheel sanitize sanitize-cuda clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.built
@@ -25,7 +26,7 @@ $(VENV)/.built: $(VENV)/.installed setup.py $(CSRC)
 	$(PY) -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
-# `train --resume` goes on where an interrupted demo stopped, and skips a training that is complete.
+# `train --resume` resumes an interrupted demo, and skips a training that is complete.
 DEMO      := configs/demo_retinanet_softpool.py
 DEMO_RUN  := work_dirs/demo_retinanet_softpool
 demo: env
@@ -40,8 +41,13 @@ demo: env
 # Two processes of one thread each: most of the time goes into starting Python, and threads of two
 # processes on two cores wait for each other. JOBS=8 where there are more cores.
 JOBS ?= 2
-test: env lint
+test: env lint docs
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
+
+# -W: a broken link, or a docstring that is not valid reStructuredText, is an error.
+docs: env
+	$(PY) -W ignore -m sphinx -W --keep-going -q -b html -d build/docs/doctrees docs build/docs/html
+	@echo "The documentation is in build/docs/html/index.html."
 
 lint: env
 	$(PY) -m ruff check .

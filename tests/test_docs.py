@@ -1,5 +1,8 @@
-"""The documents are true: their Python runs, their configs build, their commands exist."""
+"""The documents are true: their Python runs, their configs build, their commands parse, the files
+and links they name exist."""
 
+import importlib.util
+import json
 import re
 import shlex
 
@@ -10,16 +13,53 @@ from mmengine.registry import init_default_scope
 
 from .common import ROOT
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+every_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 
 
 def blocks(path, language):
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def inline_code(path):
+    return re.findall(
+        r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
+    )
+
+
+def commands(path):
+    """The shell commands of a page, each as a list of words."""
+    lines = [
+        line for block in blocks(path, "sh") for line in block.replace("\\\n", " ").split("\n")
+    ]
+    lines += [code for code in inline_code(path) if re.match("(python|make|tools/.*sh) ", code)]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def anchors(path):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M), re.M
+    )
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def parser_of(tool):
+    spec = importlib.util.spec_from_file_location(tool.stem, tool)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    parser = module.make_parser()
+    parser.allow_abbrev = False  # an option must be written in full
+    return parser
+
+
+def test_the_readme_is_read_in_a_minute():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+@every_page
 def test_python_runs_and_configs_build(path, tmp_path):
-    namespace = {}  # the blocks of a document follow each other
+    namespace = {}  # the blocks of a page follow each other
     for number, block in enumerate(blocks(path, "python")):
         if "_base_ =" not in block:
             exec(compile(block, f"{path.name}, Python block {number + 1}", "exec"), namespace)
@@ -31,34 +71,84 @@ def test_python_runs_and_configs_build(path, tmp_path):
         mmdet.registry.MODELS.build(cfg.model)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_commands_exist_with_their_options(path):
+@every_page
+def test_tools_take_the_commands(path):
+    for words in commands(path):
+        tool = next((n for n, word in enumerate(words) if word.startswith("tools/")), None)
+        if tool is None:
+            continue
+        name, arguments = words[tool], words[tool + 1 :]
+        assert (ROOT / name).is_file(), words
+        if name.endswith(".sh"):  # tools/dist_X.sh CONFIG [CHECKPOINT] GPUS [options of X.py]
+            gpus = 1 if name == "tools/dist_train.sh" else 2
+            assert int(arguments.pop(gpus)) > 0, words
+            wrapped = [w.removeprefix("TOOL=") for w in words[:tool] if w.startswith("TOOL=")]
+            name = f"tools/{wrapped[0]}" if wrapped else name.replace("dist_", "")[:-3] + ".py"
+        try:
+            parser_of(ROOT / name).parse_args(arguments)
+        except SystemExit:
+            pytest.fail(f"{shlex.join(words)} has wrong arguments; its usage is above")
+
+
+@every_page
+def test_make_has_the_targets(path):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    common = (ROOT / "mmsoftpool" / "engine.py").read_text()
-    commands = [
-        line for block in blocks(path, "sh") for line in block.replace("\\\n", " ").splitlines()
-    ]
-    commands += re.findall(r"`((?:python|make) [^`]+)`", path.read_text())
-    for command in commands:
-        words = shlex.split(command.replace("...", ""), comments=True)
+    for words in commands(path):
         if "make" in words:
-            assert words[words.index("make") + 1] in targets, command
-        for word in words:
-            if re.match(r"(tools|configs)/.*\w$", word):
-                assert (ROOT / word).is_file(), command
-        tools = [word for word in words if word.startswith("tools/")]
-        if tools:
-            source = (ROOT / tools[0]).read_text() + common
-            if tools[0].endswith(".sh"):  # which hands its options on
-                source += (ROOT / tools[0].replace("dist_", "").replace(".sh", ".py")).read_text()
-            for option in (
-                word for word in words[words.index(tools[0]) :] if word.startswith("--")
-            ):
-                # make_shapes.py makes its options in a loop over their names.
-                assert f'"{option}"' in source or f'"{option[2:]}"' in source, command
+            assert words[words.index("make") + 1] in targets, words
 
 
-@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+@every_page
+def test_named_files_exist(path):
+    words = [word for words in commands(path) for word in words]
+    for name in words + inline_code(path):
+        if re.fullmatch(
+            r"(configs|tools|scripts|csrc|mmsoftpool|benchmarks|tests)/[\w{},*./]+", name
+        ):
+            pattern = re.sub(r"\{[^}]*\}", "*", name).rstrip("/")
+            assert any(ROOT.glob(pattern)) or "yours" in name, name
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
 def test_links_lead_somewhere(path):
-    for target in re.findall(r"\]\(([^)#]+?)(?:#[\w-]+)?\)", path.read_text()):
-        assert "://" in target or (path.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", path.read_text()):
+        if "://" in target:
+            continue
+        page = path.parent / target if target else path
+        assert page.exists(), target
+        assert not anchor or anchor in anchors(page), f"{target}#{anchor}"
+
+
+def test_the_tree_of_the_code_is_that_of_the_repository():
+    (tree,) = blocks(ROOT / "docs" / "code.md", "text")
+    folders, named = [], set()
+    for line in tree.splitlines():
+        indent, names = re.match(r"( *)((?:[\w./*]+ )*[\w./*]+)(?:  |$)", line).groups()
+        folders = folders[: len(indent) // 2]
+        for name in names.split():
+            found = list(ROOT.glob("/".join([*folders, name]).rstrip("/")))
+            assert found, line
+            named.update(found)
+        folders += [names.rstrip("/")]
+    modules = set((ROOT / "mmsoftpool").rglob("*.py")) | set((ROOT / "csrc").rglob("*.*"))
+    assert not {m for m in modules - named if m.name != "__init__.py"}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
+def test_benchmark_ratios_are_those_of_the_measurement(page):
+    measured = json.loads((ROOT / "benchmarks" / "cpu_epyc_2threads.json").read_text())["rows"]
+    cases = {}  # in the order of the table's columns
+    for row in measured:
+        cases.setdefault((row["layout"], *row["pooling"]), {})[row["method"]] = row
+    names = {
+        "`F.avg_pool2d`": "F.avg_pool2d",
+        "`F.max_pool2d`": "F.max_pool2d",
+        "exponential and two average pools": "exp and two avg pools",
+        "`torch.compile` of the plain PyTorch form": "torch.compile(reference)",
+    }
+    table = re.findall(r"^\| (\w+) / (.+?) \| (.+) \|$", (ROOT / page).read_text(), re.MULTILINE)
+    assert table
+    for part, method, cells in table:
+        part = "both" if part == "SoftPool" else part
+        ratios = [case["soft_pool2d"][part] / case[names[method]][part] for case in cases.values()]
+        assert cells.split(" | ") == [f"{ratio:.2f}" for ratio in ratios], (part, method)

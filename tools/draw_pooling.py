@@ -68,6 +68,14 @@ def make_parser():
         "(default: %(default)s)",
     )
     photo.add_argument(
+        "--alpha",
+        nargs="+",
+        type=float,
+        default=[1.0],
+        metavar="ALPHA",
+        help="the sharpness of SoftPool, which has a panel for each (default: 1)",
+    )
+    photo.add_argument(
         "--columns",
         type=int,
         default=6,
@@ -121,6 +129,7 @@ def main(args):
             args.zoom,
             args.scale,
             args.columns,
+            args.alpha,
         )
     print(f"drew {args.out}")
 

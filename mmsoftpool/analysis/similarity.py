@@ -73,6 +73,7 @@ def pool_image(
     scale: float = 1.0,
     expectation: bool = False,
     seed: int = 0,
+    alpha: float = 1.0,
 ) -> Tensor:
     """Pools an image; trainable methods have their initial weights.
 
@@ -85,11 +86,13 @@ def pool_image(
         expectation: Whether the stochastic methods return their expectation. Defaults to False, a
             random sample.
         seed: Seed of that sample. Defaults to 0.
+        alpha: Sharpness of SoftPool. Defaults to 1.
 
     Returns:
         (1, 3, H // kernel, W // kernel), clipped to 0 to 1 as an image file is.
     """
-    pool = MODELS.build(dict(METHODS[method], kernel_size=kernel))
+    sharpness = dict(alpha=alpha) if method == "softpool" else {}
+    pool = MODELS.build(dict(METHODS[method], kernel_size=kernel, **sharpness))
     pool.train(method in paper.STOCHASTIC and not expectation)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -134,10 +134,10 @@ class SumPool2d(_Pool2d):
 
 
 class PowerAvgPool2d(_Pool2d):
-    """Power-average pooling: the p-norm of each window, y = (sum of |x_i|^p)^(1/p).
+    """Power-average pooling: the p-norm of each window, y = ``(sum of |x_i|^p)^(1/p)``.
 
     Bruna et al., "Signal recovery from pooling representations", ICML 2014, section 2; sum pooling
-    of |x| for p = 1, max pooling of |x| for p to infinity (SoftPool paper, Figure 2c). For
+    of ``|x|`` for p = 1, max pooling of ``|x|`` for p to infinity (SoftPool paper, Figure 2c). For
     values >= 0 it is ``F.lp_pool2d``; here negative values count by their absolute value, and the
     gradient of a window of zeros is 0 instead of NaN.
 
@@ -170,13 +170,13 @@ class PowerAvgPool2d(_Pool2d):
 
 
 class LearnedNormPool2d(_PerChannelPool2d):
-    """Learned-norm pooling: y = (mean of |x_i|^p)^(1/p) with a learned p per channel.
+    """Learned-norm pooling: y = ``(mean of |x_i|^p)^(1/p)`` with a learned p per channel.
 
     Gulcehre et al., "Learned-norm pooling for deep feedforward and recurrent neural networks", ECML
     PKDD 2014, section 3, the normalised L_p unit, with p = 1 + log(1 + e^rho) so that p > 1. The
     taps correspond to that unit's projections; its centres c are 0, since all taps of a window are
-    alike. p = 1 is average pooling of |x|, p = 2 the root mean square, p to infinity max pooling of
-    |x|.
+    alike. p = 1 is average pooling of ``|x|``, p = 2 the root mean square, p to infinity max
+    pooling of ``|x|``.
 
     Args:
         kernel_size, stride, padding, dilation, ceil_mode: As for ``SoftPool2d``.

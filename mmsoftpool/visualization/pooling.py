@@ -86,6 +86,7 @@ def draw_pooling(
     zoom: Box | None = None,
     scale: float = 1.0,
     columns: int = 6,
+    alphas: Sequence[float] = (1.0,),
 ) -> None:
     """Draws a region of an image pooled by several methods, each with a magnified detail.
 
@@ -103,6 +104,7 @@ def draw_pooling(
             of a fifth of the region's shorter side with the most contrast.
         scale: The value of white that the methods see. Defaults to 1.
         columns: Largest number of panels in a row. Defaults to 6.
+        alphas: Sharpness of SoftPool; it has a panel for each. Defaults to 1 alone.
 
     Raises:
         ValueError: If an argument is out of its range, or a box is not inside the image.
@@ -126,12 +128,14 @@ def draw_pooling(
         zoom = (inside[0] + x, inside[1] + y, *inside[2:])
     zoom = check_box("zoom", zoom, "the region", region)
 
+    pools = [(m, a) for m in methods for a in (alphas if m == "softpool" else (1.0,))]
     # Everything in one row if it fits, otherwise a block of rows per kernel.
-    panels = [("original", kernels[0])] + [(m, k) for k in kernels for m in methods]
+    original = ("original", 1.0)
+    panels = [(*original, kernels[0])] + [(*pool, k) for k in kernels for pool in pools]
     one_row = len(panels) <= columns
     if not one_row:
-        panels = [(m, k) for k in kernels for m in ("original", *methods)]
-    per_block = len(panels) if one_row else len(methods) + 1
+        panels = [(*pool, k) for k in kernels for pool in (original, *pools)]
+    per_block = len(panels) if one_row else len(pools) + 1
     columns = min(columns, per_block)
     rows_per_block = math.ceil(per_block / columns)
     rows = rows_per_block * (len(panels) // per_block)
@@ -141,7 +145,7 @@ def draw_pooling(
     grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw=spacing)
     for axes in grid.flat:
         axes.axis("off")
-    for i, (method, kernel) in enumerate(panels):
+    for i, (method, alpha, kernel) in enumerate(panels):
         block, place = divmod(i, per_block)
         row, column = divmod(place, columns)
         axes = grid[block * rows_per_block + row, column]
@@ -150,8 +154,10 @@ def draw_pooling(
             shown = image
         else:
             shown = torch.ones_like(image)
-            large = enlarge(pool_image(image, method, kernel, scale), kernel)
+            large = enlarge(pool_image(image, method, kernel, scale, alpha=alpha), kernel)
             shown[..., : large.shape[2], : large.shape[3]] = large
+        if method == "softpool" and tuple(alphas) != (1.0,):
+            title += rf", $\alpha$ = {alpha:g}"
         if one_row and len(kernels) > 1 and method != "original":
             title += f", {kernel} x {kernel}"
         elif not one_row and column == 0:

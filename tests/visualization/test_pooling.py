@@ -47,9 +47,18 @@ class TestDrawPooling:
         )
         assert status == 0 and size_of(out)[0] > 3 * size_of(out)[1]  # two panels of 3 to 1
 
+    def test_softpool_has_a_panel_for_each_alpha(self, run_tool, photo, tmp_path):
+        for name, alphas in (("one", [4]), ("three", [0, 1, 4])):
+            out = tmp_path / f"{name}.png"
+            args = ("--kernel", 3, "--methods", "softpool", "--alpha", *alphas)
+            assert run_tool("draw_pooling", photo, "--out", out, *args)[0] == 0
+        one, three = size_of(tmp_path / "one.png"), size_of(tmp_path / "three.png")
+        assert 1.8 < three[0] / one[0] < 2.2  # with the original, 4 panels in a row and 2
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
+            (dict(alphas=(-1,)), "alpha must be .* got -1"),
             (dict(kernels=(1,)), "kernels must be from 2 to half of the region's .* got 1"),
             (dict(methods=("max",)), "methods must be of average, .* got 'max'"),
             (dict(scale=-1), "scale must be positive, got -1"),

@@ -1,0 +1,28 @@
+"""Sphinx: the pages in this folder and the API from the docstrings. `make docs` builds them."""
+
+from importlib import metadata, util
+
+project = "mmsoftpool"
+release = metadata.version("mmsoftpool")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+html_theme = "furo"
+html_title = "mmsoftpool"
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
+
+# The same anchors as GitHub's, so that links between pages work in both places.
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+# Where OpenMMLab's compiled packages are not installed, as on readthedocs.org, stand-ins do.
+autodoc_mock_imports = [name for name in ("mmcv", "mmdet") if util.find_spec(name) is None]
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
