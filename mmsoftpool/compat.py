@@ -82,7 +82,7 @@ def soft_pool2d(x, kernel_size=2, stride=None, force_inplace=False, *, variant="
         >>> import torch
         >>> x = torch.tensor([[[0.0, 1.0], [2.0, 3.0]]])
         >>> soft_pool2d(x)
-        tensor([[[2.4926]]])
+        tensor([[[2.4927]]])
         >>> soft_pool2d(x, variant="shifted")
         tensor([[[0.]]])
     """
