@@ -52,9 +52,10 @@ def their_kernel(x, kernel_size, stride, grad, shifted):
     """Their CUDA kernel in float64 with float32's limits: the output and the gradient.
 
     The sum of the exponentials is at most the largest finite number; before 2022-04-07 each of them
-    was, too. The gradient is the weight. In 3d, frame d begins at the address d * H before that
-    date. (Since then their 3d backward had other windows than the forward, and always another grid
-    where H and W differ: that was no gradient, and is not written here.)
+    was, too. The gradient is the weight. In 3d the windows are shifted at all dates, and frame d
+    begins at the address d * H; unshifted ones are what is meant. (Their 3d backward had another
+    grid where H and W differ, and other windows since that date. That was no gradient, and is not
+    written here.)
     """
     sizes = x.shape[2:]
     outs = outs_aligned(sizes, kernel_size, stride)
