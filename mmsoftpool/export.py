@@ -1,8 +1,9 @@
 """Writes a detector's network, or its backbone, as ONNX or as a ``torch.export`` program.
 
-Both take any batch and image size. In ONNX, SoftPool is taken apart into standard operators; in a
-``torch.export`` program it stays the operator ``mmsoftpool::soft_pool``, so who loads that imports
-mmsoftpool first.
+Both take any batch and image size; where the neck joins levels without resizing them, as in YOLOX
+and RTMDet, any multiple of the coarsest stride. In ONNX, SoftPool is taken apart into standard
+operators; in a ``torch.export`` program it stays the operator ``mmsoftpool::soft_pool``, so who
+loads that imports mmsoftpool first.
 """
 
 import importlib.util
@@ -121,28 +122,46 @@ def export(network: Network, format: str, out: str) -> float:
     example = torch.randn(_EXAMPLE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         outputs = network.outputs(example)
-        axes = {"image": _dynamic_axes(outputs)}
+        stride = _coarsest_stride(outputs)
+        divisor = 1 if _takes_any_size(network) else stride
+        axes = {"image": _dynamic_axes(stride, divisor)}
         program = torch.export.export(network, (example,), dynamic_shapes=axes, strict=False)
         try:
             if format == "onnx":
                 _write_onnx(program, axes, partial, list(outputs))
             else:
                 torch.export.save(program, partial)
-            largest = _compare(network, format, partial)
+            largest = _compare(network, format, partial, divisor)
             os.replace(partial, out)
         finally:
             Path(partial).unlink(missing_ok=True)
     return largest
 
 
-def _dynamic_axes(outputs: dict[str, Tensor]) -> dict:
-    """Batch and size, free from where the coarsest level has two elements on: one is a special
-    case to torch.export."""
+def _coarsest_stride(outputs: dict[str, Tensor]) -> int:
+    rows = min(tensor.shape[2] for tensor in outputs.values())
+    return 2 ** math.ceil(math.log2(_EXAMPLE[2] / rows))
+
+
+def _takes_any_size(network: Network) -> bool:
+    """Whether a network runs on an image whose size no stride divides.
+
+    Necks that concatenate a level with the upsampled next one (YOLOX, RTMDet) do not.
+    """
+    try:
+        network.outputs(torch.zeros(_CHECKS[-1]))
+    except RuntimeError:  # sizes of tensors must match
+        return False
+    return True
+
+
+def _dynamic_axes(stride: int, divisor: int) -> dict:
+    """Batch, and sizes that are multiples of the divisor, free from where the coarsest level has
+    two elements on: one is a special case to torch.export."""
     axes = {0: torch.export.Dim("batch")}
     for axis, name in ((2, "height"), (3, "width")):
-        coarsest = min(tensor.shape[axis] for tensor in outputs.values())
-        stride = 2 ** math.ceil(math.log2(_EXAMPLE[axis] / coarsest))
-        axes[axis] = torch.export.Dim(name, min=stride + 1, max=1 << 16)
+        size = torch.export.Dim(name, min=stride // divisor + 1, max=(1 << 16) // divisor)
+        axes[axis] = divisor * size if divisor > 1 else size
     return axes
 
 
@@ -169,7 +188,7 @@ def _write_onnx(program, axes: dict, path: str, names: list[str]) -> None:
         raise ValueError(f"not standard ONNX operators: {', '.join(sorted(foreign))}")
 
 
-def _compare(network: Network, format: str, path: str) -> float:
+def _compare(network: Network, format: str, path: str, divisor: int) -> float:
     if format == "onnx":
         import onnxruntime
 
@@ -181,7 +200,8 @@ def _compare(network: Network, format: str, path: str) -> float:
         with open(path, "rb") as file:
             run = torch.export.load(file).module()
     largest = 0.0
-    for shape in _CHECKS:
+    for batch, channels, *size in _CHECKS:
+        shape = (batch, channels, *(math.ceil(pixels / divisor) * divisor for pixels in size))
         image = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         for got, (name, expected) in zip(run(image), network.outputs(image).items(), strict=True):
             difference = (got - expected).abs().max().item()
