@@ -126,10 +126,12 @@ def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume=No
     except (urllib.error.URLError, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name != "torchvision":
             raise
+        init_cfg = "model.backbone.init_cfg"
+        if cfg.model.backbone.type == "SoftPoolBackbone":  # it wraps the backbone that loads them
+            init_cfg = "model.backbone.backbone.init_cfg"
         raise ValueError(
             f"the pretrained weights cannot be had ({error}); name a file with --cfg-options "
-            "model.backbone.init_cfg.checkpoint=FILE, or start from random weights with "
-            "model.backbone.init_cfg=None"
+            f"{init_cfg}.checkpoint=FILE, or start from random weights with {init_cfg}=None"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

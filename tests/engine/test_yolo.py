@@ -2,24 +2,26 @@
 
 import re
 import shutil
+import urllib.error
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmsoftpool import SoftPool2d, engine
+from mmsoftpool import SoftPool2d, engine, export
 
-from ..common import ROOT
+from ..common import ROOT, randn
 
 BASES = {"yolox_s": "yolox/yolox_s_8xb8-300e_coco", "rtmdet_s": "rtmdet/rtmdet_s_8xb32-300e_coco"}
 POOLS = {"softpool": SoftPool2d, "maxpool": nn.MaxPool2d}
 
-# A quarter of the channels, and few images in one worker.
+# A quarter of the channels, a block per stage, and few images in one worker.
 SMALL = {
     "model.backbone.backbone.init_cfg": None,
     "model.backbone.backbone.widen_factor": 0.125,
+    "model.backbone.backbone.deepen_factor": 0.1,
     "model.neck.in_channels": [32, 64, 128],
     "model.neck.out_channels": 32,
     "model.bbox_head.in_channels": 32,
@@ -87,8 +89,6 @@ def test_the_config_is_mmdets_with_its_backbone_wrapped(tmp_path, name):
 @pytest.mark.parametrize("name", BASES)
 @pytest.mark.parametrize("pool", POOLS)
 def test_the_pools_of_the_spp_block(name, pool):
-    from mmdet.registry import MODELS
-
     cfg = engine.load_config(config(f"{name}_{pool}"))
     init_default_scope("mmdet")
     with torch.device("meta"):
@@ -140,3 +140,41 @@ def test_a_resumed_run_switches_its_pipeline_and_ends_in_the_same_weights(
     for folder in (whole, resumed):
         logs = "".join(path.read_text() for path in folder.glob("*/*.log"))
         assert len(re.findall("No mosaic and mixup aug now|Switch pipeline now", logs)) == 1
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_the_exported_detector_takes_multiples_of_its_coarsest_stride(name, tmp_path):
+    cfg = small(f"{name}_softpool", tmp_path)
+    init_default_scope("mmdet")
+    torch.manual_seed(0)
+    checkpoint, file = str(tmp_path / "epoch_1.pth"), str(tmp_path / "detector.pt2")
+    torch.save({"state_dict": MODELS.build(cfg.model).state_dict(), "meta": {}}, checkpoint)
+    network = export.build_network(cfg, checkpoint)
+    assert export.export(network, "pt2", file) <= 1e-4
+    exported, image = torch.export.load(file).module(), randn(1, 3, 96, 160)
+    with torch.no_grad():
+        for got, expected in zip(exported(image), network(image), strict=True):
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_one_option_moves_all_data_and_missing_data_is_found(name, tmp_path):
+    cfg = engine.load_config(config(f"{name}_softpool"), dict(data_root=str(tmp_path)))
+    assert "data/coco" not in cfg.dump()
+    with pytest.raises((ValueError, OSError), match=f"no train annotations at {tmp_path}"):
+        engine.train(cfg)
+
+
+def test_unavailable_pretrained_weights_name_the_option_of_the_wrapped_backbone(
+    coco_root, tmp_path, monkeypatch
+):
+    class Unreachable:
+        def train(self):
+            raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(engine.runner.Runner, "from_cfg", lambda cfg: Unreachable())
+    options = dict(data_root=str(coco_root))
+    cfg = engine.load_config(config("rtmdet_s_softpool"), options, str(tmp_path))
+    option = r"model\.backbone\.backbone\.init_cfg"
+    with pytest.raises((ValueError, OSError), match=rf"{option}\.checkpoint=FILE.*{option}=None"):
+        engine.train(cfg)
