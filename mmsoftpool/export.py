@@ -1,6 +1,7 @@
 """Export of a detector's network, or of its backbone, as ONNX or as a ``torch.export`` program.
 
-Both take any batch and image size. In ONNX, SoftPool is decomposed into standard operators; a
+Both take any batch and image size; where the neck joins levels without resizing them, as in YOLOX
+and RTMDet, any multiple of the coarsest stride. In ONNX, SoftPool is decomposed into standard operators; a
 ``torch.export`` program contains the operator ``mmsoftpool::soft_pool`` and needs mmsoftpool to be
 imported before it is loaded.
 """
@@ -121,27 +122,45 @@ def export(network: Network, format: str, out: str) -> float:
     example = torch.randn(_EXAMPLE, generator=torch.Generator().manual_seed(0))
     with write_atomically(out) as temporary, torch.no_grad():
         outputs = network.outputs(example)
-        axes = {"image": _dynamic_axes(outputs)}
+        stride = _coarsest_stride(outputs)
+        divisor = 1 if _takes_any_size(network) else stride
+        axes = {"image": _dynamic_axes(stride, divisor)}
         program = torch.export.export(network, (example,), dynamic_shapes=axes, strict=False)
         if format == "onnx":
             _write_onnx(program, axes, str(temporary), list(outputs))
         else:
             with open(temporary, "wb") as file:  # of a path it would keep the name
                 torch.export.save(program, file)
-        return _compare(network, format, str(temporary))
+        return _compare(network, format, str(temporary), divisor)
 
 
-def _dynamic_axes(outputs: dict[str, Tensor]) -> dict:
-    """Dynamic batch and image size.
+def _coarsest_stride(outputs: dict[str, Tensor]) -> int:
+    rows = min(tensor.shape[2] for tensor in outputs.values())
+    return 2 ** math.ceil(math.log2(_EXAMPLE[2] / rows))
+
+
+def _takes_any_size(network: Network) -> bool:
+    """Whether a network runs on an image whose size no stride divides.
+
+    Necks that concatenate a level with the upsampled next one (YOLOX, RTMDet) do not.
+    """
+    try:
+        network.outputs(torch.zeros(_CHECKS[-1]))
+    except RuntimeError:  # sizes of tensors must match
+        return False
+    return True
+
+
+def _dynamic_axes(stride: int, divisor: int) -> dict:
+    """Dynamic batch and image size, the latter in multiples of ``divisor``.
 
     The size starts where the coarsest level has two elements: one is a special case of
     torch.export.
     """
     axes = {0: torch.export.Dim("batch")}
     for axis, name in ((2, "height"), (3, "width")):
-        coarsest = min(tensor.shape[axis] for tensor in outputs.values())
-        stride = 2 ** math.ceil(math.log2(_EXAMPLE[axis] / coarsest))
-        axes[axis] = torch.export.Dim(name, min=stride + 1, max=1 << 16)
+        size = torch.export.Dim(name, min=stride // divisor + 1, max=(1 << 16) // divisor)
+        axes[axis] = divisor * size if divisor > 1 else size
     return axes
 
 
@@ -170,7 +189,7 @@ def _write_onnx(program, axes: dict, path: str, names: list[str]) -> None:
         )
 
 
-def _compare(network: Network, format: str, path: str) -> float:
+def _compare(network: Network, format: str, path: str, divisor: int) -> float:
     if format == "onnx":
         import onnxruntime
 
@@ -182,7 +201,8 @@ def _compare(network: Network, format: str, path: str) -> float:
         with open(path, "rb") as file:
             run = torch.export.load(file).module()
     largest = 0.0
-    for shape in _CHECKS:
+    for batch, channels, *size in _CHECKS:
+        shape = (batch, channels, *(math.ceil(pixels / divisor) * divisor for pixels in size))
         image = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         for got, (name, expected) in zip(run(image), network.outputs(image).items(), strict=True):
             difference = (got - expected).abs().max().item()

@@ -137,10 +137,13 @@ def train(
     except (urllib.error.URLError, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name != "torchvision":
             raise
+        init_cfg = "model.backbone.init_cfg"
+        if cfg.model.backbone.type == "SoftPoolBackbone":  # it wraps the backbone that loads them
+            init_cfg = "model.backbone.backbone.init_cfg"
         raise FileNotFoundError(
             f"the pretrained weights are unavailable ({error}); set cfg_options "
-            "model.backbone.init_cfg.checkpoint=FILE to load a file, or "
-            "model.backbone.init_cfg=None to start from random weights"
+            f"{init_cfg}.checkpoint=FILE to load a file, or {init_cfg}=None to start from random "
+            "weights"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
