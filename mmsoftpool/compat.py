@@ -10,7 +10,6 @@ trained with. Needs torch alone.
 """
 
 import sys
-from collections.abc import Sequence
 from functools import partial
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .ops.functional import check_input
+from .ops.pooling import Pooling, check_input, check_tensor
 
 #: The authors' operators; the first two are named as ``tools/convert_checkpoint.py --windows`` has
 #: them.
@@ -36,7 +35,6 @@ from .ops.functional import check_input
 VARIANTS = ("aligned", "shifted", "per_channel", "channel_sum", "channel_sum_clamped")
 
 _FUNCTIONS = {1: ops.soft_pool1d, 2: ops.soft_pool2d, 3: ops.soft_pool3d}
-_MODULES = {1: ops.SoftPool1d, 2: ops.SoftPool2d, 3: ops.SoftPool3d}
 
 
 def soft_pool1d(x, kernel_size=2, stride=None, force_inplace=False, *, variant="aligned") -> Tensor:
@@ -120,10 +118,8 @@ def _effective(variant: str, force_inplace) -> str:
 
 
 def _shifted(axes: int, x, kernel_size, stride) -> Tensor:
-    check_input(axes, x, 1, 1, 0)  # type and rank; which sizes are allowed differs
-    _MODULES[axes](kernel_size, stride)  # checks both
-    kernel_size = _per_axis(kernel_size, axes)
-    stride = _per_axis(kernel_size if stride is None else stride, axes)
+    check_tensor(axes, x)
+    kernel_size, stride = Pooling.check(axes, kernel_size, stride)[:2]
     sizes = x.shape[-axes:]
     outs = tuple(size // step for size, step in zip(sizes, stride, strict=True))
     if min(outs) < 1:
@@ -167,19 +163,13 @@ def _channel_sum(axes: int, x, kernel_size, stride) -> Tensor:
     return (weights * windows(taps)).sum(-1).to(x.dtype)
 
 
-def _per_axis(value, axes: int) -> tuple:
-    """A valid int or sequence of ints as one per axis."""
-    values = tuple(value) if isinstance(value, Sequence) else (value,)
-    return values * (axes // len(values))
-
-
 class _SoftPoolNd(nn.Module):
     _default = "aligned"  # the variant of instances that were pickled by the authors' class
 
     def __init__(self, kernel_size=2, stride=None, force_inplace=False, *, variant="aligned"):
         super().__init__()
         # Bad arguments are reported where the module is built, not where it first runs.
-        _MODULES[self._axes](kernel_size, stride)
+        Pooling.check(self._axes, kernel_size, stride)
         _effective(variant, force_inplace)
         self.kernel_size = kernel_size
         self.stride = stride

@@ -1,9 +1,9 @@
 """Export of a detector's network, or of its backbone, as ONNX or as a ``torch.export`` program.
 
 Both take any batch and image size; where the neck joins levels without resizing them, as in YOLOX
-and RTMDet, any multiple of the coarsest stride. In ONNX, SoftPool is decomposed into standard operators; a
-``torch.export`` program contains the operator ``mmsoftpool::soft_pool`` and needs mmsoftpool to be
-imported before it is loaded.
+and RTMDet, any multiple of the coarsest stride. In ONNX, SoftPool is decomposed into standard
+operators; a ``torch.export`` program contains the operator ``mmsoftpool::soft_pool`` and needs
+mmsoftpool to be imported before it is loaded.
 """
 
 import importlib.util
