@@ -91,7 +91,7 @@ def find_program(name: str) -> str:
     """Finds a program of the CUDA toolkit: on PATH, in CUDA_HOME, or installed from PyPI.
 
     Args:
-        name: ``'nvcc'``, ``'cuobjdump'`` or ``'nvdisasm'``.
+        name: such as ``'nvcc'`` or ``'cuobjdump'``; a path is taken as it is.
 
     Raises:
         FileNotFoundError: If it is in none of these places.
@@ -102,8 +102,8 @@ def find_program(name: str) -> str:
     paths = [found] if found else [folder / name for folder in folders if (folder / name).exists()]
     if not paths:
         raise FileNotFoundError(
-            f"no {name} on PATH, in CUDA_HOME or in site-packages; "
-            "pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm has the disassembler"
+            f"no {name} on PATH, in CUDA_HOME or in site-packages (the disassembler is on PyPI: "
+            "pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm)"
         )
     return str(paths[0])
 
