@@ -51,7 +51,14 @@ def _padding_pairs(value, kernel_size: list[int]) -> list[int]:
 
 
 def check_pooling(
-    axes: int, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, gradient="exact"
+    axes: int,
+    kernel_size,
+    stride=None,
+    padding=0,
+    dilation=1,
+    ceil_mode=False,
+    alpha=1.0,
+    gradient="exact",
 ) -> tuple[list[int], list[int], list[int], list[int], bool, str]:
     """Checks the arguments of a pooling over ``axes`` axes and brings them into one form.
 
@@ -71,7 +78,7 @@ def check_pooling(
         raise TypeError(f"ceil_mode must be True or False, got {ceil_mode!r}")
     if gradient not in GRADIENTS:
         raise ValueError(f"gradient must be 'exact' or 'paper', got {gradient!r}")
-    return kernel_size, stride, padding, dilation, ceil_mode, gradient
+    return kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient
 
 
 def check_input(axes: int, input: Tensor, *args):
@@ -130,7 +137,7 @@ def soft_pool1d(
     Returns:
         (N, C, L_out) or (C, L_out).
     """
-    return _soft_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, gradient)
+    return _soft_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, 1.0, gradient)
 
 
 def soft_pool2d(
@@ -176,7 +183,7 @@ def soft_pool2d(
         >>> soft_pool2d(torch.tensor([[[0.0, 1.0], [2.0, 3.0]]]), kernel_size=2)
         tensor([[[2.4926]]])
     """
-    return _soft_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, gradient)
+    return _soft_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, 1.0, gradient)
 
 
 def soft_pool3d(
@@ -197,4 +204,4 @@ def soft_pool3d(
     Returns:
         (N, C, D_out, H_out, W_out) or (C, D_out, H_out, W_out).
     """
-    return _soft_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, gradient)
+    return _soft_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, 1.0, gradient)

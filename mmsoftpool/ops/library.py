@@ -25,7 +25,7 @@ from . import reference
 
 _SCHEMA_TAIL = (
     "int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode, "
-    "str gradient) -> Tensor"
+    "float alpha, str gradient) -> Tensor"
 )
 #: Major and minor version of torch.
 TORCH_VERSION = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
@@ -118,14 +118,16 @@ def _empty(input, sizes):
     )
 
 
-def _fake_forward(input, kernel_size, stride, padding, dilation, ceil_mode, gradient):
+def _fake_forward(input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient):
     sizes = reference.output_sizes(
         input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode
     )
     return _empty(input, (*input.shape[:2], *sizes))
 
 
-def _fake_backward(grad_output, input, kernel_size, stride, padding, dilation, ceil_mode, gradient):
+def _fake_backward(
+    grad_output, input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient
+):
     return _empty(input, input.shape)
 
 

@@ -112,7 +112,7 @@ class Windows:
         return padded[(..., *inside)]
 
 
-def _softmax(taps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _softmax(taps: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weights of every window, eq. 1, from its taps (taps, ...).
 
     Returns:
@@ -123,8 +123,10 @@ def _softmax(taps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     limits = torch.finfo(taps.dtype)
     floor = math.log(limits.tiny)
     top = taps.amax(0).clamp(min=limits.min)
+    alpha = min(alpha, limits.max)
+    floor = max(floor / alpha, limits.min) if alpha else limits.min
     shifted = (taps - top).clamp(min=floor)
-    exponentials = torch.where(shifted <= floor, 0, shifted.exp())
+    exponentials = torch.where(shifted <= floor, 0, (alpha * shifted).exp())
     total = exponentials.sum(0)
     empty = total == 0
     w = exponentials / torch.where(empty, 1, total)
@@ -154,11 +156,14 @@ def soft_pool(
     padding: Sequence[int],
     dilation: Sequence[int],
     ceil_mode: bool,
+    alpha: float,
     gradient: str,
 ) -> Tensor:
     """Forward pass of ``torch.ops.mmsoftpool.soft_pool``, see :mod:`mmsoftpool.ops.library`."""
     windows = Windows(input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
-    _, _, top, mean = _softmax(windows.gather(input.to(compute_dtype(input.dtype)), -math.inf))
+    _, _, top, mean = _softmax(
+        windows.gather(input.to(compute_dtype(input.dtype)), -math.inf), alpha
+    )
     return (top + mean).to(input.dtype).contiguous(memory_format=memory_format(input))
 
 
@@ -170,15 +175,16 @@ def soft_pool_backward(
     padding: Sequence[int],
     dilation: Sequence[int],
     ceil_mode: bool,
+    alpha: float,
     gradient: str,
 ) -> Tensor:
     """Gradient of the input: g w (1 + x - y) for ``'exact'``, g w (section 3.2) for ``'paper'``."""
     dtype = compute_dtype(input.dtype)
     windows = Windows(input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
-    w, shifted, _, mean = _softmax(windows.gather(input.to(dtype), -math.inf))
+    w, shifted, _, mean = _softmax(windows.gather(input.to(dtype), -math.inf), alpha)
     grads = grad_output.to(dtype) * w
     if gradient == "exact":
-        grads = grads * (1 + (shifted - mean.clamp(min=torch.finfo(dtype).min)))
+        grads = grads * (1 + alpha * (shifted - mean.clamp(min=torch.finfo(dtype).min)))
     grad_input = windows.scatter(grads).to(input.dtype)
     return grad_input.contiguous(memory_format=memory_format(input))
 
@@ -192,6 +198,7 @@ def soft_pool_double_backward(
     padding: Sequence[int],
     dilation: Sequence[int],
     ceil_mode: bool,
+    alpha: float,
     gradient: str,
 ) -> tuple[Tensor, Tensor]:
     """Derivative of :func:`soft_pool_backward`, differentiable again.
@@ -205,15 +212,15 @@ def soft_pool_double_backward(
     """
     dtype = compute_dtype(input.dtype)
     windows = Windows(input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
-    w, shifted, _, mean = _softmax(windows.gather(input.to(dtype), -math.inf))
+    w, shifted, _, mean = _softmax(windows.gather(input.to(dtype), -math.inf), alpha)
     v = windows.gather(grad_grad_input.to(dtype), 0.0)
     v_mean = (v * w).sum(0)
     if gradient == "exact":
-        h = 1 + (shifted - mean.clamp(min=torch.finfo(dtype).min))
+        h = 1 + alpha * (shifted - mean.clamp(min=torch.finfo(dtype).min))
         u = (v * w * h).sum(0)
-        grads = w * ((v - v_mean) * h + v - u)
+        grads = alpha * w * ((v - v_mean) * h + v - u)
     else:
         u = v_mean
-        grads = w * (v - v_mean)
+        grads = alpha * w * (v - v_mean)
     grad_input = windows.scatter(grad_output.to(dtype) * grads)
     return u.to(grad_output.dtype), grad_input.to(input.dtype)

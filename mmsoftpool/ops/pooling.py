@@ -1,0 +1,200 @@
+"""The arguments of a pooling, checked and in one form, and its output sizes."""
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+GRADIENTS = ("exact", "paper")
+_SPATIAL = ("D", "H", "W")
+
+
+class Pooling(NamedTuple):
+    """A pooling over one to three axes; unpacks into the operators ``torch.ops.mmsoftpool.*``.
+
+    Attributes:
+        kernel_size: Window size of every axis in taps.
+        stride: Distance of neighbouring windows of every axis.
+        padding: Absent elements before and after every axis, in one flat tuple.
+        dilation: Distance of neighbouring taps of every axis.
+        ceil_mode: Whether a last, incomplete window counts.
+        alpha: Sharpness of the softmax, finite and at least 0.
+        gradient: ``'exact'`` or ``'paper'``.
+    """
+
+    kernel_size: Sequence[int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    ceil_mode: bool
+    alpha: float
+    gradient: str
+
+    @classmethod
+    def check(
+        cls,
+        axes: int,
+        kernel_size,
+        stride=None,
+        padding=0,
+        dilation=1,
+        ceil_mode=False,
+        alpha=1.0,
+        gradient="exact",
+    ) -> "Pooling":
+        """Checks the arguments of a pool over ``axes`` axes, in the forms that users give them.
+
+        Raises:
+            TypeError: If an argument has the wrong type.
+            ValueError: If an argument has a value that is not allowed.
+        """
+        kernel_size = _per_axis("kernel_size", kernel_size, axes, 1)
+        if stride is None or (isinstance(stride, Sequence) and len(stride) == 0):
+            stride = kernel_size  # torch's pools take an empty stride for that too
+        else:
+            stride = _per_axis("stride", stride, axes, 1)
+        padding = _padding_pairs(padding, kernel_size)
+        dilation = _per_axis("dilation", dilation, axes, 1)
+        if not isinstance(ceil_mode, bool):
+            raise TypeError(f"ceil_mode must be True or False, got {ceil_mode!r}")
+        alpha = _check_alpha(alpha)
+        if gradient not in GRADIENTS:
+            raise ValueError(f"gradient must be 'exact' or 'paper', got {gradient!r}")
+        return cls(kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient)
+
+    def output_sizes(self, sizes: Sequence[int]) -> list[int]:
+        """Output size of every axis for an input of ``sizes``, as torch's own pools have it.
+
+        In ``ceil_mode`` a last, incomplete window counts if it starts inside the input or the
+        padding before it.
+        """
+        outs = []
+        for i in range(len(sizes)):
+            before, after = self.padding[2 * i], self.padding[2 * i + 1]
+            stride = self.stride[i]
+            span = sizes[i] + before + after - self.dilation[i] * (self.kernel_size[i] - 1) - 1
+            out = (span + (stride - 1 if self.ceil_mode else 0)) // stride + 1
+            if self.ceil_mode and (out - 1) * stride >= sizes[i] + before:
+                out -= 1
+            outs.append(out)
+        return outs
+
+
+def check_input(axes: int, input: Tensor, *args) -> Pooling:
+    """:meth:`Pooling.check` of ``args``, and a check that ``input`` suits the pooling.
+
+    Raises:
+        TypeError: If ``input`` is not a tensor of float16, bfloat16, float32 or float64.
+        ValueError: If its rank is not ``axes + 1`` or ``axes + 2``, or the output would be empty.
+    """
+    check_tensor(axes, input)
+    pooling = Pooling.check(axes, *args)
+    sizes = input.shape[-axes:]
+    outs = pooling.output_sizes(sizes)
+    for size, out in zip(sizes, outs):  # noqa: B905 (torch 2.1 compiles no strict=True)
+        if size < 1 or out < 1:
+            raise ValueError(
+                f"input of size ({', '.join(_SPATIAL[3 - axes :])}) = {tuple(sizes)} is too small: "
+                f"kernel_size={tuple(pooling.kernel_size)}, padding={args[2]!r} and "
+                f"dilation={tuple(pooling.dilation)} give an output of size {tuple(outs)}, at "
+                "least 1 is needed"
+            )
+    return pooling
+
+
+def check_sizes(axes: int, output_size) -> list[int | None]:
+    """The output size of an adaptive pool, an int or None or one of them per axis, as a list."""
+    allowed = "an int >= 1 or None" + (f", or {axes} of them" if axes > 1 else "")
+    one = output_size is None or _is_int(output_size)
+    sizes = [output_size] * axes if one else output_size
+    if not isinstance(sizes, Sequence) or not all(n is None or _is_int(n) for n in sizes):
+        raise TypeError(f"output_size must be {allowed}, got {output_size!r}")
+    sizes = [n if n is None else _plain(n) for n in sizes]
+    if len(sizes) == 1:
+        sizes *= axes
+    if len(sizes) != axes or any(n is not None and n < 1 for n in sizes):
+        raise ValueError(f"output_size must be {allowed}, got {output_size!r}")
+    return sizes
+
+
+def check_output_size(axes: int, input: Tensor, output_size) -> list[int]:
+    """Output size of every axis of an adaptive pool, and a check of ``input``."""
+    check_tensor(axes, input)
+    sizes = input.shape[-axes:]
+    outs = check_sizes(axes, output_size)
+    if any(size < 1 for size in sizes):
+        raise ValueError(
+            f"input of size ({', '.join(_SPATIAL[3 - axes :])}) = {tuple(sizes)} is empty, every "
+            "size must be at least 1"
+        )
+    return [sizes[i] if outs[i] is None else outs[i] for i in range(axes)]
+
+
+def check_tensor(axes: int, input: Tensor) -> None:
+    """Checks type, dtype and rank of the input of a pool over ``axes`` axes."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}")
+    if input.dtype not in DTYPES:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise TypeError(f"input must have one of the dtypes {allowed}, got {input.dtype}")
+    if input.dim() not in (axes + 1, axes + 2):
+        shape = ", ".join(("C", *_SPATIAL[3 - axes :]))
+        raise ValueError(
+            f"input must have the shape (N, {shape}) or ({shape}), got {tuple(input.shape)}"
+        )
+
+
+def _is_int(value) -> bool:
+    # numbers.Integral: NumPy's integers too.
+    return isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _plain(value):
+    """A NumPy integer as an int; a symbolic one stays symbolic."""
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)
+
+
+def _per_axis(name: str, value, axes: int, minimum: int) -> tuple[int, ...]:
+    """``value``, an int or one int per axis, as a tuple of ``axes`` ints."""
+    allowed = f"an int >= {minimum}" + (f" or {axes} of them" if axes > 1 else "")
+    values = [value] * axes if _is_int(value) else value
+    if not isinstance(values, Sequence) or not all(map(_is_int, values)):
+        raise TypeError(f"{name} must be {allowed}, got {value!r}")
+    values = [_plain(v) for v in values]
+    if len(values) == 1:
+        values *= axes
+    if len(values) != axes or min(values) < minimum:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+    return tuple(values)
+
+
+def _padding_pairs(value, kernel_size: tuple[int, ...]) -> tuple[int, ...]:
+    """``padding`` as (before, after) of every axis, in one flat tuple."""
+    axes = len(kernel_size)
+    if isinstance(value, Sequence) and any(isinstance(pair, Sequence) for pair in value):
+        if len(value) != axes or not all(isinstance(p, Sequence) and len(p) == 2 for p in value):
+            raise ValueError(
+                f"padding must be an int, {axes} of them or {axes} pairs (before, after), "
+                f"got {value!r}"
+            )
+        flat = _per_axis("padding", [p for pair in value for p in pair], 2 * axes, 0)
+    else:
+        flat = tuple(p for p in _per_axis("padding", value, axes, 0) for _ in range(2))
+    if any(p > kernel_size[i // 2] // 2 for i, p in enumerate(flat)):
+        raise ValueError(
+            "padding must be at most half of kernel_size, "
+            f"got padding={value!r} for kernel_size={tuple(kernel_size)}"
+        )
+    return flat
+
+
+def _check_alpha(alpha) -> float:
+    if not isinstance(alpha, numbers.Real) or isinstance(alpha, bool):
+        raise TypeError(f"alpha must be a finite number >= 0, got {alpha!r}")
+    if not 0 <= alpha < math.inf:
+        raise ValueError(f"alpha must be a finite number >= 0, got {alpha!r}")
+    return float(alpha)
