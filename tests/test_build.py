@@ -89,7 +89,7 @@ def test_on_aten_as_for_older_torch_it_passes_the_operators_tests(run_script, tm
     no_libraries = shutil.ignore_patterns("*.so")
     for folder in ("mmsoftpool", "tests/ops"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=no_libraries, dirs_exist_ok=True)
-    for name in ("__init__.py", "conftest.py"):
+    for name in ("__init__.py", "common.py", "conftest.py"):
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
     code = "from mmsoftpool.ops.library import BACKENDS; print(BACKENDS['cpu'])"
     assert run_script("-c", code, cwd=tmp_path).stdout.strip() == str(library)

@@ -43,7 +43,15 @@ struct Simd {
   typedef Integer Bits __attribute__((vector_size(Bytes)));
   typedef uint16_t Halves __attribute__((vector_size(lanes * 2)));
 
+  // splat is for constants: of a variable GCC would set one lane after the other.
   static MMSOFTPOOL_INLINE Vec splat(A value) { return value - Vec{}; }
+  static MMSOFTPOOL_INLINE Vec broadcast(A value) {
+    A buffer[lanes];
+    for (int64_t i = 0; i < lanes; ++i) {
+      buffer[i] = value;
+    }
+    return load(buffer);
+  }
 
   static MMSOFTPOOL_INLINE Vec load(const A* p) {
     Vec v;
@@ -106,30 +114,42 @@ struct Simd {
     std::memcpy(p, buffer, n * sizeof(T));
   }
 
-  // x in [exp_floor, 0], to rounding, or NaN, which comes back as NaN. Within 1 ulp in float.
-  static MMSOFTPOOL_INLINE Vec exp(Vec x) {
+  // 2^x for x between the base 2 logarithm of the smallest normal number and 0; NaN stays NaN.
+  // 1 at 0, and within 1.4 units of 2^-24 in float.
+  static MMSOFTPOOL_INLINE Vec exp2(Vec x) {
     if constexpr (std::is_same_v<A, double>) {
       for (int64_t i = 0; i < lanes; ++i) {
-        x[i] = std::exp(x[i]);
+        x[i] = std::exp2(x[i]);
       }
       return x;
     } else {
-      // x = n ln2 + r with |r| <= ln2 / 2. Adding and subtracting 1.5 * 2^23 rounds to an integer
-      // and leaves it in the low bits of the sum; a conversion would be undefined for NaN.
-      const Vec shifted = x * 1.442695041f + 12582912.0f;
-      const Vec n = shifted - 12582912.0f;
-      Vec r = x - n * 0.693359375f;  // ln2 in two parts: the product with the first is exact
-      r = r - n * -2.12194440e-4f;
-      // Minimax polynomial for e^r on [-ln2/2, ln2/2] (coefficients of Cephes' expf).
-      Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-      p = p * r + 8.3334519073e-3f;
-      p = p * r + 4.1665795894e-2f;
-      p = p * r + 1.6666665459e-1f;
-      p = p * r + 5.0000001201e-1f;
-      p = p * (r * r) + r + 1.0f;
+      // x = n + f with |f| <= 1/2. Adding and subtracting 1.5 * 2^23 rounds to an integer and
+      // leaves it in the low bits of the sum; a conversion would be undefined for NaN.
+      const Vec shifted = x + 12582912.0f;
+      const Vec f = x - (shifted - 12582912.0f);
+      // 2^f: 1 + f q(f), the q of degree 5 with the smallest relative error, 2e-9.
+      Vec p = f * 1.5353362e-4f + 1.3398875e-3f;
+      p = p * f + 9.6184374e-3f;
+      p = p * f + 5.5503325e-2f;
+      p = p * f + 2.4022648e-1f;
+      p = p * f + 6.9314720e-1f;
+      p = p * f + 1.0f;
       return p * (Vec)(((Bits)shifted + 127u) << 23);  // times 2^n
     }
   }
+};
+
+// An Exponent in all lanes. Made once, outside of the loops.
+template <typename S>
+struct Exponents {
+  typename S::Vec unit, per_unit, alpha, log2e_alpha, floor;
+
+  MMSOFTPOOL_INLINE explicit Exponents(const Exponent<typename S::Scalar>& exponent)
+      : unit(S::broadcast(exponent.unit)),
+        per_unit(S::broadcast(exponent.per_unit)),
+        alpha(S::broadcast(exponent.alpha_per_unit)),
+        log2e_alpha(S::broadcast(exponent.log2e_alpha_per_unit)),
+        floor(S::broadcast(exponent.floor)) {}
 };
 
 // The softmax of windows, one per lane, over their taps in turn. Equation 1 of the paper with the
@@ -141,21 +161,25 @@ struct Windows {
   using A = typename S::Scalar;
   using Mask = decltype(Vec{} < Vec{});
 
-  const Vec unit, per_unit, alpha, floor;
+  const Vec unit, per_unit, alpha, log2e_alpha, floor;
   const Vec max;  // times the unit
   Vec sum = Vec{};
   Vec mean = Vec{};
 
-  // The start of the maximum: not below the lowest number, for in a window of -inf alone x - max
-  // must not be -inf + inf.
-  static MMSOFTPOOL_INLINE Vec lowest() { return S::splat(std::numeric_limits<A>::lowest()); }
+  MMSOFTPOOL_INLINE Windows(const Exponents<S>& exponents, Vec max)
+      : unit(exponents.unit),
+        per_unit(exponents.per_unit),
+        alpha(exponents.alpha),
+        log2e_alpha(exponents.log2e_alpha),
+        floor(exponents.floor),
+        max(at_least_lowest(max * unit)) {}
 
-  MMSOFTPOOL_INLINE Windows(const Exponent<A>& exponent, Vec max)
-      : unit(S::splat(exponent.unit)),
-        per_unit(S::splat(exponent.per_unit)),
-        alpha(S::splat(exponent.alpha_per_unit)),
-        floor(S::splat(exponent.floor)),
-        max(max * unit) {}
+  // In a window of -inf alone x - max must not be -inf + inf. (It also keeps GCC from taking max *
+  // unit, and not x * unit, into the fused multiply-add of difference(), for every tap again.)
+  static MMSOFTPOOL_INLINE Vec at_least_lowest(Vec x) {
+    const Vec lowest = S::splat(std::numeric_limits<A>::lowest());
+    return lowest > x ? lowest : x;
+  }
 
   MMSOFTPOOL_INLINE Vec difference(Vec x) const { return x * unit - max; }
 
@@ -165,7 +189,7 @@ struct Windows {
     const Vec difference = this->difference(x);
     const Mask absent = difference <= floor;
     const Vec d = absent ? floor : difference;
-    const Vec e = S::exp(alpha * d);
+    const Vec e = S::exp2(log2e_alpha * d);
     const Vec w = absent ? Vec{} : e;
     sum += w;
     mean += w * d;

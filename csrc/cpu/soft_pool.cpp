@@ -34,9 +34,10 @@ MMSOFTPOOL_INLINE void for_each_row(const Geometry& g, int64_t od, int64_t oh, V
   }
 }
 
-template <typename A>
-Exponent<A> make_exponent(const Geometry& g) {
-  return Exponent<A>(g.alpha, g.taps(), exp_floor<A>);
+template <typename S>
+MMSOFTPOOL_INLINE Exponents<S> make_exponents(const Geometry& g) {
+  using A = typename S::Scalar;
+  return Exponents<S>(Exponent<A>(g.alpha, g.taps(), exp_floor<A>));
 }
 
 // The largest tap of each window of a vector; NaN is passed over. K is the number of taps where it
@@ -44,7 +45,7 @@ Exponent<A> make_exponent(const Geometry& g) {
 template <int K, typename S, typename Load>
 MMSOFTPOOL_INLINE typename S::Vec largest(int64_t taps, Load&& load) {
   const int64_t n = K ? K : taps;
-  typename S::Vec max = Windows<S>::lowest();
+  typename S::Vec max = S::splat(-std::numeric_limits<typename S::Scalar>::infinity());
   for (int64_t t = 0; t < n; ++t) {
     const typename S::Vec x = load(t);
     max = x > max ? x : max;
@@ -54,10 +55,9 @@ MMSOFTPOOL_INLINE typename S::Vec largest(int64_t taps, Load&& load) {
 
 // The outputs of one vector of windows.
 template <int K, typename S, typename Load>
-MMSOFTPOOL_INLINE typename S::Vec pool(
-    int64_t taps, const Exponent<typename S::Scalar>& exponent, Load&& load) {
+MMSOFTPOOL_INLINE typename S::Vec pool(int64_t taps, const Exponents<S>& exponents, Load&& load) {
   const int64_t n = K ? K : taps;
-  Windows<S> windows(exponent, largest<K, S>(taps, load));
+  Windows<S> windows(exponents, largest<K, S>(taps, load));
   for (int64_t t = 0; t < n; ++t) {
     windows.add(load(t));
   }
@@ -68,15 +68,15 @@ MMSOFTPOOL_INLINE typename S::Vec pool(
 // for a vector per tap; where their number is known, registers do.
 template <int K, typename S, typename Load, typename Add>
 MMSOFTPOOL_INLINE void spread(
-    int64_t taps, const Exponent<typename S::Scalar>& exponent, Gradient gradient,
-    typename S::Vec grad_output, typename S::Scalar* scratch, Load&& load, Add&& add) {
+    int64_t taps, const Exponents<S>& exponents, Gradient gradient, typename S::Vec grad_output,
+    typename S::Scalar* scratch, Load&& load, Add&& add) {
   using Vec = typename S::Vec;
   const int64_t n = K ? K : taps;
   Vec registers[K ? K : 1];
   const auto weight = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA {
     return K ? registers[t] : S::load(scratch + t * S::lanes);
   };
-  Windows<S> windows(exponent, largest<K, S>(taps, load));
+  Windows<S> windows(exponents, largest<K, S>(taps, load));
   for (int64_t t = 0; t < n; ++t) {
     const Vec w = windows.add(load(t));
     if constexpr (K != 0) {
@@ -277,7 +277,7 @@ template <int Bytes, typename T>
 MMSOFTPOOL_INLINE void forward_contiguous(
     const Geometry& g, const T* input, T* output, int64_t begin, int64_t end) {
   using S = Simd<Compute<T>, Bytes>;
-  const auto exponent = make_exponent<Compute<T>>(g);
+  const auto exponents = make_exponents<S>(g);
   const SplitRow layout(g.width, S::lanes);
   Taps<S, T> taps(g, layout);
   for (int64_t row = begin; row < end; ++row) {
@@ -290,11 +290,11 @@ MMSOFTPOOL_INLINE void forward_contiguous(
       int64_t ow = 0;
       const auto load = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + ow); };
       for (; ow + S::lanes <= g.width.out; ow += S::lanes) {
-        S::store(pool<constant.value, S>(at.size(), exponent, load), out + ow);
+        S::store(pool<constant.value, S>(at.size(), exponents, load), out + ow);
       }
       if (ow < g.width.out) {
         S::store_first(
-            pool<constant.value, S>(at.size(), exponent, load), out + ow, g.width.out - ow);
+            pool<constant.value, S>(at.size(), exponents, load), out + ow, g.width.out - ow);
       }
     });
   }
@@ -307,7 +307,7 @@ MMSOFTPOOL_INLINE void backward_contiguous(
   using A = Compute<T>;
   using S = Simd<A, Bytes>;
   using Vec = typename S::Vec;
-  const auto exponent = make_exponent<Compute<T>>(g);
+  const auto exponents = make_exponents<S>(g);
   const SplitRow layout(g.width, S::lanes);
   Taps<S, T> taps(g, layout);
   // Windows that overlap in depth come back to a row after the whole slice in between.
@@ -359,7 +359,7 @@ MMSOFTPOOL_INLINE void backward_contiguous(
                                 MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + ow); };
           for (; ow + S::lanes <= g.width.out; ow += S::lanes) {
             spread<constant.value, S>(
-                at.size(), exponent, g.gradient, S::load(grad_row + ow), scratch.data(), load,
+                at.size(), exponents, g.gradient, S::load(grad_row + ow), scratch.data(), load,
                 [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
                   S::store(S::load(grad[t] + ow) + v, grad[t] + ow);
                 });
@@ -368,8 +368,8 @@ MMSOFTPOOL_INLINE void backward_contiguous(
             // The lanes beyond may stand on columns of real windows, or on a NaN.
             const auto live = lane < S::splat(A(rest));
             spread<constant.value, S>(
-                at.size(), exponent, g.gradient, S::load_first(grad_row + ow, rest), scratch.data(),
-                load, [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
+                at.size(), exponents, g.gradient, S::load_first(grad_row + ow, rest),
+                scratch.data(), load, [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
                   S::store(S::load(grad[t] + ow) + (live ? v : Vec{}), grad[t] + ow);
                 });
           }
@@ -397,7 +397,7 @@ template <int Bytes, typename T>
 MMSOFTPOOL_INLINE void forward_channels_last(
     const Geometry& g, const T* input, T* output, int64_t begin, int64_t end) {
   using S = Simd<Compute<T>, Bytes>;
-  const auto exponent = make_exponent<Compute<T>>(g);
+  const auto exponents = make_exponents<S>(g);
   Pointers<const T> rows, taps;
   rows.reserve(g.depth.kernel * g.height.kernel);
   taps.reserve(g.taps());
@@ -423,7 +423,7 @@ MMSOFTPOOL_INLINE void forward_channels_last(
         for (; c + S::lanes <= g.channels; c += S::lanes) {
           S::store(
               pool<constant.value, S>(
-                  taps.size(), exponent,
+                  taps.size(), exponents,
                   [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + c); }),
               out + c);
         }
@@ -431,7 +431,7 @@ MMSOFTPOOL_INLINE void forward_channels_last(
           const auto load = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA {
             return S::load_first(tap[t] + c, rest);
           };
-          S::store_first(pool<0, S>(taps.size(), exponent, load), out + c, rest);
+          S::store_first(pool<0, S>(taps.size(), exponents, load), out + c, rest);
         }
       });
     }
@@ -453,7 +453,7 @@ MMSOFTPOOL_INLINE void backward_channels_last(
   pixels.in = pixels.out = g.width.in * block_channels;
   const SplitRow layout(pixels, 0);
   RowCache<A> sums(g, layout, A(0), keep_all);
-  const auto exponent = make_exponent<Compute<T>>(g);
+  const auto exponents = make_exponents<S>(g);
   Pointers<const T> rows, taps;
   Pointers<A> sum_rows, grads;
   std::vector<A> scratch(g.taps() * S::lanes);
@@ -521,12 +521,12 @@ MMSOFTPOOL_INLINE void backward_channels_last(
             };
             for (; c + S::lanes <= width; c += S::lanes) {
               spread<constant.value, S>(
-                  taps.size(), exponent, g.gradient, S::load(grad_pixel + c), scratch.data(),
+                  taps.size(), exponents, g.gradient, S::load(grad_pixel + c), scratch.data(),
                   [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(taps[t] + c); }, add);
             }
             if (const int64_t rest = width - c; rest > 0) {
               spread<0, S>(
-                  taps.size(), exponent, g.gradient, S::load_first(grad_pixel + c, rest),
+                  taps.size(), exponents, g.gradient, S::load_first(grad_pixel + c, rest),
                   scratch.data(),
                   [&](int64_t t)
                       MMSOFTPOOL_INLINE_LAMBDA { return S::load_first(taps[t] + c, rest); },
