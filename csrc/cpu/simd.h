@@ -1,14 +1,11 @@
-// Vectors of a given width, and what SoftPool does with them. Written with the compilers' vector
-// extension (GCC and clang): the same code serves every instruction set.
+// Vectors of a given width, written with the vector extension of GCC and clang: the same code
+// serves every instruction set.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <type_traits>
-
-#include "../softmax.h"
 
 // Always inlined: code must be compiled for the instruction set of the function that it is used in.
 #define MMSOFTPOOL_INLINE inline __attribute__((always_inline))
@@ -26,12 +23,6 @@ struct BFloat16 {
 
 template <typename T>
 using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-// ln of the smallest normal number: a weight of e^floor or less counts as 0.
-template <typename A>
-constexpr A exp_floor = A(-87.33654475);
-template <>
-inline constexpr double exp_floor<double> = -708.3964185322641;
 
 // A, the type computed with, is float or double.
 template <typename A, int Bytes>
@@ -79,8 +70,9 @@ struct Simd {
 
   static MMSOFTPOOL_INLINE Vec load(const Half* p) {
     const Bits h = load_halves(p);
-    // Shift the exponent and mantissa into place and mend the exponent's bias by a multiplication,
-    // which is right for subnormal numbers too; infinity and NaN keep all exponent bits.
+    // Shift the exponent and mantissa into place and correct the exponent's bias by a
+    // multiplication, which is right for subnormal numbers too; infinity and NaN keep all exponent
+    // bits.
     const Bits magnitude = (h & 0x7fffu) << 13;
     const Bits scaled = (Bits)((Vec)magnitude * 0x1p112f);
     const Bits special = magnitude | 0x7f800000u;
@@ -136,84 +128,6 @@ struct Simd {
       p = p * f + 1.0f;
       return p * (Vec)(((Bits)shifted + 127u) << 23);  // times 2^n
     }
-  }
-};
-
-// An Exponent in all lanes. Made once, outside of the loops.
-template <typename S>
-struct Exponents {
-  typename S::Vec unit, per_unit, alpha, log2e_alpha, floor;
-
-  MMSOFTPOOL_INLINE explicit Exponents(const Exponent<typename S::Scalar>& exponent)
-      : unit(S::broadcast(exponent.unit)),
-        per_unit(S::broadcast(exponent.per_unit)),
-        alpha(S::broadcast(exponent.alpha_per_unit)),
-        log2e_alpha(S::broadcast(exponent.log2e_alpha_per_unit)),
-        floor(S::broadcast(exponent.floor)) {}
-};
-
-// The softmax of windows, one per lane, over their taps in turn. Equation 1 of the paper with the
-// maximum subtracted: with d = unit * (x - max), see Exponent, the weight is w = e^(alpha d) / sum
-// and the output max + mean / sum, where mean is the sum of e^(alpha d) d.
-template <typename S>
-struct Windows {
-  using Vec = typename S::Vec;
-  using A = typename S::Scalar;
-  using Mask = decltype(Vec{} < Vec{});
-
-  const Vec unit, per_unit, alpha, log2e_alpha, floor;
-  const Vec max;  // times the unit
-  Vec sum = Vec{};
-  Vec mean = Vec{};
-
-  MMSOFTPOOL_INLINE Windows(const Exponents<S>& exponents, Vec max)
-      : unit(exponents.unit),
-        per_unit(exponents.per_unit),
-        alpha(exponents.alpha),
-        log2e_alpha(exponents.log2e_alpha),
-        floor(exponents.floor),
-        max(at_least_lowest(max * unit)) {}
-
-  // In a window of -inf alone x - max must not be -inf + inf. (It also keeps GCC from taking max *
-  // unit, and not x * unit, into the fused multiply-add of difference(), for every tap again.)
-  static MMSOFTPOOL_INLINE Vec at_least_lowest(Vec x) {
-    const Vec lowest = S::splat(std::numeric_limits<A>::lowest());
-    return lowest > x ? lowest : x;
-  }
-
-  MMSOFTPOOL_INLINE Vec difference(Vec x) const { return x * unit - max; }
-
-  // Adds a tap and returns its e^(alpha d). Comparisons with NaN are false: a NaN tap, or inf -
-  // inf, stays NaN through both selects.
-  MMSOFTPOOL_INLINE Vec add(Vec x) {
-    const Vec difference = this->difference(x);
-    const Mask absent = difference <= floor;
-    const Vec d = absent ? floor : difference;
-    const Vec e = S::exp2(log2e_alpha * d);
-    const Vec w = absent ? Vec{} : e;
-    sum += w;
-    mean += w * d;
-    return w;
-  }
-
-  // Equation 2. No weight at all means nothing but -inf.
-  MMSOFTPOOL_INLINE Vec output() const {
-    const Vec y = (max + mean / sum) * per_unit;
-    return sum == Vec{} ? S::splat(-std::numeric_limits<A>::infinity()) : y;
-  }
-
-  // The exact gradient of a tap is scale * w * (alpha d + offset) for w from add().
-  MMSOFTPOOL_INLINE Vec scale(Vec grad_output) const {
-    const Vec quotient = grad_output / sum;
-    return sum == Vec{} ? Vec{} : quotient;
-  }
-  MMSOFTPOOL_INLINE Vec offset() const {
-    const Vec average = mean / sum;
-    return S::splat(1) - alpha * (sum == Vec{} ? Vec{} : average);
-  }
-  MMSOFTPOOL_INLINE Vec slope(Vec x, Vec offset) const {
-    const Vec d = difference(x);
-    return alpha * (d <= floor ? floor : d) + offset;
   }
 };
 
