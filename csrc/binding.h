@@ -1,4 +1,4 @@
-// What the bindings of all devices share: from the arguments of the operators to a Geometry.
+// What the bindings of all devices share: from the arguments of the operators to a Pooling.
 #pragma once
 
 #include <algorithm>
@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "geometry.h"
+#include "pooling.h"
 #include "torch_abi.h"
 
 namespace mmsoftpool {
@@ -33,15 +33,30 @@ inline bool is_channels_last(const Tensor& t) {
   return true;
 }
 
-// An operator call: its geometry, and its tensors brought into the layout of that.
+// Calls run(pointer to the element type) for the dtype of a tensor that PoolArguments has checked.
+template <typename Half, typename BFloat16, typename Run>
+void with_dtype(const Tensor& t, const Run& run) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return run(static_cast<float*>(nullptr));
+    case ScalarType::Double:
+      return run(static_cast<double*>(nullptr));
+    case ScalarType::Half:
+      return run(static_cast<Half*>(nullptr));
+    default:
+      return run(static_cast<BFloat16*>(nullptr));
+  }
+}
+
+// The arguments of an operator, checked: its pooling, and its tensors in the layout of that.
 // input: (N, C, spatial...). The lists have one entry per spatial axis, padding two: (before,
 // after). Users' mistakes are reported in Python; the checks here keep the kernels' memory accesses
 // inside the tensors whoever calls.
-class Call {
+class PoolArguments {
  public:
-  Geometry geometry;
+  Pooling pooling;
 
-  Call(
+  PoolArguments(
       const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
       const Ints& dilation, bool ceil_mode, double alpha, const std::string& gradient)
       : input_(input), spatial_(kernel_size.size()) {
@@ -63,41 +78,46 @@ class Call {
     MMSOFTPOOL_CHECK(
         gradient == "exact" || gradient == "paper",
         "soft_pool: gradient must be 'exact' or 'paper', got '", gradient, "'");
-    Geometry& g = geometry;
-    g.alpha = alpha;
-    g.gradient = gradient == "exact" ? Gradient::exact : Gradient::paper;
-    g.layout = is_channels_last(input) ? Layout::channels_last : Layout::contiguous;
-    g.batch = input.size(0);
-    g.channels = input.size(1);
-    Axis* const axes[] = {&g.depth, &g.height, &g.width};
+    pooling.layout = is_channels_last(input) ? Layout::channels_last : Layout::contiguous;
+    pooling.batch = input.size(0);
+    pooling.channels = input.size(1);
+    pooling.alpha = alpha;
+    pooling.gradient = gradient == "exact" ? Gradient::exact : Gradient::paper;
+    Axis* const axes[] = {&pooling.depth, &pooling.height, &pooling.width};
     for (size_t i = 0; i < spatial_; ++i) {
       Axis& axis = *axes[3 - spatial_ + i];
       const int64_t before = padding[2 * i], after = padding[2 * i + 1];
       axis.in = input.size(static_cast<int64_t>(i) + 2);
-      axis.kernel = kernel_size[i];
+      axis.kernel_size = kernel_size[i];
       axis.stride = stride[i];
-      axis.pad = before;
+      axis.padding = before;
       axis.dilation = dilation[i];
+      // Arguments below 2^31, as torch's own pools have them: no sum or product below overflows.
+      const auto is_argument = [](int64_t n) { return n >= 1 && n <= INT32_MAX; };
       MMSOFTPOOL_CHECK(
-          axis.in >= 1 && axis.kernel >= 1 && axis.stride >= 1 && axis.dilation >= 1 &&
-              before >= 0 && before <= axis.kernel / 2 && after >= 0 && after <= axis.kernel / 2,
-          "soft_pool: invalid pooling of axis ", i, " (size ", axis.in, ", kernel ", axis.kernel,
-          ", stride ", axis.stride, ", padding (", before, ", ", after, "), dilation ",
-          axis.dilation, ")");
-      axis.out =
-          output_size(axis.in, axis.kernel, axis.stride, before, after, axis.dilation, ceil_mode);
+          axis.in >= 1 && axis.in <= INT64_MAX / 2 && is_argument(axis.kernel_size) &&
+              is_argument(axis.stride) && is_argument(axis.dilation) && before >= 0 &&
+              before <= axis.kernel_size / 2 && after >= 0 && after <= axis.kernel_size / 2,
+          "soft_pool: invalid pooling of axis ", i, " (size ", axis.in, ", kernel_size ",
+          axis.kernel_size, ", stride ", axis.stride, ", padding (", before, ", ", after,
+          "), dilation ", axis.dilation, ")");
+      axis.out = output_size(axis, after, ceil_mode);
       MMSOFTPOOL_CHECK(axis.out >= 1, "soft_pool: axis ", i, " has no output");
     }
+    MMSOFTPOOL_CHECK(
+        pooling.depth.kernel_size * pooling.height.kernel_size <=
+            INT64_MAX / pooling.width.kernel_size,
+        "soft_pool: kernel_size has too many taps");
   }
 
   Ints output_sizes() const {
-    const int64_t out[] = {geometry.depth.out, geometry.height.out, geometry.width.out};
+    const int64_t out[] = {pooling.depth.out, pooling.height.out, pooling.width.out};
     Ints sizes{input_.size(0), input_.size(1)};
     sizes.insert(sizes.end(), out + 3 - spatial_, out + 3);
     return sizes;
   }
 
-  Tensor laid_out(const Tensor& t) const { return contiguous(t, memory_format()); }
+  Tensor in_layout(const Tensor& t) const { return contiguous(t, memory_format()); }
 
   Tensor empty(const Ints& sizes) const {
     return mmsoftpool::empty(sizes, input_.scalar_type(), input_.device(), memory_format());
@@ -105,19 +125,21 @@ class Call {
   Tensor empty_output() const { return empty(output_sizes()); }
   Tensor empty_input() const { return empty(Ints(input_.sizes().begin(), input_.sizes().end())); }
 
-  void check_grad_output(const Tensor& grad) const {
+  void check_grad_output(const Tensor& grad_output) const {
     const Ints sizes = output_sizes();
     MMSOFTPOOL_CHECK(
-        grad.scalar_type() == input_.scalar_type() && grad.device() == input_.device() &&
-            std::equal(sizes.begin(), sizes.end(), grad.sizes().begin(), grad.sizes().end()),
+        grad_output.scalar_type() == input_.scalar_type() &&
+            grad_output.device() == input_.device() &&
+            std::equal(
+                sizes.begin(), sizes.end(), grad_output.sizes().begin(), grad_output.sizes().end()),
         "soft_pool_backward: grad_output must have the output's shape, dtype and device");
   }
 
  private:
   MemoryFormat memory_format() const {
-    return geometry.layout == Layout::contiguous ? MemoryFormat::Contiguous
-           : spatial_ == 2                       ? MemoryFormat::ChannelsLast
-                                                 : MemoryFormat::ChannelsLast3d;
+    return pooling.layout == Layout::contiguous ? MemoryFormat::Contiguous
+           : spatial_ == 2                      ? MemoryFormat::ChannelsLast
+                                                : MemoryFormat::ChannelsLast3d;
   }
 
   const Tensor& input_;

@@ -1,14 +1,11 @@
-// Vectors of a given width, and what SoftPool does with them. Written with the compilers' vector
-// extension (GCC and clang): the same code serves every instruction set.
+// Vectors of a given width, written with the vector extension of GCC and clang: the same code
+// serves every instruction set.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <type_traits>
-
-#include "../softmax.h"
 
 // Always inlined: code must be compiled for the instruction set of the function that it is used in.
 #define MMSOFTPOOL_INLINE inline __attribute__((always_inline))
@@ -27,12 +24,6 @@ struct BFloat16 {
 template <typename T>
 using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// ln of the smallest normal number: a weight of e^floor or less counts as 0.
-template <typename A>
-constexpr A exp_floor = A(-87.33654475);
-template <>
-inline constexpr double exp_floor<double> = -708.3964185322641;
-
 // A, the type computed with, is float or double.
 template <typename A, int Bytes>
 struct Simd {
@@ -43,7 +34,15 @@ struct Simd {
   typedef Integer Bits __attribute__((vector_size(Bytes)));
   typedef uint16_t Halves __attribute__((vector_size(lanes * 2)));
 
+  // splat is for constants: of a variable GCC would set one lane after the other.
   static MMSOFTPOOL_INLINE Vec splat(A value) { return value - Vec{}; }
+  static MMSOFTPOOL_INLINE Vec broadcast(A value) {
+    A buffer[lanes];
+    for (int64_t i = 0; i < lanes; ++i) {
+      buffer[i] = value;
+    }
+    return load(buffer);
+  }
 
   static MMSOFTPOOL_INLINE Vec load(const A* p) {
     Vec v;
@@ -71,8 +70,9 @@ struct Simd {
 
   static MMSOFTPOOL_INLINE Vec load(const Half* p) {
     const Bits h = load_halves(p);
-    // Shift the exponent and mantissa into place and mend the exponent's bias by a multiplication,
-    // which is right for subnormal numbers too; infinity and NaN keep all exponent bits.
+    // Shift the exponent and mantissa into place and correct the exponent's bias by a
+    // multiplication, which is right for subnormal numbers too; infinity and NaN keep all exponent
+    // bits.
     const Bits magnitude = (h & 0x7fffu) << 13;
     const Bits scaled = (Bits)((Vec)magnitude * 0x1p112f);
     const Bits special = magnitude | 0x7f800000u;
@@ -106,90 +106,28 @@ struct Simd {
     std::memcpy(p, buffer, n * sizeof(T));
   }
 
-  // x in [exp_floor, 0], to rounding, or NaN, which comes back as NaN. Within 1 ulp in float.
-  static MMSOFTPOOL_INLINE Vec exp(Vec x) {
+  // 2^x for x between the base 2 logarithm of the smallest normal number and 0; NaN stays NaN.
+  // 1 at 0, and within 1.4 units of 2^-24 in float.
+  static MMSOFTPOOL_INLINE Vec exp2(Vec x) {
     if constexpr (std::is_same_v<A, double>) {
       for (int64_t i = 0; i < lanes; ++i) {
-        x[i] = std::exp(x[i]);
+        x[i] = std::exp2(x[i]);
       }
       return x;
     } else {
-      // x = n ln2 + r with |r| <= ln2 / 2. Adding and subtracting 1.5 * 2^23 rounds to an integer
-      // and leaves it in the low bits of the sum; a conversion would be undefined for NaN.
-      const Vec shifted = x * 1.442695041f + 12582912.0f;
-      const Vec n = shifted - 12582912.0f;
-      Vec r = x - n * 0.693359375f;  // ln2 in two parts: the product with the first is exact
-      r = r - n * -2.12194440e-4f;
-      // Minimax polynomial for e^r on [-ln2/2, ln2/2] (coefficients of Cephes' expf).
-      Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-      p = p * r + 8.3334519073e-3f;
-      p = p * r + 4.1665795894e-2f;
-      p = p * r + 1.6666665459e-1f;
-      p = p * r + 5.0000001201e-1f;
-      p = p * (r * r) + r + 1.0f;
+      // x = n + f with |f| <= 1/2. Adding and subtracting 1.5 * 2^23 rounds to an integer and
+      // leaves it in the low bits of the sum; a conversion would be undefined for NaN.
+      const Vec shifted = x + 12582912.0f;
+      const Vec f = x - (shifted - 12582912.0f);
+      // 2^f: 1 + f q(f), the q of degree 5 with the smallest relative error, 2e-9.
+      Vec p = f * 1.5353362e-4f + 1.3398875e-3f;
+      p = p * f + 9.6184374e-3f;
+      p = p * f + 5.5503325e-2f;
+      p = p * f + 2.4022648e-1f;
+      p = p * f + 6.9314720e-1f;
+      p = p * f + 1.0f;
       return p * (Vec)(((Bits)shifted + 127u) << 23);  // times 2^n
     }
-  }
-};
-
-// The softmax of windows, one per lane, over their taps in turn. Equation 1 of the paper with the
-// maximum subtracted: with d = unit * (x - max), see Exponent, the weight is w = e^(alpha d) / sum
-// and the output max + mean / sum, where mean is the sum of e^(alpha d) d.
-template <typename S>
-struct Windows {
-  using Vec = typename S::Vec;
-  using A = typename S::Scalar;
-  using Mask = decltype(Vec{} < Vec{});
-
-  const Vec unit, per_unit, alpha, floor;
-  const Vec max;  // times the unit
-  Vec sum = Vec{};
-  Vec mean = Vec{};
-
-  // The start of the maximum: not below the lowest number, for in a window of -inf alone x - max
-  // must not be -inf + inf.
-  static MMSOFTPOOL_INLINE Vec lowest() { return S::splat(std::numeric_limits<A>::lowest()); }
-
-  MMSOFTPOOL_INLINE Windows(const Exponent<A>& exponent, Vec max)
-      : unit(S::splat(exponent.unit)),
-        per_unit(S::splat(exponent.per_unit)),
-        alpha(S::splat(exponent.alpha_per_unit)),
-        floor(S::splat(exponent.floor)),
-        max(max * unit) {}
-
-  MMSOFTPOOL_INLINE Vec difference(Vec x) const { return x * unit - max; }
-
-  // Adds a tap and returns its e^(alpha d). Comparisons with NaN are false: a NaN tap, or inf -
-  // inf, stays NaN through both selects.
-  MMSOFTPOOL_INLINE Vec add(Vec x) {
-    const Vec difference = this->difference(x);
-    const Mask absent = difference <= floor;
-    const Vec d = absent ? floor : difference;
-    const Vec e = S::exp(alpha * d);
-    const Vec w = absent ? Vec{} : e;
-    sum += w;
-    mean += w * d;
-    return w;
-  }
-
-  // Equation 2. No weight at all means nothing but -inf.
-  MMSOFTPOOL_INLINE Vec output() const {
-    const Vec y = (max + mean / sum) * per_unit;
-    return sum == Vec{} ? S::splat(-std::numeric_limits<A>::infinity()) : y;
-  }
-
-  // The exact gradient of a tap is scale * w * (alpha d + offset) for w from add().
-  MMSOFTPOOL_INLINE Vec scale(Vec grad_output) const {
-    const Vec quotient = grad_output / sum;
-    return sum == Vec{} ? Vec{} : quotient;
-  }
-  MMSOFTPOOL_INLINE Vec offset() const {
-    const Vec average = mean / sum;
-    return S::splat(1) - alpha * (sum == Vec{} ? Vec{} : average);
-  }
-  MMSOFTPOOL_INLINE Vec slope(Vec x, Vec offset) const {
-    const Vec d = difference(x);
-    return alpha * (d <= floor ? floor : d) + offset;
   }
 };
 

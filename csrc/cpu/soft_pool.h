@@ -1,7 +1,7 @@
 // SoftPool on the CPU. Plain pointers, no torch: the caller allocates and parallelises.
 #pragma once
 
-#include "../geometry.h"
+#include "../pooling.h"
 #include "simd.h"
 
 namespace mmsoftpool::cpu {
@@ -10,21 +10,22 @@ namespace mmsoftpool::cpu {
 // item computes does not depend on the range that it is in, so neither do the results.
 // T is float, double, Half or BFloat16.
 
-int64_t forward_items(const Geometry& geometry);  // rows of outputs
+int64_t forward_items(const Pooling& pooling);  // rows of outputs
 
 template <typename T>
-void pool_forward(const Geometry& geometry, const T* input, T* output, int64_t begin, int64_t end);
+void pool_forward(const Pooling& pooling, const T* input, T* output, int64_t begin, int64_t end);
 
-// What geometry.channel_block should be: whole cache lines of neighbouring channels are fastest, as
-// long as every thread gets an item. A multiple of all vector lengths.
-int64_t channel_block(const Geometry& geometry, int64_t threads);
+// How many channels the backward takes together, channels last: whole cache lines of them are
+// fastest, as long as every thread gets an item. A multiple of all vector lengths.
+int64_t channel_block(const Pooling& pooling, int64_t threads);
 
-int64_t backward_items(const Geometry& geometry);  // planes, or blocks of channels of one image
+// Planes, or blocks of channels of one image.
+int64_t backward_items(const Pooling& pooling, int64_t channel_block);
 
 // Writes all of grad_input that belongs to the items.
 template <typename T>
 void pool_backward(
-    const Geometry& geometry, const T* grad_output, const T* input, T* grad_input, int64_t begin,
-    int64_t end);
+    const Pooling& pooling, int64_t channel_block, const T* grad_output, const T* input,
+    T* grad_input, int64_t begin, int64_t end);
 
 }  // namespace mmsoftpool::cpu

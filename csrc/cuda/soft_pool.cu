@@ -1,5 +1,6 @@
+#include "generic.h"
 #include "soft_pool.h"
-#include "soft_pool_body.h"
+#include "strip.h"
 
 namespace mmsoftpool::cuda {
 namespace {
@@ -7,31 +8,31 @@ namespace {
 constexpr int block_size = 128;  // small: a thread that walks down a strip uses many registers
 
 template <typename T>
-__global__ void forward_any_kernel(
-    Geometry g, Exponent<Compute<T>> exponent, const T* input, T* output, int64_t threads) {
+__global__ void forward_generic_kernel(
+    Pooling pooling, Exponent<Compute<T>> exponent, const T* input, T* output, int64_t threads) {
   const int64_t i = int64_t(blockIdx.x) * block_size + threadIdx.x;
   if (i < threads) {
-    forward_any(g, exponent, input, output, i);
+    forward_generic(pooling, exponent, input, output, i);
   }
 }
 
 template <typename T>
-__global__ void note_window_kernel(
-    Geometry g, Exponent<Compute<T>> exponent, const T* grad_output, const T* input,
-    Compute<T>* notes, int64_t threads) {
+__global__ void summarize_window_kernel(
+    Pooling pooling, Exponent<Compute<T>> exponent, const T* grad_output, const T* input,
+    Compute<T>* workspace, int64_t threads) {
   const int64_t i = int64_t(blockIdx.x) * block_size + threadIdx.x;
   if (i < threads) {
-    note_window(g, exponent, grad_output, input, notes, i);
+    summarize_window(pooling, exponent, grad_output, input, workspace, i);
   }
 }
 
 template <typename T>
-__global__ void backward_any_kernel(
-    Geometry g, Exponent<Compute<T>> exponent, const Compute<T>* notes, const T* input,
+__global__ void backward_generic_kernel(
+    Pooling pooling, Exponent<Compute<T>> exponent, const Compute<T>* workspace, const T* input,
     T* grad_input, int64_t threads) {
   const int64_t i = int64_t(blockIdx.x) * block_size + threadIdx.x;
   if (i < threads) {
-    backward_any(g, exponent, notes, input, grad_input, i);
+    backward_generic(pooling, exponent, workspace, input, grad_input, i);
   }
 }
 
@@ -55,7 +56,17 @@ __global__ void backward_strip_kernel(
   }
 }
 
-unsigned blocks(int64_t threads) { return unsigned((threads + block_size - 1) / block_size); }
+// Launches threads 0 to `threads` - 1 of a kernel whose last argument is their number.
+template <typename Kernel, typename... Arguments>
+cudaError_t launch(
+    Kernel kernel, int64_t threads, cudaStream_t stream, const Arguments&... arguments) {
+  const int64_t blocks = (threads + block_size - 1) / block_size;
+  if (blocks > INT32_MAX) {
+    return cudaErrorInvalidConfiguration;
+  }
+  kernel<<<unsigned(blocks), block_size, 0, stream>>>(arguments..., threads);
+  return cudaGetLastError();
+}
 
 // Whether all tensors begin where 16 bytes can be moved at once.
 template <typename... Pointers>
@@ -63,78 +74,82 @@ bool are_aligned(const Pointers*... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) | ...)) % 16 == 0;
 }
 
-// Enough threads to fill any GPU several times over.
-constexpr int64_t wanted_threads = 1 << 19;
-
 }  // namespace
 
 template <typename T>
-cudaError_t pool_forward(const Geometry& g, const T* input, T* output, cudaStream_t stream) {
-  const int64_t outputs = g.planes() * g.out_plane();
+cudaError_t pool_forward(const Pooling& pooling, const T* input, T* output, cudaStream_t stream) {
+  const int64_t outputs = pooling.planes() * pooling.out_plane();
   if (outputs == 0) {
     return cudaSuccess;
   }
+  cudaError_t error = cudaSuccess;
   const bool aligned = are_aligned(input, output);
-  const bool done = with_strip<T>(g, aligned, [&](auto strip) {
+  const bool launched = with_strip<T>(pooling, aligned, [&](auto strip) {
     using S = decltype(strip);
-    const bool packed = is_packed<T>(g, aligned);
-    const int64_t strips = S::forward_arguments(g, g.height.out, packed).threads;
-    const int64_t rows = strip_rows(strips, g.height.out, wanted_threads);
-    const auto arguments = S::forward_arguments(g, rows, packed);
-    const int64_t threads = arguments.threads;
-    forward_strip_kernel<S>
-        <<<blocks(threads), block_size, 0, stream>>>(arguments, input, output, threads);
+    const bool packed = is_packed<T>(pooling, aligned);
+    const int64_t height = pooling.height.out;
+    const int64_t rows =
+        strip_rows<S>(S::forward_arguments(pooling, height, packed).threads, height);
+    const auto arguments = S::forward_arguments(pooling, rows, packed);
+    error = launch(forward_strip_kernel<S, T>, arguments.threads, stream, arguments, input, output);
   });
-  if (!done) {
-    forward_any_kernel<<<blocks(outputs), block_size, 0, stream>>>(
-        g, make_exponent<Compute<T>>(g), input, output, outputs);
+  if (launched) {
+    return error;
   }
-  return cudaGetLastError();
+  return launch(
+      forward_generic_kernel<T>, outputs, stream, pooling, make_exponent<Compute<T>>(pooling),
+      input, output);
 }
 
 template <typename T>
-int64_t backward_notes(
-    const Geometry& g, const T* grad_output, const T* input, const T* grad_input) {
+int64_t backward_workspace(
+    const Pooling& pooling, const T* grad_output, const T* input, const T* grad_input) {
   const bool aligned = are_aligned(grad_output, input, grad_input);
-  return with_strip<T>(g, aligned, [](auto) {}) ? 0 : 3 * g.planes() * g.out_plane();
+  const bool has_strip = with_strip<T>(pooling, aligned, [](auto) {});
+  return has_strip ? 0 : 3 * pooling.planes() * pooling.out_plane();
 }
 
 template <typename T>
 cudaError_t pool_backward(
-    const Geometry& g, const T* grad_output, const T* input, T* grad_input, Compute<T>* notes,
-    cudaStream_t stream) {
-  const int64_t inputs = g.planes() * g.in_plane();
+    const Pooling& pooling, const T* grad_output, const T* input, T* grad_input,
+    Compute<T>* workspace, cudaStream_t stream) {
+  const int64_t inputs = pooling.planes() * pooling.in_plane();
   if (inputs == 0) {
     return cudaSuccess;
   }
+  cudaError_t error = cudaSuccess;
   const bool aligned = are_aligned(grad_output, input, grad_input);
-  const bool done = with_strip<T>(g, aligned, [&](auto strip) {
+  const bool launched = with_strip<T>(pooling, aligned, [&](auto strip) {
     using S = decltype(strip);
-    const bool packed = is_packed<T>(g, aligned);
-    const int64_t height = (g.height.in + 1) / 2;
-    const int64_t strips = S::backward_arguments(g, height, packed).threads;
-    const int64_t rows = strip_rows(strips, height, wanted_threads);
-    const auto arguments = S::backward_arguments(g, rows, packed);
-    const int64_t threads = arguments.threads;
-    backward_strip_kernel<S><<<blocks(threads), block_size, 0, stream>>>(
-        arguments, grad_output, input, grad_input, threads);
+    const bool packed = is_packed<T>(pooling, aligned);
+    const int64_t height = (pooling.height.in + 1) / 2;
+    const int64_t rows =
+        strip_rows<S>(S::backward_arguments(pooling, height, packed).threads, height);
+    const auto arguments = S::backward_arguments(pooling, rows, packed);
+    error = launch(
+        backward_strip_kernel<S, T>, arguments.threads, stream, arguments, grad_output, input,
+        grad_input);
   });
-  if (!done) {
-    const int64_t outputs = g.planes() * g.out_plane();
-    const auto exponent = make_exponent<Compute<T>>(g);
-    note_window_kernel<<<blocks(outputs), block_size, 0, stream>>>(
-        g, exponent, grad_output, input, notes, outputs);
-    backward_any_kernel<<<blocks(inputs), block_size, 0, stream>>>(
-        g, exponent, notes, input, grad_input, inputs);
+  if (launched) {
+    return error;
   }
-  return cudaGetLastError();
+  const auto exponent = make_exponent<Compute<T>>(pooling);
+  error = launch(
+      summarize_window_kernel<T>, pooling.planes() * pooling.out_plane(), stream, pooling, exponent,
+      grad_output, input, workspace);
+  if (error != cudaSuccess) {
+    return error;
+  }
+  return launch(
+      backward_generic_kernel<T>, inputs, stream, pooling, exponent,
+      static_cast<const Compute<T>*>(workspace), input, grad_input);
 }
 
-#define MMSOFTPOOL_INSTANTIATE(T)                                                    \
-  template cudaError_t pool_forward<T>(const Geometry&, const T*, T*, cudaStream_t); \
-  template int64_t backward_notes<T>(const Geometry&, const T*, const T*, const T*); \
-  template cudaError_t pool_backward<T>(                                             \
-      const Geometry&, const T*, const T*, T*, Compute<T>*, cudaStream_t);
+#define MMSOFTPOOL_INSTANTIATE(T)                                                       \
+  template cudaError_t pool_forward<T>(const Pooling&, const T*, T*, cudaStream_t);     \
+  template int64_t backward_workspace<T>(const Pooling&, const T*, const T*, const T*); \
+  template cudaError_t pool_backward<T>(                                                \
+      const Pooling&, const T*, const T*, T*, Compute<T>*, cudaStream_t);
 MMSOFTPOOL_INSTANTIATE(float)
 MMSOFTPOOL_INSTANTIATE(double)
 MMSOFTPOOL_INSTANTIATE(__half)

@@ -5,26 +5,26 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include "../geometry.h"
-#include "soft_pool_body.h"
+#include "../pooling.h"
+#include "window.h"
 
 namespace mmsoftpool::cuda {
 
 // T is float, double, __half or __nv_bfloat16. The work is queued on `stream` of the current
-// device; what comes back is the error of the launch.
+// device; the functions return the error of the launch.
 
 template <typename T>
-cudaError_t pool_forward(const Geometry& geometry, const T* input, T* output, cudaStream_t stream);
+cudaError_t pool_forward(const Pooling& pooling, const T* input, T* output, cudaStream_t stream);
 
-// How many numbers of type Compute<T> pool_backward needs to work with, besides its tensors: three
-// for each output, or none where one kernel does it all.
+// How many numbers of type Compute<T> the workspace of pool_backward has: three for each output, or
+// none where one kernel does it all.
 template <typename T>
-int64_t backward_notes(
-    const Geometry& geometry, const T* grad_output, const T* input, const T* grad_input);
+int64_t backward_workspace(
+    const Pooling& pooling, const T* grad_output, const T* input, const T* grad_input);
 
 template <typename T>
 cudaError_t pool_backward(
-    const Geometry& geometry, const T* grad_output, const T* input, T* grad_input,
-    Compute<T>* notes, cudaStream_t stream);
+    const Pooling& pooling, const T* grad_output, const T* input, T* grad_input,
+    Compute<T>* workspace, cudaStream_t stream);
 
 }  // namespace mmsoftpool::cuda

@@ -26,6 +26,7 @@ SMALL = {
     "model.neck.out_channels": 32,
     "model.bbox_head.in_channels": 32,
     "model.bbox_head.feat_channels": 32,
+    "model.bbox_head.stacked_convs": 1,
     "model.test_cfg.score_thr": 0.0,  # an untrained detector has detections too
     "model.test_cfg.min_bbox_size": -1,
     "train_cfg.max_epochs": 1,

@@ -49,19 +49,25 @@ def framed(shape, like=None, shift=0):
     return whole, inside
 
 
+def shape_argument(sizes, output_sizes, pooling, last):
+    """What ``make_pooling`` in cuda_on_host.cpp reads."""
+    kernel_size, stride, padding, dilation, *_ = pooling
+    spatial = len(kernel_size)
+    shape = [int(last), *sizes[:2], *[1, 1, 1, 1, 0, 1] * (3 - spatial)]
+    for i in range(spatial):
+        shape += [sizes[2 + i], output_sizes[2 + i], kernel_size[i], stride[i]]
+        shape += [padding[2 * i], dilation[i]]
+    return (ctypes.c_int64 * len(shape))(*shape)
+
+
 def run_on_host(library, x, pooling, grad_output, *, rows, variant="auto", shift=0):
     """The value and gradient that the CUDA threads compute, and whether they worked in strips.
 
     ``x`` and ``grad_output`` are in the order of memory: channels last if they say so.
     """
-    kernel_size, stride, padding, dilation, _, alpha, gradient = pooling
+    *_, alpha, gradient = pooling
     last = reference.memory_format(x) != torch.contiguous_format
-    spatial = len(kernel_size)
-    shape = [int(last), x.shape[0], x.shape[1]]
-    shape += [1, 1, 1, 1, 0, 1] * (3 - spatial)
-    for i in range(spatial):
-        shape += [x.shape[2 + i], grad_output.shape[2 + i], kernel_size[i], stride[i]]
-        shape += [padding[2 * i], dilation[i]]
+    shape = shape_argument(x.shape, grad_output.shape, pooling, last)
     order = [0, *range(2, x.dim()), 1] if last else [*range(x.dim())]
     back = [order.index(i) for i in range(x.dim())]
     in_memory = [t.permute(order).contiguous() for t in (grad_output, x)]
@@ -69,7 +75,7 @@ def run_on_host(library, x, pooling, grad_output, *, rows, variant="auto", shift
     frames[2][1].fill_(math.nan), frames[3][1].fill_(math.nan)
     pointers = [ctypes.c_void_p(inside.data_ptr()) for _, inside in frames]
     arguments = (
-        (ctypes.c_int64 * len(shape))(*shape),
+        shape,
         ctypes.c_double(alpha),
         gradient == "exact",
         ctypes.c_int64(rows),
@@ -78,7 +84,7 @@ def run_on_host(library, x, pooling, grad_output, *, rows, variant="auto", shift
         library.run_wide(*arguments, *pointers)
         strip = True
     else:
-        strip = bool(library.run(*arguments, variant == "any", *pointers))
+        strip = bool(library.run(*arguments, variant == "generic", *pointers))
     for whole, inside in frames[2:]:
         margins = (whole[: MARGIN + shift], whole[MARGIN + shift + inside.numel() :])
         assert all(margin.isnan().all() for margin in margins), "written outside"
@@ -128,11 +134,11 @@ def test_strips_with_any_sharpness(host_library, pooling, alpha, gradient):
     assert check(host_library, x, pooling, **options)
     last = randn(1, 4, 8, 9).to(memory_format=torch.channels_last)
     assert check(host_library, last, pooling, **options)
-    assert not check(host_library, x, pooling, variant="any", **options)
+    assert not check(host_library, x, pooling, variant="generic", **options)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1e-40, 1e-38, 1e-36, 1.0, 1e30, 1e38, 1e300])
-@pytest.mark.parametrize("variant", ["auto", "any"])
+@pytest.mark.parametrize("variant", ["auto", "generic"])
 def test_the_whole_range_of_float32_in_a_window(host_library, variant, alpha):
     high, low = torch.finfo(torch.float32).max, torch.finfo(torch.float32).min
     x = torch.tensor([[high, low, high, 0.0], [high, low, 1.0, low]]).view(1, 1, 2, 4)
@@ -155,6 +161,13 @@ def test_what_strips_cannot_take_goes_the_general_way(host_library, channels):
     assert not check(host_library, x, (3, 2, 1), shift=1, **options)
     for pooling in ((3, 1, 1), (5, 2, 2), (3, 2, 1, 2), ((3, 2), 2), (3, 3)):
         assert not check(host_library, x.contiguous(), pooling, **options)
+
+
+@pytest.mark.parametrize(("channels", "strip"), [(65535, True), (65537, False)])
+def test_more_threads_than_32_bits_count_go_the_general_way(host_library, channels, strip):
+    pooling = Pooling.check(2, 2)
+    shape = shape_argument((65536, channels, 2, 2), (65536, channels, 1, 1), pooling, False)
+    assert bool(host_library.has_strip(shape)) == strip
 
 
 ANY = [
@@ -185,4 +198,4 @@ def test_any_pooling(host_library, size, pooling, format, gradient):
     x = randn(2, 3, *size)
     x.view(-1)[5], x.view(-1)[-1] = -math.inf, math.inf
     x = x.contiguous(memory_format=format)
-    check(host_library, x, pooling, rows=1, gradient=gradient, variant="any")
+    check(host_library, x, pooling, rows=1, gradient=gradient, variant="generic")

@@ -1,0 +1,249 @@
+// Contiguous tensors: a vector holds neighbouring windows of a row. Rows of the input are copied
+// once into a small cache, converted to the type computed with, framed by -inf for what is absent,
+// and split by column modulo the stride: tap k of all windows of the row is then contiguous.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "rows.h"
+#include "softmax.h"
+
+namespace mmsoftpool::cpu {
+
+// A row of the input, split by column modulo the stride. Column c is at place p = c + padding;
+// places p, p + stride, p + 2 stride ... are neighbours. `slack` elements at the end of each part
+// may be read and written beyond the last window.
+struct SplitRow {
+  SplitRow(const Axis& width, int64_t slack)
+      : width(width),
+        part(
+            std::max(
+                (width.out - 1) * width.stride + width.span() - 1, width.in - 1 + width.padding) /
+                width.stride +
+            1 + slack),
+        size(part * width.stride) {}
+
+  // Where tap k of the first window is; that of the next window follows it.
+  int64_t offset(int64_t k) const {
+    const int64_t place = k * width.dilation;
+    return place % width.stride * part + place / width.stride;
+  }
+
+  // Calls visit(first column, its place in the split row, number) for the columns of every part.
+  template <typename Visit>
+  MMSOFTPOOL_INLINE void for_each_run(Visit&& visit) const {
+    for (int64_t phase = 0; phase < width.stride; ++phase) {
+      int64_t column = (phase - width.padding) % width.stride;
+      column += column < 0 ? width.stride : 0;
+      if (column < width.in) {
+        const int64_t number = (width.in - 1 - column) / width.stride + 1;
+        visit(column, phase * part + (column + width.padding) / width.stride, number);
+      }
+    }
+  }
+
+  const Axis& width;
+  int64_t part, size;
+};
+
+template <typename S, typename T>
+MMSOFTPOOL_INLINE void split_row(const SplitRow& layout, const T* row, Compute<T>* split) {
+  using A = Compute<T>;
+  const int64_t stride = layout.width.stride;
+  layout.for_each_run([&](int64_t column, int64_t place, int64_t number) MMSOFTPOOL_INLINE_LAMBDA {
+    A* const to = split + place;
+    const T* const from = row + column;
+    if constexpr (std::is_same_v<T, A>) {
+      if (stride == 2) {  // a constant, which the compiler vectorises
+        for (int64_t i = 0; i < number; ++i) {
+          to[i] = from[2 * i];
+        }
+      } else {
+        for (int64_t i = 0; i < number; ++i) {
+          to[i] = from[stride * i];
+        }
+      }
+    } else {
+      T buffer[S::lanes];
+      for (int64_t i = 0; i < number; i += S::lanes) {
+        const int64_t n = std::min(S::lanes, number - i);
+        for (int64_t j = 0; j < n; ++j) {
+          buffer[j] = from[stride * (i + j)];
+        }
+        S::store_first(S::load(buffer), to + i, n);
+      }
+    }
+  });
+}
+
+// Writes a row of gradients and sets its sums back to 0.
+template <typename S, typename T>
+MMSOFTPOOL_INLINE void merge_row(const SplitRow& layout, Compute<T>* split, T* row) {
+  using A = Compute<T>;
+  const int64_t stride = layout.width.stride;
+  layout.for_each_run([&](int64_t column, int64_t place, int64_t number) MMSOFTPOOL_INLINE_LAMBDA {
+    const A* const from = split + place;
+    T* const to = row + column;
+    if constexpr (std::is_same_v<T, A>) {
+      for (int64_t i = 0; i < number; ++i) {
+        to[stride * i] = from[i];
+      }
+    } else {
+      T buffer[S::lanes];
+      for (int64_t i = 0; i < number; i += S::lanes) {
+        const int64_t n = std::min(S::lanes, number - i);
+        S::store(S::load_first(from + i, n), buffer);
+        for (int64_t j = 0; j < n; ++j) {
+          to[stride * (i + j)] = buffer[j];
+        }
+      }
+    }
+  });
+  std::fill_n(split, layout.size, A(0));
+}
+
+// The split rows of the input, and where the taps of a row of windows are in them.
+template <typename S, typename T>
+class SplitInput {
+ public:
+  using A = Compute<T>;
+
+  SplitInput(const Pooling& pooling, const SplitRow& layout)
+      : pooling_(pooling),
+        layout_(layout),
+        rows_(pooling, layout.size, -std::numeric_limits<A>::infinity(), false),
+        offsets_(pooling.width.kernel_size) {
+    for (int64_t k = 0; k < pooling.width.kernel_size; ++k) {
+      offsets_[k] = layout.offset(k);
+    }
+    taps_.reserve(pooling.taps());
+  }
+
+  // The taps of the first window of output row (od, oh); those of the next window follow them.
+  MMSOFTPOOL_INLINE const Pointers<const A>& taps(
+      const T* input, int64_t plane, int64_t od, int64_t oh) {
+    taps_.clear();
+    for_each_row(pooling_, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
+      A* const row = rows_.row(d, h);
+      if (!rows_.contains(plane, d, h)) {
+        rows_.claim(plane, d, h);
+        const int64_t number = (plane * pooling_.depth.in + d) * pooling_.height.in + h;
+        split_row<S>(layout_, input + number * pooling_.width.in, row);
+      }
+      for (const int64_t offset : offsets_) {
+        taps_.push_back(row + offset);
+      }
+    });
+    return taps_;
+  }
+
+  const std::vector<int64_t>& offsets() const { return offsets_; }
+
+ private:
+  const Pooling& pooling_;
+  const SplitRow& layout_;
+  RowCache<A> rows_;
+  std::vector<int64_t> offsets_;
+  Pointers<const A> taps_;
+};
+
+// Items are rows of outputs.
+template <int Bytes, typename T>
+MMSOFTPOOL_INLINE void forward_contiguous(
+    const Pooling& pooling, const T* input, T* output, int64_t begin, int64_t end) {
+  using S = Simd<Compute<T>, Bytes>;
+  const Exponents<S> exponents(pooling);
+  const SplitRow layout(pooling.width, S::lanes);
+  SplitInput<S, T> split(pooling, layout);
+  const int64_t depth = pooling.depth.out, height = pooling.height.out, width = pooling.width.out;
+  for (int64_t row = begin; row < end; ++row) {
+    const auto& taps = split.taps(input, row / height / depth, row / height % depth, row % height);
+    T* const output_row = output + row * width;
+    with_taps(taps.size(), [&](auto constant) MMSOFTPOOL_INLINE_LAMBDA {
+      const auto* const* const tap = taps.data();
+      int64_t ow = 0;
+      const auto load = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + ow); };
+      for (; ow + S::lanes <= width; ow += S::lanes) {
+        S::store(window_output<constant.value, S>(taps.size(), exponents, load), output_row + ow);
+      }
+      if (ow < width) {
+        S::store_first(
+            window_output<constant.value, S>(taps.size(), exponents, load), output_row + ow,
+            width - ow);
+      }
+    });
+  }
+}
+
+// Items are planes.
+template <int Bytes, typename T>
+MMSOFTPOOL_INLINE void backward_contiguous(
+    const Pooling& pooling, const T* grad_output, const T* input, T* grad_input, int64_t begin,
+    int64_t end) {
+  using A = Compute<T>;
+  using S = Simd<A, Bytes>;
+  using Vec = typename S::Vec;
+  const Exponents<S> exponents(pooling);
+  const SplitRow layout(pooling.width, S::lanes);
+  SplitInput<S, T> split(pooling, layout);
+  GradientRows<A> gradient_rows(pooling, layout.size);
+  Pointers<A> grads;  // as the taps, in gradient_rows
+  grads.reserve(pooling.taps());
+  std::vector<A> scratch(pooling.taps() * S::lanes);
+  Vec lane{};
+  for (int64_t i = 0; i < S::lanes; ++i) {
+    lane[i] = A(i);
+  }
+  const int64_t width = pooling.width.out;
+
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const T* const grad_plane = grad_output + plane * pooling.out_plane();
+    T* const grad_input_plane = grad_input + plane * pooling.in_plane();
+    const auto add_row = [&](int64_t od, int64_t oh) MMSOFTPOOL_INLINE_LAMBDA {
+      const auto& taps = split.taps(input, plane, od, oh);
+      grads.clear();
+      for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
+        A* const row = gradient_rows.claim(plane, d, h);
+        for (const int64_t offset : split.offsets()) {
+          grads.push_back(row + offset);
+        }
+      });
+      const T* const grad_row = grad_plane + (od * pooling.height.out + oh) * width;
+      with_taps(taps.size(), [&](auto constant) MMSOFTPOOL_INLINE_LAMBDA {
+        const A* const* const tap = taps.data();
+        A* const* const grad = grads.data();
+        int64_t ow = 0;
+        const auto load = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + ow); };
+        for (; ow + S::lanes <= width; ow += S::lanes) {
+          window_gradients<constant.value, S>(
+              taps.size(), exponents, pooling.gradient, S::load(grad_row + ow), scratch.data(),
+              load, [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
+                S::store(S::load(grad[t] + ow) + v, grad[t] + ow);
+              });
+        }
+        if (const int64_t rest = width - ow; rest > 0) {
+          // The lanes beyond may hold columns of real windows, or a NaN.
+          const auto live = lane < S::splat(A(rest));
+          window_gradients<constant.value, S>(
+              taps.size(), exponents, pooling.gradient, S::load_first(grad_row + ow, rest),
+              scratch.data(), load, [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
+                S::store(S::load(grad[t] + ow) + (live ? v : Vec{}), grad[t] + ow);
+              });
+        }
+      });
+    };
+    const auto write_row = [&](int64_t d, int64_t h, A* sums) MMSOFTPOOL_INLINE_LAMBDA {
+      T* const row = grad_input_plane + (d * pooling.height.in + h) * pooling.width.in;
+      if (sums != nullptr) {
+        merge_row<S>(layout, sums, row);
+      } else {
+        std::fill_n(row, pooling.width.in, T{});
+      }
+    };
+    gradient_rows.for_each_output_row(plane, add_row, write_row);
+  }
+}
+
+}  // namespace mmsoftpool::cpu

@@ -1,0 +1,122 @@
+// What both layouts do with rows: which rows a row of windows reaches, a cache of rows, and the
+// order in which the backward completes them.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "../pooling.h"
+#include "simd.h"
+
+namespace mmsoftpool::cpu {
+
+template <typename T>
+using Pointers = std::vector<T*>;
+
+// Calls visit(d, h) for the rows of the input that the windows of output row (od, oh) reach.
+template <typename Visit>
+MMSOFTPOOL_INLINE void for_each_row(const Pooling& pooling, int64_t od, int64_t oh, Visit&& visit) {
+  const Axis &depth = pooling.depth, &height = pooling.height;
+  for (int64_t kd = 0; kd < depth.kernel_size; ++kd) {
+    const int64_t d = depth.first_input(od) + kd * depth.dilation;
+    for (int64_t kh = 0; kh < height.kernel_size; ++kh) {
+      const int64_t h = height.first_input(oh) + kh * height.dilation;
+      if (d >= 0 && d < depth.in && h >= 0 && h < height.in) {
+        visit(d, h);
+      }
+    }
+  }
+}
+
+// Calls visit(w) for the columns of the input that window ow reaches.
+template <typename Visit>
+MMSOFTPOOL_INLINE void for_each_column(const Axis& width, int64_t ow, Visit&& visit) {
+  for (int64_t k = 0; k < width.kernel_size; ++k) {
+    const int64_t w = width.first_input(ow) + k * width.dilation;
+    if (w >= 0 && w < width.in) {
+      visit(w);
+    }
+  }
+}
+
+// Slots for rows (d, h) of the planes that are worked on in turn. Rows that one window reaches
+// never share a slot; with keep_all, no rows of a plane do.
+template <typename A>
+class RowCache {
+ public:
+  RowCache(const Pooling& pooling, int64_t row_size, A fill, bool keep_all)
+      : height_(pooling.height.in),
+        rows_per_plane_(pooling.depth.in * height_),
+        slots_d_(keep_all ? pooling.depth.in : std::min(pooling.depth.span(), pooling.depth.in)),
+        slots_h_(keep_all ? height_ : std::min(pooling.height.span(), height_)),
+        row_size_(row_size),
+        owners_(slots_d_ * slots_h_, -1),
+        values_(slots_d_ * slots_h_ * row_size_, fill) {}
+
+  bool contains(int64_t plane, int64_t d, int64_t h) const {
+    return owners_[slot(d, h)] == number(plane, d, h);
+  }
+  // Gives the slot to the row; what it contains is what the last owner has left there.
+  A* claim(int64_t plane, int64_t d, int64_t h) {
+    owners_[slot(d, h)] = number(plane, d, h);
+    return row(d, h);
+  }
+  A* row(int64_t d, int64_t h) { return values_.data() + slot(d, h) * row_size_; }
+
+ private:
+  int64_t slot(int64_t d, int64_t h) const { return d % slots_d_ * slots_h_ + h % slots_h_; }
+  int64_t number(int64_t plane, int64_t d, int64_t h) const {
+    return plane * rows_per_plane_ + d * height_ + h;
+  }
+
+  int64_t height_, rows_per_plane_, slots_d_, slots_h_, row_size_;
+  std::vector<int64_t> owners_;
+  std::vector<A> values_;
+};
+
+// The rows of grad_input, in the type computed with, while windows still add to them. No atomics:
+// always the same order of additions.
+template <typename A>
+class GradientRows {
+ public:
+  GradientRows(const Pooling& pooling, int64_t row_size)
+      : pooling_(pooling),
+        // Windows that overlap in depth come back to a row after the whole slice in between.
+        keep_all_(pooling.depth.kernel_size > 1),
+        rows_(pooling, row_size, A(0), keep_all_) {}
+
+  // The sums of a row, which an output row is about to add to.
+  A* claim(int64_t plane, int64_t d, int64_t h) { return rows_.claim(plane, d, h); }
+
+  // Calls add(od, oh) for every row of outputs of a plane, and write(d, h, sums) for every row of
+  // inputs as soon as it is complete; sums is null for a row that no window reaches, and write sets
+  // it back to 0.
+  template <typename Add, typename Write>
+  MMSOFTPOOL_INLINE void for_each_output_row(int64_t plane, Add&& add, Write&& write) {
+    const Axis &depth = pooling_.depth, &height = pooling_.height;
+    int64_t written = 0;
+    const auto write_until = [&](int64_t end) MMSOFTPOOL_INLINE_LAMBDA {
+      for (; written < end; ++written) {
+        const int64_t d = written / height.in, h = written % height.in;
+        write(d, h, rows_.contains(plane, d, h) ? rows_.row(d, h) : nullptr);
+      }
+    };
+    for (int64_t od = 0; od < depth.out; ++od) {
+      for (int64_t oh = 0; oh < height.out; ++oh) {
+        if (!keep_all_) {
+          const int64_t h = std::clamp<int64_t>(height.first_input(oh), 0, height.in);
+          write_until(depth.first_input(od) * height.in + h);
+        }
+        add(od, oh);
+      }
+    }
+    write_until(depth.in * height.in);
+  }
+
+ private:
+  const Pooling& pooling_;
+  const bool keep_all_;
+  RowCache<A> rows_;
+};
+
+}  // namespace mmsoftpool::cpu

@@ -1,0 +1,174 @@
+// The softmax of windows, one window per lane of a vector: their outputs and gradients.
+#pragma once
+
+#include <limits>
+#include <type_traits>
+
+#include "../pooling.h"
+#include "../softmax.h"
+#include "simd.h"
+
+namespace mmsoftpool::cpu {
+
+// ln of the smallest normal number: a weight of e^floor or less counts as 0.
+template <typename A>
+constexpr A exp_floor = A(-87.33654475);
+template <>
+inline constexpr double exp_floor<double> = -708.3964185322641;
+
+// An Exponent in all lanes. Made once, outside of the loops.
+template <typename S>
+struct Exponents {
+  typename S::Vec unit, per_unit, alpha, log2e_alpha, floor;
+
+  MMSOFTPOOL_INLINE explicit Exponents(const Exponent<typename S::Scalar>& exponent)
+      : unit(S::broadcast(exponent.unit)),
+        per_unit(S::broadcast(exponent.per_unit)),
+        alpha(S::broadcast(exponent.alpha_per_unit)),
+        log2e_alpha(S::broadcast(exponent.log2e_alpha_per_unit)),
+        floor(S::broadcast(exponent.floor)) {}
+
+  MMSOFTPOOL_INLINE explicit Exponents(const Pooling& pooling)
+      : Exponents(
+            Exponent<typename S::Scalar>(
+                pooling.alpha, pooling.taps(), exp_floor<typename S::Scalar>)) {}
+};
+
+// The softmax of windows over their taps in turn: eq. 1 with the maximum subtracted. With
+// d = unit * (x - max), see Exponent, a weight is e^(alpha d) / sum, and the output, eq. 2, is
+// max + mean / sum, where mean is the sum of e^(alpha d) d.
+template <typename S>
+class Softmax {
+ public:
+  using Vec = typename S::Vec;
+
+  // max: the largest tap of each window.
+  MMSOFTPOOL_INLINE Softmax(const Exponents<S>& exponents, Vec max)
+      : exponents_(exponents), max_(at_least_lowest(max * exponents.unit)) {}
+
+  // Adds a tap and returns its e^(alpha d), 0 for -inf. Comparisons with NaN are false: a NaN tap,
+  // or inf - inf, stays NaN through both selects.
+  MMSOFTPOOL_INLINE Vec add(Vec x) {
+    const Vec difference = this->difference(x);
+    const auto vanishes = difference <= exponents_.floor;
+    const Vec d = vanishes ? exponents_.floor : difference;
+    const Vec power = S::exp2(exponents_.log2e_alpha * d);
+    const Vec weight = vanishes ? Vec{} : power;
+    sum_ += weight;
+    mean_ += weight * d;
+    return weight;
+  }
+
+  // Eq. 2. No weight at all means nothing but -inf.
+  MMSOFTPOOL_INLINE Vec output() const {
+    const Vec y = (max_ + mean_ / sum_) * exponents_.per_unit;
+    return sum_ == Vec{} ? S::splat(-std::numeric_limits<typename S::Scalar>::infinity()) : y;
+  }
+
+  // The gradient of a tap is scale times what add() returned, and times slope if it is exact:
+  // 1 + alpha (x - y) = alpha d + offset.
+  MMSOFTPOOL_INLINE Vec scale(Vec grad_output) const {
+    const Vec quotient = grad_output / sum_;
+    return sum_ == Vec{} ? Vec{} : quotient;
+  }
+  MMSOFTPOOL_INLINE Vec offset() const {
+    const Vec quotient = mean_ / sum_;
+    return S::splat(1) - exponents_.alpha * (sum_ == Vec{} ? Vec{} : quotient);
+  }
+  MMSOFTPOOL_INLINE Vec slope(Vec x, Vec offset) const {
+    const Vec d = difference(x);
+    return exponents_.alpha * (d <= exponents_.floor ? exponents_.floor : d) + offset;
+  }
+
+ private:
+  // In a window of -inf alone x - max must not be -inf + inf. (It also keeps GCC from taking max *
+  // unit, and not x * unit, into the fused multiply-add of difference(), for every tap again.)
+  static MMSOFTPOOL_INLINE Vec at_least_lowest(Vec x) {
+    const Vec lowest = S::splat(std::numeric_limits<typename S::Scalar>::lowest());
+    return lowest > x ? lowest : x;
+  }
+
+  MMSOFTPOOL_INLINE Vec difference(Vec x) const { return x * exponents_.unit - max_; }
+
+  const Exponents<S> exponents_;
+  const Vec max_;  // times the unit
+  Vec sum_ = Vec{};
+  Vec mean_ = Vec{};
+};
+
+// In the functions below, K is the number of taps of a window where it is known when compiling,
+// else 0, and load(t) returns tap t of a vector of windows.
+
+// The largest tap of each window; NaN is passed over.
+template <int K, typename S, typename Load>
+MMSOFTPOOL_INLINE typename S::Vec window_max(int64_t taps, Load&& load) {
+  const int64_t n = K ? K : taps;
+  typename S::Vec max = S::splat(-std::numeric_limits<typename S::Scalar>::infinity());
+  for (int64_t t = 0; t < n; ++t) {
+    const typename S::Vec x = load(t);
+    max = x > max ? x : max;
+  }
+  return max;
+}
+
+// Returns the outputs of a vector of windows.
+template <int K, typename S, typename Load>
+MMSOFTPOOL_INLINE typename S::Vec window_output(
+    int64_t taps, const Exponents<S>& exponents, Load&& load) {
+  const int64_t n = K ? K : taps;
+  Softmax<S> softmax(exponents, window_max<K, S>(taps, load));
+  for (int64_t t = 0; t < n; ++t) {
+    softmax.add(load(t));
+  }
+  return softmax.output();
+}
+
+// Calls add(t, gradient of tap t) for a vector of windows. `scratch` has room for a vector per tap;
+// where their number is known, registers do.
+template <int K, typename S, typename Load, typename Add>
+MMSOFTPOOL_INLINE void window_gradients(
+    int64_t taps, const Exponents<S>& exponents, Gradient gradient, typename S::Vec grad_output,
+    typename S::Scalar* scratch, Load&& load, Add&& add) {
+  using Vec = typename S::Vec;
+  const int64_t n = K ? K : taps;
+  Vec registers[K ? K : 1];
+  const auto weight = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA {
+    return K ? registers[t] : S::load(scratch + t * S::lanes);
+  };
+  Softmax<S> softmax(exponents, window_max<K, S>(taps, load));
+  for (int64_t t = 0; t < n; ++t) {
+    const Vec w = softmax.add(load(t));
+    if constexpr (K != 0) {
+      registers[t] = w;
+    } else {
+      S::store(w, scratch + t * S::lanes);
+    }
+  }
+  const Vec scale = softmax.scale(grad_output);
+  if (gradient == Gradient::paper) {
+    for (int64_t t = 0; t < n; ++t) {
+      add(t, scale * weight(t));
+    }
+    return;
+  }
+  const Vec offset = softmax.offset();
+  for (int64_t t = 0; t < n; ++t) {
+    add(t, scale * weight(t) * softmax.slope(load(t), offset));
+  }
+}
+
+// Runs body(std::integral_constant<int, K>) with the number of taps as a constant for the windows
+// that networks have.
+template <typename Body>
+MMSOFTPOOL_INLINE void with_taps(int64_t taps, Body&& body) {
+  switch (taps) {
+    case 4:
+      return body(std::integral_constant<int, 4>());
+    case 9:
+      return body(std::integral_constant<int, 9>());
+    default:
+      return body(std::integral_constant<int, 0>());
+  }
+}
+
+}  // namespace mmsoftpool::cpu

@@ -1,0 +1,115 @@
+// The softmax of one window, in one CUDA thread.
+//
+// What a thread does is written as plain functions of the arguments of the call and the number of
+// the thread: here, in generic.h and in strip.h. No thread talks to another, so the host can run
+// all of them one after the other, and the tests do (tests/ops/test_cuda_on_host.py): the index
+// arithmetic is checked without a GPU.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "../pooling.h"
+#include "../softmax.h"
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#define MMSOFTPOOL_BODY __host__ __device__ __forceinline__
+#else
+#define MMSOFTPOOL_BODY inline
+#endif
+#ifdef __CUDA_ARCH__
+#define MMSOFTPOOL_UNROLL _Pragma("unroll")
+#else
+#define MMSOFTPOOL_UNROLL
+#endif
+
+namespace mmsoftpool::cuda {
+
+template <typename T>
+struct ComputeType {
+  using type = float;
+};
+template <>
+struct ComputeType<double> {
+  using type = double;
+};
+template <typename T>
+using Compute = typename ComputeType<T>::type;
+
+// 2^x for x <= 0; NaN stays NaN.
+MMSOFTPOOL_BODY float exp2_nonpositive(float x) { return ::exp2f(x); }  // 2 ulp on the GPU
+MMSOFTPOOL_BODY double exp2_nonpositive(double x) { return ::exp2(x); }
+
+template <typename A>
+Exponent<A> make_exponent(const Pooling& pooling) {
+  return Exponent<A>(
+      pooling.alpha, pooling.taps(), A(sizeof(A) == 4 ? -104 : -746));  // e^x is 0 there
+}
+
+// a / sum for a sum of weights, between 1 and the number of taps, or NaN.
+MMSOFTPOOL_BODY float divide_by_sum(float a, float sum) {
+#ifdef __CUDA_ARCH__
+  return __fdividef(a, sum);  // 2 ulp, and no subroutine call
+#else
+  return a / sum;
+#endif
+}
+MMSOFTPOOL_BODY double divide_by_sum(double a, double sum) { return a / sum; }
+
+// The softmax of a window over its taps in turn: eq. 1 with the maximum subtracted. With
+// d = unit * (x - max), see Exponent, a weight is e^(alpha d) / sum, and the output, eq. 2, is
+// max + mean / sum, where mean is the sum of e^(alpha d) d.
+template <typename A>
+struct Window {
+  const Exponent<A>& exponent;
+  A max;  // times the unit
+  A sum = 0;
+  A mean = 0;
+
+  // The start of the maximum: not below the lowest number, for in a window of -inf alone x - max
+  // must not be -inf + inf.
+  static constexpr A lowest = std::numeric_limits<A>::lowest();
+
+  // First over all taps. Passes over NaN, which shows up in weight().
+  static MMSOFTPOOL_BODY A update_max(A max, A x) { return x > max ? x : max; }
+
+  MMSOFTPOOL_BODY Window(const Exponent<A>& exponent, A scaled_max)
+      : exponent(exponent), max(scaled_max) {}
+
+  // d, not below the floor. A comparison with NaN is false: NaN stays NaN.
+  MMSOFTPOOL_BODY A difference(A x) const {
+    const A d = x * exponent.unit - max;
+    return d < exponent.floor ? exponent.floor : d;
+  }
+  // e^(alpha d).
+  MMSOFTPOOL_BODY A weight(A d) const {
+    return d <= exponent.floor ? A(0) : exp2_nonpositive(d * exponent.log2e_alpha_per_unit);
+  }
+
+  MMSOFTPOOL_BODY void add(A x) {
+    const A d = difference(x);
+    const A w = weight(d);
+    sum += w;
+    mean += w * d;
+  }
+
+  // Eq. 2. No weight at all means nothing but -inf.
+  MMSOFTPOOL_BODY A output() const {
+    return sum == 0 ? -std::numeric_limits<A>::infinity()
+                    : (max + divide_by_sum(mean, sum)) * exponent.per_unit;
+  }
+
+  // The gradient of a tap is scale * weight(d) * slope(d, offset).
+  MMSOFTPOOL_BODY A scale(A grad_output) const {
+    return sum == 0 ? A(0) : divide_by_sum(grad_output, sum);
+  }
+  MMSOFTPOOL_BODY A offset() const {
+    return sum == 0 ? A(1) : 1 - exponent.alpha_per_unit * divide_by_sum(mean, sum);
+  }
+  MMSOFTPOOL_BODY A slope(A d, A offset) const { return exponent.alpha_per_unit * d + offset; }
+};
+
+}  // namespace mmsoftpool::cuda

@@ -1,0 +1,45 @@
+"""The operators called without the checks of the Python functions: no argument reaches memory
+outside of the tensors."""
+
+import pytest
+import torch
+
+X = torch.zeros(1, 1, 4, 4)
+HUGE = 2**61
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "padding", "dilation"),
+    [
+        (9, 1, 0, HUGE),  # (kernel_size - 1) * dilation is 2^64
+        (2, 1, 0, 2**63 - 1),
+        (HUGE, 1, HUGE // 2, 8),
+        (2**31, 1, 2**30, 1),
+        (2, 2**63 - 1, 1, 1),
+    ],
+)
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_arguments_that_overflow_are_refused(kernel_size, stride, padding, dilation, ceil_mode):
+    lists = ([kernel_size] * 2, [stride] * 2, [padding] * 4, [dilation] * 2)
+    with pytest.raises(RuntimeError, match="soft_pool: invalid pooling of axis 0"):
+        torch.ops.mmsoftpool.soft_pool(X, *lists, ceil_mode, 1.0, "exact")
+    with pytest.raises(RuntimeError, match="soft_pool: invalid pooling of axis 0"):
+        torch.ops.mmsoftpool.soft_pool_backward(X, X, *lists, ceil_mode, 1.0, "exact")
+
+
+def test_too_many_taps_are_refused():
+    size = 2**31 - 1
+    lists = ([size] * 3, [1] * 3, [size // 2] * 6, [1] * 3)
+    with pytest.raises(RuntimeError, match="too many taps"):
+        torch.ops.mmsoftpool.soft_pool(torch.zeros(1, 1, 4, 4, 4), *lists, False, 1.0, "exact")
+
+
+@pytest.mark.parametrize("alpha", [-1.0, float("nan"), float("inf")])
+def test_alpha_must_be_finite_and_not_negative(alpha):
+    with pytest.raises(RuntimeError, match="alpha must be a finite number >= 0"):
+        torch.ops.mmsoftpool.soft_pool(X, [2, 2], [2, 2], [0] * 4, [1, 1], False, alpha, "exact")
+
+
+def test_gradient_must_be_exact_or_paper():
+    with pytest.raises(RuntimeError, match="gradient must be 'exact' or 'paper', got 'none'"):
+        torch.ops.mmsoftpool.soft_pool(X, [2, 2], [2, 2], [0] * 4, [1, 1], False, 1.0, "none")
