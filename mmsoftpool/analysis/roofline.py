@@ -224,18 +224,20 @@ def _width(instruction: Instruction) -> int:
 def _describe(name: str) -> dict[str, object] | None:
     """What a kernel is, by its demangled name; None if that is not one of the operator's."""
     match = re.search(
-        r"(forward|backward)_strip_kernel<mmsoftpool::cuda::Strip<(\w+), (\d), (\d), (\d), (\d)>",
+        r"(forward|backward)_strip_kernel<mmsoftpool::cuda::"
+        r"Strip<(\w+), (\d), (\d), (\d), (\d), (\d), (true|false)>",
         name,
     )
     if match:
-        direction, dtype, kernel, pad, columns, channels = match.groups()
+        direction, dtype, kernel, stride, pad, columns, channels, packed = match.groups()
+        contiguous = "contiguous" if packed == "true" else "unaligned"
         return dict(
             direction=direction,
             dtype=_DTYPES[dtype],
-            layout="contiguous" if channels == "1" else "channels_last",
-            kernel=f"k{kernel} s2 p{pad}",
+            layout=contiguous if channels == "1" else "channels_last",
+            kernel=f"k{kernel} s{stride} p{pad}",
             outputs=int(columns) * int(channels),
-            stride=2,
+            stride=int(stride),
         )
     match = re.search(r"(\w+)_kernel<(\w+)>", name)
     if match is None or match.group(2) not in _DTYPES:

@@ -67,7 +67,7 @@ def test_occupancy(arch, registers, shared, expected):
 
 def listing(*opcodes):
     """A strip kernel whose loop is these instructions and a branch."""
-    name = "_Z20forward_strip_kernelIN10mmsoftpool4cuda5StripIfLi3ELi1ELi2ELi1EEEEvv"
+    name = "_Z20forward_strip_kernelIN10mmsoftpool4cuda5StripIfLi3ELi2ELi1ELi2ELi1ELb1EEEEvv"
     code = [*opcodes, "BRA"]
     instructions = [
         roofline.Instruction(16 * i, opcode, "0x0" if opcode == "BRA" else "")
@@ -127,22 +127,26 @@ def kernels(tmp_path_factory):
 # by half before the test fails, which leaves room for another compiler but not for a change that
 # doubles it.
 BUDGET = {
-    ("forward", "float32", "contiguous", "k3 s2 p1"): (275, 10),
-    ("forward", "float32", "channels_last", "k3 s2 p1"): (214, 10),
-    ("forward", "float16", "contiguous", "k3 s2 p1"): (257, 10),
-    ("forward", "float16", "channels_last", "k3 s2 p1"): (220, 10),
-    ("forward", "bfloat16", "contiguous", "k3 s2 p1"): (259, 10),
-    ("forward", "bfloat16", "channels_last", "k3 s2 p1"): (221, 10),
-    ("forward", "float32", "contiguous", "k2 s2 p0"): (174, 5),
-    ("forward", "float32", "channels_last", "k2 s2 p0"): (114, 5),
-    ("backward", "float32", "contiguous", "k3 s2 p1"): (726, 33),
-    ("backward", "float32", "channels_last", "k3 s2 p1"): (1038, 58),
-    ("backward", "float16", "contiguous", "k3 s2 p1"): (688, 30),
-    ("backward", "float16", "channels_last", "k3 s2 p1"): (1055, 58),
-    ("backward", "bfloat16", "contiguous", "k3 s2 p1"): (689, 30),
-    ("backward", "bfloat16", "channels_last", "k3 s2 p1"): (1057, 58),
-    ("backward", "float32", "contiguous", "k2 s2 p0"): (409, 18),
-    ("backward", "float32", "channels_last", "k2 s2 p0"): (335, 18),
+    ("forward", "float32", "contiguous", "k3 s2 p1"): (84, 10),
+    ("forward", "float32", "channels_last", "k3 s2 p1"): (78, 10),
+    ("forward", "float16", "contiguous", "k3 s2 p1"): (80, 10),
+    ("forward", "float16", "channels_last", "k3 s2 p1"): (84, 10),
+    ("forward", "bfloat16", "contiguous", "k3 s2 p1"): (82, 10),
+    ("forward", "bfloat16", "channels_last", "k3 s2 p1"): (87, 10),
+    ("forward", "float32", "contiguous", "k2 s2 p0"): (46, 5),
+    ("forward", "float32", "channels_last", "k2 s2 p0"): (40, 5),
+    ("forward", "float32", "contiguous", "k3 s1 p1"): (72, 10),
+    ("forward", "float32", "channels_last", "k3 s1 p1"): (78, 10),
+    ("backward", "float32", "contiguous", "k3 s2 p1"): (166, 15),
+    ("backward", "float32", "channels_last", "k3 s2 p1"): (145, 15),
+    ("backward", "float16", "contiguous", "k3 s2 p1"): (134, 12),
+    ("backward", "float16", "channels_last", "k3 s2 p1"): (156, 15),
+    ("backward", "bfloat16", "contiguous", "k3 s2 p1"): (137, 12),
+    ("backward", "bfloat16", "channels_last", "k3 s2 p1"): (160, 15),
+    ("backward", "float32", "contiguous", "k2 s2 p0"): (68, 5),
+    ("backward", "float32", "channels_last", "k2 s2 p0"): (62, 5),
+    ("backward", "float32", "contiguous", "k3 s1 p1"): (137, 15),
+    ("backward", "float32", "channels_last", "k3 s1 p1"): (170, 20),
 }
 
 
@@ -156,7 +160,7 @@ def test_a_kernel_keeps_its_instruction_budget(kernels, case):
 
 def test_every_strip_kernel_has_its_prediction(kernels):
     strips = [row for row in kernels.values() if "issue" in row]
-    assert len(strips) == 2 * 2 * 3 * 3  # directions, layouts, dtypes, poolings
+    assert len(strips) == 2 * 3 * 3 * 4  # directions, layouts, dtypes, poolings
     assert all(row[key] > 0 for row in strips for key in ("issue", "exponential", "memory"))
 
 
