@@ -3,26 +3,31 @@
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from mmsoftpool.ops import library
+from ..common import ROOT
 
-CSRC = Path(__file__).parents[2] / "csrc"
+CSRC = ROOT / "csrc"
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 pytestmark = pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 
 
 def test_the_library_was_built():
-    assert (Path(library.__file__).parents[1] / "libmmsoftpool_cuda.so").exists()
+    assert (ROOT / "mmsoftpool" / "libmmsoftpool_cuda.so").exists()
 
 
 def test_kernels_compile_without_warnings_and_fast_paths_without_spills(tmp_path):
-    flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-Wall,-Wextra"]
-    flags += ["-Xptxas=-v", "-gencode=arch=compute_90,code=sm_90"]
-    files = ["-c", str(CSRC / "cuda/soft_pool.cu"), "-o", str(tmp_path / "soft_pool.o")]
-    result = subprocess.run([NVCC, *flags, *files], capture_output=True, text=True, check=True)
+    flags = [
+        *("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-Wall,-Wextra"),
+        *("-Xptxas=-v", "-gencode=arch=compute_90,code=sm_90"),
+    ]
+    result = subprocess.run(
+        [NVCC, *flags, "-c", str(CSRC / "cuda/soft_pool.cu"), "-o", str(tmp_path / "soft_pool.o")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     report = result.stdout + result.stderr
     assert "warning" not in report
     resources = re.findall(
