@@ -40,11 +40,7 @@ struct ComputeType<double> {
 template <typename T>
 using Compute = typename ComputeType<T>::type;
 
-// 2^x for x <= 0; NaN stays NaN.
-MMSOFTPOOL_BODY float exp2_nonpositive(float x) { return ::exp2f(x); }  // 2 ulp on the GPU
-MMSOFTPOOL_BODY double exp2_nonpositive(double x) { return ::exp2(x); }
-
-// 2^x for x <= 0, 0 where that is below 2^-126; NaN stays NaN.
+// 2^x for x <= 0, 0 where a float would be denormal; NaN stays NaN.
 MMSOFTPOOL_BODY float exp2_or_zero(float x) {
 #ifdef __CUDA_ARCH__
   float y;
@@ -55,6 +51,7 @@ MMSOFTPOOL_BODY float exp2_or_zero(float x) {
   return y < std::numeric_limits<float>::min() ? 0 : y;
 #endif
 }
+MMSOFTPOOL_BODY double exp2_or_zero(double x) { return ::exp2(x); }
 
 // The larger number; NaN if x is NaN. (fmaxf gives the other number then.)
 MMSOFTPOOL_BODY float max_or_nan(float x, float y) {
@@ -121,7 +118,7 @@ struct Window {
   }
   // e^(alpha d).
   MMSOFTPOOL_BODY A weight(A d) const {
-    return d <= exponent.floor ? A(0) : exp2_nonpositive(d * exponent.log2e_alpha_per_unit);
+    return d <= exponent.floor ? A(0) : exp2_or_zero(d * exponent.log2e_alpha_per_unit);
   }
 
   MMSOFTPOOL_BODY void add(A x) {
