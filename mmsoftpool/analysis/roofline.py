@@ -46,24 +46,21 @@ _INSTRUCTION = re.compile(
 
 
 class Gpu(NamedTuple):
-    """What a prediction assumes of a GPU.
+    """What a prediction assumes of a GPU. The defaults are an H200's."""
 
-    Attributes:
-        name: Name for the tables.
-        sms: Number of streaming multiprocessors.
-        clock: Clock in Hz.
-        lanes: Instructions of threads that an SM issues in a clock: four schedulers, a warp each.
-        special: Exponentials or reciprocals of threads that an SM takes in a clock.
-        bandwidth: Bytes per second that a copy moves, reads and writes together.
-        latency: Clocks from a load to its data.
-    """
-
+    #: Name for the tables.
     name: str = "H200"
+    #: Number of streaming multiprocessors (SMs).
     sms: int = 132
+    #: Clock in Hz.
     clock: float = 1.9e9
+    #: Instructions of threads that an SM issues in a clock: four schedulers, a warp each.
     lanes: int = 128
+    #: Exponentials or reciprocals of threads that an SM takes in a clock.
     special: int = 16
+    #: Bytes per second that a copy moves, reads and writes together.
     bandwidth: float = 4.2e12
+    #: Clocks from a load to its data.
     latency: float = 800
 
 
