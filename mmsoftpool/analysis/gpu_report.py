@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 
 from ..files import write_atomically
+from ..ops import backends
 from . import benchmark, roofline
 
 ROOT = Path(__file__).parents[2]
@@ -71,20 +73,22 @@ def run_program(command: list[str], seconds: float) -> dict[str, object]:
     except FileNotFoundError as error:
         return dict(skipped=str(error))
     begin = time.monotonic()
-    status, output = None, ""
+    process = subprocess.Popen(
+        [program, *command[1:]],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # the sanitizer starts a process of its own, to stop with it
+    )
     try:
-        result = subprocess.run(
-            [program, *command[1:]],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            timeout=seconds,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        status, output = result.returncode, result.stdout
-    except subprocess.TimeoutExpired as error:
-        output = (error.stdout or b"").decode(errors="replace") + f"\nstopped after {seconds:.0f} s"
+        output, _ = process.communicate(timeout=seconds)
+        status = process.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output = f"{process.communicate()[0]}\nstopped after {seconds:.0f} s"
+        status = None
     lines = output.strip().splitlines() or [""]
     row = dict(command=" ".join(command), status=status, seconds=time.monotonic() - begin)
     row["summary"] = lines[-1].strip("= ")
@@ -242,7 +246,9 @@ class Report:
             if "clock" in environment:
                 gpu = gpu._replace(clock=environment["clock"])
         try:
-            yield [dict(row, gpu=gpu._asdict()) for row in roofline.roofline(arch, gpu)]
+            library = backends.find_library("cuda").path
+            rows = roofline.roofline(arch, gpu, library)
+            yield [dict(row, gpu=gpu._asdict()) for row in rows]
         except (ValueError, FileNotFoundError) as error:
             yield [dict(skipped=" ".join(str(error).split()))]
 
@@ -297,7 +303,7 @@ class Report:
 def _line(step: dict) -> str:
     """A step in one line."""
     if "skipped" in step:
-        return f"- {' '.join(map(str, step.get('case', ())))} skipped: {step['skipped']}"
+        return f"- {' '.join(map(str, [*step.get('case', ()), 'skipped']))}: {step['skipped']}"
     if "command" in step:
         state = {0: "passed", None: "did not finish"}.get(step["status"], "FAILED")
         return f"- {state} in {step['seconds']:.0f} s: {step['summary']} (`{step['command']}`)"

@@ -239,7 +239,12 @@ def _describe(name: str) -> dict[str, object] | None:
     match = re.search(r"(\w+)_kernel<(\w+)>", name)
     if match is None or match.group(2) not in _DTYPES:
         return None
-    return dict(direction=match.group(1), dtype=_DTYPES[match.group(2)], layout="any", kernel="any")
+    return dict(
+        direction=match.group(1),
+        dtype=_DTYPES[match.group(2)],
+        layout="any layout",
+        kernel="any window",
+    )
 
 
 def _demangle(names: Iterable[str]) -> list[str]:
