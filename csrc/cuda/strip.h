@@ -535,7 +535,8 @@ bool with_strip(const Pooling& pooling, bool aligned, const Run& run) {
       constexpr int K = decltype(kernel_size)::value, S = decltype(stride)::value;
       constexpr int Pad = decltype(padding)::value;
       if (pooling.layout == Layout::channels_last) {
-        using Last = Strip<T, K, S, Pad, Backward ? 2 : 1, Backward ? 2 : 4, false>;
+        // The backward computes the windows at a strip's edge twice, so its strips are wider.
+        using Last = Strip<T, K, S, Pad, Backward ? 4 / S : 1, Backward ? 2 : 4, false>;
         return aligned && pooling.channels % 4 == 0 && run_if_it_fits(Last());
       }
       // 16 bytes of columns, or 8.
