@@ -5,6 +5,7 @@
 # make wheel  dist/*.whl for every Python, and for every torch from 2.10 on
 # make format rewrite the sources in the project's style
 # make sanitize, make sanitize-cuda    the operator's tests under the sanitizers
+# make gpu-report    test and measure on a GPU, in under 9 minutes; needs nvcc, torch and pytest
 
 PYTHON ?= python3
 VENV   := .venv
@@ -13,7 +14,7 @@ BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 CSRC   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: env demo test docs lint format wheel sanitize sanitize-cuda clean
+.PHONY: env demo test docs lint format wheel sanitize sanitize-cuda gpu-report clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.built
@@ -82,6 +83,12 @@ sanitize: env
 sanitize-cuda: env
 	compute-sanitizer --error-exitcode 1 $(PY) -m pytest -q tests/ops/test_cuda.py -m cuda \
 	  -k "not 2_31 and not graph and not compile"
+
+# Without the environment of `make env`: the Python that is there has torch for its GPU. The
+# egg-info tells the package's version, as it is not installed.
+gpu-report:
+	$(PYTHON) setup.py -q egg_info build_ext --inplace
+	PYTHONPATH=. $(PYTHON) tools/gpu_report.py
 
 clean:
 	rm -rf build dist *.egg-info mmsoftpool/*.so mmsoftpool/.mim $(VENV)/.built

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 """Measures the time and memory of SoftPool's operator, of the paper's pooling methods or of
-detectors, side by side in one run.
+detectors, side by side in one run; or predicts the operator's time on a GPU from the machine code.
 
 Examples:
   python tools/benchmark.py op
   python tools/benchmark.py op --dtype float32 --kernel 3,2,1 --json op.json --plot op.png
   python tools/benchmark.py pooling --kernel 2,2,0
   python tools/benchmark.py model configs/retinanet_r50_softpool.py --size 800 1344
+  python tools/benchmark.py sass --arch 9.0 8.0 --json sass.json
 """
 
 import argparse
@@ -17,7 +18,7 @@ import os
 import torch
 
 from mmsoftpool import cli
-from mmsoftpool.analysis import benchmark, paper
+from mmsoftpool.analysis import benchmark, paper, roofline
 from mmsoftpool.files import write_atomically
 
 
@@ -59,6 +60,14 @@ def show(title: str, rows: list[dict], columns: dict[str, str], base: dict) -> N
                 cells.append(f"{value * 1e3:.2f}" if isinstance(value, float) else str(value))
         table.add_row(*cells)
     Console(width=None if os.isatty(1) else 160).print(table)
+
+
+def save(path: str | None, content: dict) -> None:
+    """Writes the numbers to a JSON file, where the user named one."""
+    if path:
+        with write_atomically(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1))
+        print(f"wrote {path}")
 
 
 def run_op(args) -> list[dict]:
@@ -138,6 +147,27 @@ def run_model(args) -> list[dict]:
     return rows
 
 
+def run_sass(args) -> list[dict]:
+    gpu = roofline.H200._replace(
+        name=args.gpu,
+        sms=args.sms,
+        clock=args.clock * 1e9,
+        lanes=args.lanes,
+        bandwidth=args.bandwidth * 1e12,
+    )
+    rows = []
+    for arch in args.arch:
+        case = roofline.roofline(arch, gpu, args.library)
+        print(
+            f"Compute capability {arch}. Shares of the copy bandwidth that issue, the exponential "
+            f"unit and memory allow on: {gpu.name}, {gpu.sms} SMs at {args.clock} GHz, which issue "
+            f"{gpu.lanes} and take {gpu.special} exponentials a clock, {args.bandwidth} TB/s\n\n"
+            f"{roofline.table(case)}\n"
+        )
+        rows += case
+    return rows
+
+
 def make_parser():
     parser = cli.make_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, help="what to measure")
@@ -200,6 +230,25 @@ def make_parser():
         metavar="N",
         help="the number of images of an iteration (default: %(default)s)",
     )
+    sass = commands.add_parser("sass", help="the CUDA kernels' machine code; needs no GPU")
+    sass.add_argument(
+        "--arch",
+        nargs="+",
+        choices=list(roofline.LIMITS),
+        default=["8.0", "9.0", "10.0", "12.0"],
+        help="the compute capabilities to compile for (default: 8.0 9.0 10.0 12.0)",
+    )
+    sass.add_argument(
+        "--library", metavar="FILE", help="take the code of this built library; do not compile"
+    )
+    sass.add_argument("--gpu", default=roofline.H200.name, help="a name (default: %(default)s)")
+    for option, kind, value, text in (
+        ("--sms", int, roofline.H200.sms, "the number of streaming multiprocessors"),
+        ("--clock", float, roofline.H200.clock / 1e9, "their clock in GHz"),
+        ("--lanes", int, roofline.H200.lanes, "the lanes of an SM that issue in a clock"),
+        ("--bandwidth", float, roofline.H200.bandwidth / 1e12, "what a copy moves, in TB/s"),
+    ):
+        sass.add_argument(option, type=kind, default=value, help=f"{text} (default: %(default)s)")
     for command in (op, pooling, model):
         command.add_argument(
             "--device",
@@ -219,11 +268,19 @@ def make_parser():
             metavar="N",
             help="the number of rounds; the results are medians over them (default: %(default)s)",
         )
+    for command in (op, pooling, model, sass):
         command.add_argument("--json", metavar="FILE", help="save all numbers to this JSON file")
     return parser
 
 
 def main(args):
+    if args.command == "sass":
+        positive = ("sms", "clock", "lanes", "bandwidth")
+        for name in positive:
+            if not getattr(args, name) > 0:
+                raise ValueError(f"{name} must be greater than 0, got {getattr(args, name)}")
+        assumptions = {name: getattr(args, name) for name in ("gpu", *positive)}
+        return save(args.json, dict(assumptions=assumptions, rows=run_sass(args)))
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device must be cpu, because torch finds no GPU, got cuda")
@@ -234,11 +291,7 @@ def main(args):
         torch.set_num_threads(args.threads)
     run = {"op": run_op, "pooling": run_pooling, "model": run_model}[args.command]
     rows = run(args)
-    if args.json:
-        content = dict(environment=benchmark.environment(args.device), rows=rows)
-        with write_atomically(args.json) as temporary:
-            temporary.write_text(json.dumps(content, indent=1))
-        print(f"wrote {args.json}")
+    save(args.json, dict(environment=benchmark.environment(args.device), rows=rows))
     if args.command != "model" and args.plot:
         benchmark.plot(rows, args.plot)
         print(f"wrote {args.plot}")
