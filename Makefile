@@ -75,7 +75,8 @@ sanitize: env
 	CXXFLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" MMSOFTPOOL_CUDA=0 \
 	  $(PY) setup.py -q build_ext --inplace
 	$(ASAN) $(PY) -m pytest -q -p no:cacheprovider tests/ops/test_functional.py \
-	  tests/ops/test_autograd.py tests/ops/test_properties.py -k "not reference"; \
+	  tests/ops/test_autograd.py tests/ops/test_properties.py tests/ops/test_raw_operator.py \
+	  -k "not reference"; \
 	status=$$?; $(PY) -m pip install -q --no-build-isolation --no-deps -e .; exit $$status
 
 # The CUDA kernels under compute-sanitizer; needs a GPU.

@@ -400,7 +400,7 @@ class TestWhatTheAuthorsOpGetsWrong:
         assert x.grad.is_contiguous(memory_format=torch.channels_last)
 
     def test_forward_and_backward_agree_on_the_windows_in_3d(self, backend):
-        x = torch.randn(1, 2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
+        x = torch.randn(1, 1, 4, 5, 4, dtype=torch.float64, requires_grad=True)
         assert gradcheck(lambda x: soft_pool3d(x, 3, 2, 1), x)
 
 
