@@ -14,11 +14,7 @@ import itertools
 import json
 import os
 
-import torch
-
-from mmsoftpool import cli
-from mmsoftpool.analysis import benchmark, paper
-from mmsoftpool.files import write_atomically
+import cli
 
 
 def kernel(text: str) -> tuple[int, int, int]:
@@ -62,6 +58,8 @@ def show(title: str, rows: list[dict], columns: dict[str, str], base: dict) -> N
 
 
 def run_op(args) -> list[dict]:
+    from mmsoftpool.analysis import benchmark
+
     rows = []
     cases = list(itertools.product(args.dtype, args.layout, args.kernel))
     for i, (dtype, layout, pooling) in enumerate(cases):
@@ -90,6 +88,8 @@ def run_op(args) -> list[dict]:
 
 
 def run_pooling(args) -> list[dict]:
+    from mmsoftpool.analysis import benchmark, paper
+
     rows = []
     cases = list(itertools.product(args.dtype, args.layout, args.kernel))
     for i, (dtype, layout, pooling) in enumerate(cases):
@@ -122,6 +122,8 @@ def run_pooling(args) -> list[dict]:
 
 
 def run_model(args) -> list[dict]:
+    from mmsoftpool.analysis import benchmark
+
     rows = benchmark.benchmark_models(
         args.configs, args.device, tuple(args.size), args.batch_size, args.rounds
     )
@@ -146,21 +148,21 @@ def make_parser():
         "pooling", help="the pooling methods of the paper's Table 3, beside its times"
     )
     for command, layouts, shape in (
-        (op, list(benchmark.LAYOUTS), [4, 64, 400, 672]),
+        (op, ["contiguous", "channels_last"], [4, 64, 400, 672]),
         # A stem on ImageNet, as in the paper.
         (pooling, ["contiguous"], [8, 64, 112, 112]),
     ):
         command.add_argument(
             "--dtype",
             nargs="+",
-            choices=benchmark.DTYPES,
+            choices=["float32", "float16", "bfloat16"],
             default=["float32"],
             help="the data types of the input (default: float32)",
         )
         command.add_argument(
             "--layout",
             nargs="+",
-            choices=benchmark.LAYOUTS,
+            choices=["contiguous", "channels_last"],
             default=layouts,
             help=f"the memory formats of the input (default: {' '.join(layouts)})",
         )
@@ -224,12 +226,21 @@ def make_parser():
 
 
 def main(args):
+    import torch
+
+    from mmsoftpool.analysis import benchmark
+    from mmsoftpool.files import check_output, write_atomically
+    from mmsoftpool.visualization import check_picture
+
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device must be cpu, because torch finds no GPU, got cuda")
-    for name, value in (("threads", args.threads), ("rounds", args.rounds)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"threads must be at least 1, got {args.threads}")
+    if args.json:
+        check_output(args.json)
+    if args.command != "model" and args.plot:
+        check_picture(args.plot)
     if args.threads:
         torch.set_num_threads(args.threads)
     run = {"op": run_op, "pooling": run_pooling, "model": run_model}[args.command]

@@ -8,7 +8,7 @@ Example: python tools/draw_run.py configs/demo_retinanet_softpool.py \\
 
 from pathlib import Path
 
-from mmsoftpool import cli
+import cli
 
 
 def make_parser():

@@ -10,7 +10,7 @@ Example: python tools/export.py configs/retinanet_r50_softpool.py epoch_12.pth -
 
 from pathlib import Path
 
-from mmsoftpool import cli
+import cli
 
 
 def make_parser():
