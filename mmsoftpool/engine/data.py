@@ -5,8 +5,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, TRANSFORMS
 
 from ..datasets.coco import check_evaluable, read_annotations
 from ..files import check_input
@@ -68,6 +69,17 @@ def check_data(cfg: Config, *splits: str) -> None:
                         "AP: number the annotations from 1",
                         stacklevel=2,
                     )
+
+
+@TRANSFORMS.register_module()
+class NamingLoadImageFromFile(LoadImageFromFile):
+    """mmcv's transform, whose error names the image that cannot be read."""
+
+    def transform(self, results: dict) -> dict | None:
+        try:
+            return super().transform(results)
+        except Exception as error:
+            raise OSError(f"cannot read the image {results['img_path']}: {error}") from error
 
 
 def _advice(cfg: Config, node: dict) -> str:

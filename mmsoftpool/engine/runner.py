@@ -2,9 +2,12 @@
 
 import errno
 import os
+import re
 import sys
 import urllib.error
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -39,7 +42,28 @@ def build_runner(cfg: Config) -> Runner:
                 find_unused_parameters=cfg.get("find_unused_parameters", False),
             ),
         )
+    for node in dicts(*(cfg.get(f"{split}_dataloader") for split in ("train", "val", "test"))):
+        if node.get("type") == "LoadImageFromFile":
+            node["type"] = "NamingLoadImageFromFile"
     return Runner.from_cfg(cfg)
+
+
+@contextmanager
+def _explain_errors(cfg: Config) -> Iterator[None]:
+    """Explains the errors of a run that the user can correct."""
+    try:
+        yield
+    except OSError as error:
+        # A worker's error has its traceback in its message.
+        image = re.search("cannot read the image .*", str(error))
+        if image:
+            raise OSError(image[0]) from error
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            f"cannot write to {cfg.work_dir}: {error.strerror}; free some space, then resume from "
+            "the last intact checkpoint"
+        ) from error
 
 
 def read_weights(checkpoint: str, what: str = "checkpoint") -> OrderedDict:
@@ -163,7 +187,8 @@ def train(
     cfg.train_dataloader.setdefault("worker_init_fn", dict(type="keep_torch_seed"))
     runner = build_runner(cfg)
     try:
-        runner.train()
+        with _explain_errors(cfg):
+            runner.train()
     except (urllib.error.URLError, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name != "torchvision":
             raise
@@ -174,13 +199,6 @@ def train(
             f"the pretrained weights are unavailable ({error}); set cfg_options "
             f"{init_cfg}.checkpoint=FILE to load a file, or {init_cfg}=None to start from random "
             "weights"
-        ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise OSError(
-            f"cannot write to {cfg.work_dir}: {error.strerror}; free some space, then resume from "
-            "the last intact checkpoint"
         ) from error
     return runner
 
@@ -240,4 +258,5 @@ def test(
     runner.load_checkpoint(checkpoint, strict=True)
     if out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
-    return runner.test()
+    with _explain_errors(cfg):
+        return runner.test()

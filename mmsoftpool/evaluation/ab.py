@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..engine import coco_metrics, find_intact_checkpoint, load_config
-from ..files import write_atomically
+from ..files import read_text, write_atomically
 from .comparison import Comparison, compare_detections
 
 
@@ -139,9 +139,9 @@ def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[
         folder.mkdir(parents=True, exist_ok=True)
         with write_atomically(record) as temporary:
             temporary.write_text(settings)
-    elif record.read_text() != settings:
+    elif (earlier := read_text(record, "record of the settings")) != settings:
         changes = difflib.unified_diff(
-            record.read_text().splitlines(), settings.splitlines(), n=0, lineterm=""
+            earlier.splitlines(), settings.splitlines(), n=0, lineterm=""
         )
         raise ValueError(
             f"{folder} has runs of {config} with other settings; choose another work_dir or delete "
