@@ -4,6 +4,7 @@
 # make docs   the documentation as HTML, in build/docs/html
 # make wheel  dist/*.whl for every Python, and for every torch from 2.10 on
 # make format rewrite the sources in the project's style
+# make fuzz   damaged files for every tool, for an hour; make test has half a minute of it
 # make sanitize, make sanitize-cuda    the operator's tests under the sanitizers
 # make gpu-report    test and measure on a GPU, in under 9 minutes; needs nvcc, torch and pytest
 
@@ -14,7 +15,7 @@ BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 CSRC   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: env demo test docs lint format wheel sanitize sanitize-cuda gpu-report clean
+.PHONY: env demo test fuzz docs lint format wheel sanitize sanitize-cuda gpu-report clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.built
@@ -44,6 +45,9 @@ demo: env
 JOBS ?= 2
 test: env lint docs
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
+
+fuzz: env
+	MMSOFTPOOL_FUZZ=100 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) tests/test_fuzz.py
 
 # -W: a broken link, or a docstring that is not valid reStructuredText, is an error.
 docs: env

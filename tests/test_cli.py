@@ -1,4 +1,4 @@
-"""The one place that turns errors into one line: mmsoftpool.cli.run."""
+"""The one place that turns errors into one line: cli.run, beside the tools."""
 
 import argparse
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmsoftpool import cli, soft_pool2d
+import cli
+from mmsoftpool import soft_pool2d
 from mmsoftpool.engine import load_config
 
 from .common import config_path

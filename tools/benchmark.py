@@ -15,11 +15,7 @@ import itertools
 import json
 import os
 
-import torch
-
-from mmsoftpool import cli
-from mmsoftpool.analysis import benchmark, paper, roofline
-from mmsoftpool.files import write_atomically
+import cli
 
 
 def kernel(text: str) -> tuple[int, int, int]:
@@ -64,6 +60,8 @@ def show(title: str, rows: list[dict], columns: dict[str, str], base: dict) -> N
 
 def save(path: str | None, content: dict) -> None:
     """Writes the numbers to a JSON file, where the user named one."""
+    from mmsoftpool.files import write_atomically
+
     if path:
         with write_atomically(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1))
@@ -71,6 +69,8 @@ def save(path: str | None, content: dict) -> None:
 
 
 def run_op(args) -> list[dict]:
+    from mmsoftpool.analysis import benchmark
+
     rows = []
     cases = list(itertools.product(args.dtype, args.layout, args.kernel))
     for i, (dtype, layout, pooling) in enumerate(cases):
@@ -99,6 +99,8 @@ def run_op(args) -> list[dict]:
 
 
 def run_pooling(args) -> list[dict]:
+    from mmsoftpool.analysis import benchmark, paper
+
     rows = []
     cases = list(itertools.product(args.dtype, args.layout, args.kernel))
     for i, (dtype, layout, pooling) in enumerate(cases):
@@ -131,6 +133,8 @@ def run_pooling(args) -> list[dict]:
 
 
 def run_model(args) -> list[dict]:
+    from mmsoftpool.analysis import benchmark
+
     rows = benchmark.benchmark_models(
         args.configs, args.device, tuple(args.size), args.batch_size, args.rounds
     )
@@ -147,25 +151,39 @@ def run_model(args) -> list[dict]:
     return rows
 
 
-def run_sass(args) -> list[dict]:
-    gpu = roofline.H200._replace(
+def run_sass(args) -> dict:
+    from mmsoftpool.analysis import roofline
+    from mmsoftpool.files import check_output
+
+    unknown = set(args.arch) - set(roofline.LIMITS)
+    if unknown:
+        raise ValueError(
+            f"arch must be among {', '.join(roofline.LIMITS)}, got {', '.join(sorted(unknown))}"
+        )
+    given = dict(
         name=args.gpu,
         sms=args.sms,
-        clock=args.clock * 1e9,
+        clock=args.clock and args.clock * 1e9,
         lanes=args.lanes,
-        bandwidth=args.bandwidth * 1e12,
+        bandwidth=args.bandwidth and args.bandwidth * 1e12,
     )
+    for name, value in given.items():
+        if name != "name" and value is not None and not value > 0:
+            raise ValueError(f"{name} must be greater than 0, got {getattr(args, name)}")
+    if args.json:
+        check_output(args.json)
+    gpu = roofline.H200._replace(**{k: v for k, v in given.items() if v is not None})
     rows = []
     for arch in args.arch:
         case = roofline.roofline(arch, gpu, args.library)
         print(
             f"Compute capability {arch}. Shares of the copy bandwidth that issue, the exponential "
-            f"unit and memory allow on: {gpu.name}, {gpu.sms} SMs at {args.clock} GHz, which issue "
-            f"{gpu.lanes} and take {gpu.special} exponentials a clock, {args.bandwidth} TB/s\n\n"
-            f"{roofline.table(case)}\n"
+            f"unit and memory allow on: {gpu.name}, {gpu.sms} SMs at {gpu.clock / 1e9:g} GHz, "
+            f"which issue {gpu.lanes} and take {gpu.special} exponentials a clock, "
+            f"{gpu.bandwidth / 1e12:g} TB/s\n\n{roofline.table(case)}\n"
         )
         rows += case
-    return rows
+    return dict(assumptions=gpu._asdict(), rows=rows)
 
 
 def make_parser():
@@ -176,21 +194,21 @@ def make_parser():
         "pooling", help="the pooling methods of the paper's Table 3, beside its times"
     )
     for command, layouts, shape in (
-        (op, list(benchmark.LAYOUTS), [4, 64, 400, 672]),
+        (op, ["contiguous", "channels_last"], [4, 64, 400, 672]),
         # A stem on ImageNet, as in the paper.
         (pooling, ["contiguous"], [8, 64, 112, 112]),
     ):
         command.add_argument(
             "--dtype",
             nargs="+",
-            choices=benchmark.DTYPES,
+            choices=["float32", "float16", "bfloat16"],
             default=["float32"],
             help="the data types of the input (default: float32)",
         )
         command.add_argument(
             "--layout",
             nargs="+",
-            choices=benchmark.LAYOUTS,
+            choices=["contiguous", "channels_last"],
             default=layouts,
             help=f"the memory formats of the input (default: {' '.join(layouts)})",
         )
@@ -234,21 +252,21 @@ def make_parser():
     sass.add_argument(
         "--arch",
         nargs="+",
-        choices=list(roofline.LIMITS),
+        metavar="ARCH",
         default=["8.0", "9.0", "10.0", "12.0"],
         help="the compute capabilities to compile for (default: 8.0 9.0 10.0 12.0)",
     )
     sass.add_argument(
         "--library", metavar="FILE", help="take the code of this built library; do not compile"
     )
-    sass.add_argument("--gpu", default=roofline.H200.name, help="a name (default: %(default)s)")
-    for option, kind, value, text in (
-        ("--sms", int, roofline.H200.sms, "the number of streaming multiprocessors"),
-        ("--clock", float, roofline.H200.clock / 1e9, "their clock in GHz"),
-        ("--lanes", int, roofline.H200.lanes, "the lanes of an SM that issue in a clock"),
-        ("--bandwidth", float, roofline.H200.bandwidth / 1e12, "what a copy moves, in TB/s"),
+    sass.add_argument("--gpu", metavar="NAME", help="the name of the GPU (default: H200)")
+    for option, kind, text in (
+        ("--sms", int, "the number of streaming multiprocessors (default: the H200's 132)"),
+        ("--clock", float, "their clock in GHz (default: 1.9)"),
+        ("--lanes", int, "the lanes of an SM that issue in a clock (default: 128)"),
+        ("--bandwidth", float, "the bandwidth of a copy in TB/s (default: 4.2)"),
     ):
-        sass.add_argument(option, type=kind, default=value, help=f"{text} (default: %(default)s)")
+        sass.add_argument(option, type=kind, metavar="N", help=text)
     for command in (op, pooling, model):
         command.add_argument(
             "--device",
@@ -275,18 +293,23 @@ def make_parser():
 
 def main(args):
     if args.command == "sass":
-        positive = ("sms", "clock", "lanes", "bandwidth")
-        for name in positive:
-            if not getattr(args, name) > 0:
-                raise ValueError(f"{name} must be greater than 0, got {getattr(args, name)}")
-        assumptions = {name: getattr(args, name) for name in ("gpu", *positive)}
-        return save(args.json, dict(assumptions=assumptions, rows=run_sass(args)))
+        return save(args.json, run_sass(args))
+
+    import torch
+
+    from mmsoftpool.analysis import benchmark
+    from mmsoftpool.files import check_output
+    from mmsoftpool.visualization import check_picture
+
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device must be cpu, because torch finds no GPU, got cuda")
-    for name, value in (("threads", args.threads), ("rounds", args.rounds)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"threads must be at least 1, got {args.threads}")
+    if args.json:
+        check_output(args.json)
+    if args.command != "model" and args.plot:
+        check_picture(args.plot)
     if args.threads:
         torch.set_num_threads(args.threads)
     run = {"op": run_op, "pooling": run_pooling, "model": run_model}[args.command]

@@ -12,7 +12,7 @@ Examples:
 
 import shlex
 
-from mmsoftpool import cli
+import cli
 from mmsoftpool.analysis import gpu_report
 
 
