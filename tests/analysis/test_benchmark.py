@@ -57,7 +57,7 @@ def test_every_function_runs_in_every_round_on_fresh_arguments():
 
 
 def test_what_is_compared_must_be_known():
-    with pytest.raises(ValueError, match="compare must be 'operators' or 'methods', got 'models'"):
+    with pytest.raises(ValueError, match="compare must be one of operators, methods, got 'models'"):
         benchmark.benchmark_pooling("cpu", "float32", "contiguous", *POOLING, "models")
 
 
@@ -67,7 +67,6 @@ def test_what_is_compared_must_be_known():
         (dict(rounds=0), "rounds must be at least 1, got 0"),
         (dict(shape=(1, 1, 0, 8)), "shape must be at least 1"),
         (dict(pooling=(0, 1, 0)), "kernel_size must be"),
-        (dict(pooling=(9, 1, 0), shape=(1, 1, 4, 4)), "must fit the shape"),
         (dict(dtype="int8"), "dtype must be one of float32"),
         (dict(layout="x"), "layout must be one of contiguous"),
     ],
