@@ -223,9 +223,8 @@ class TestCheck:
         with pytest.raises(ValueError, match=f"{NAME}.json is not JSON, or is damaged"):
             check_submission(path, ann_file)
 
-    @pytest.mark.parametrize(
-        "place", [6, 8, 100]
-    )  # encrypted, an unknown method, the deflate stream
+    # The flag of encryption, the method of compression, the compressed data.
+    @pytest.mark.parametrize("place", [6, 8, 100])
     def test_a_damaged_zip_is_named(self, tmp_path, ann_file, place):
         path = tmp_path / f"{NAME}.zip"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
