@@ -212,6 +212,29 @@ class TestRefused:
             "(64, 3, 3, 3), not (64, 3, 7, 7)); 1 are not finite (head.fc.bias)"
         )
 
+    @pytest.mark.parametrize(
+        "value",
+        [
+            torch.ones(1000, 512).to_sparse(),
+            torch.ones(1000, 512, device="meta"),
+            torch.ones(1000, 512, dtype=torch.complex64),
+            torch.ones(1, 1).expand(10**9, 512),
+            "x",
+        ],
+        ids=["sparse", "meta", "complex", "expanded", "text"],
+    )
+    def test_other_values_than_dense_tensors(self, resnet18, tmp_path, value):
+        state_dict = {**resnet18.state_dict(), "fc.weight": value}
+        torch.save(dict(arch="resnet18", state_dict=state_dict), tmp_path / "x.pth")
+        message = self.refused(tmp_path / "x.pth", tmp_path)
+        assert "dense tensors of real numbers, got 1 other values (head.fc.weight)" in message
+
+    def test_a_number_instead_of_the_heads_weights(self, resnet18, tmp_path):
+        state_dict = {**resnet18.state_dict(), "fc.weight": torch.tensor(1.0)}
+        torch.save(dict(arch="resnet18", state_dict=state_dict), tmp_path / "x.pth")
+        message = self.refused(tmp_path / "x.pth", tmp_path)
+        assert "1 shapes differ (head.fc.weight (), not (1000, 512))" in message
+
     def test_code_is_not_run_unless_the_file_is_trusted(self, resnet18, tmp_path):
         class Code:
             def __reduce__(self):

@@ -40,7 +40,7 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def _explain(error: Exception, registry: Registry, node: dict) -> str:
-    text = str(error).strip("'\"")
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     unknown = re.match(r"(\S+) is not in the \S+ registry", text)
     if unknown:
         roots = (registry, TRANSFORMS)

@@ -55,9 +55,9 @@ def _explain_errors(cfg: Config) -> Iterator[None]:
         yield
     except OSError as error:
         # A worker's error has its traceback in its message.
-        image = re.search("cannot read the image .*", str(error))
+        image = re.search(r"(?:^|OSError: )(cannot read the image .*)", str(error))
         if image:
-            raise OSError(image[0]) from error
+            raise OSError(image[1]) from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise OSError(

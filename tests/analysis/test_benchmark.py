@@ -57,5 +57,22 @@ def test_every_function_runs_in_every_round_on_fresh_arguments():
 
 
 def test_what_is_compared_must_be_known():
-    with pytest.raises(ValueError, match="compare must be 'operators' or 'methods', got 'models'"):
+    with pytest.raises(ValueError, match="compare must be one of operators, methods, got 'models'"):
         benchmark.benchmark_pooling("cpu", "float32", "contiguous", *POOLING, "models")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(rounds=0), "rounds must be at least 1, got 0"),
+        (dict(shape=(1, 1, 0, 8)), "shape must be at least 1"),
+        (dict(pooling=(0, 1, 0)), "kernel_size must be"),
+        (dict(dtype="int8"), "dtype must be one of float32"),
+        (dict(layout="x"), "layout must be one of contiguous"),
+    ],
+)
+def test_an_argument_out_of_its_range_is_named(arguments, message):
+    defaults = dict(device="cpu", dtype="float32", layout="contiguous", pooling=(2, 2, 0))
+    arguments = {**defaults, "shape": (1, 1, 8, 8), **arguments}
+    with pytest.raises(ValueError, match=message):
+        benchmark.benchmark_pooling(**arguments)

@@ -118,6 +118,17 @@ class TestOwnData:
             check("train")
 
 
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    make_shapes(tmp_path, train=2, val=1, size=64)
+    for path in (tmp_path / "train").iterdir():
+        path.write_bytes(b"")
+    options = {"data_root": str(tmp_path), "train_dataloader.num_workers": 1}
+    name = config_path("demo_retinanet_softpool")
+    cfg = engine.load_config(name, options, str(tmp_path / "work"))
+    with pytest.raises(OSError, match=rf"^cannot read the image {tmp_path}/train/00000\d\.jpg"):
+        engine.train(cfg)
+
+
 def test_imagenet_needs_a_folder_for_each_split(tmp_path):
     options = dict(data_root=str(tmp_path))
     cfg = engine.load_config(config_path("pretrain_resnet50_softpool_in1k"), options)

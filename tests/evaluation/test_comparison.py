@@ -225,6 +225,41 @@ class TestCompareDetections:
             with pytest.raises(error, match=message):
                 compare_detections(ann_file, {"a": a, "good": good})
 
+    @pytest.mark.parametrize(
+        ("key", "value", "message"),
+        [
+            ("category_id", "1", "category_id not in the annotations"),
+            ("category_id", 99, "category_id not in the annotations"),
+            ("score", "0.5", "score not a finite number"),
+            ("score", float("nan"), "score not a finite number"),
+            ("score", True, "score not a finite number"),
+            ("bbox", [1, 2, 3], "bbox not x, y, width, height"),
+        ],
+    )
+    def test_a_wrong_detection_is_named(self, shapes, files, tmp_path, key, value, message):
+        detections = json.loads(files["good"][0].read_text())
+        detections[3][key] = value
+        path = write(tmp_path / "x.json", detections)
+        with pytest.raises(ValueError, match=f"{message}: 1 times, the first is number 3"):
+            compare_detections(shapes, {"a": [path], "b": files["good"]})
+
+    @pytest.mark.parametrize("key", ["area", "iscrowd"])
+    def test_annotations_that_cannot_be_evaluated(self, shapes, files, tmp_path, key):
+        data = json.loads(shapes.read_text())
+        del data["annotations"][2][key]
+        path = write(tmp_path / "annotations.json", data)
+        with pytest.raises(ValueError, match=f"no {key}: 1 times, the first is number 2"):
+            compare_detections(path, {"a": files["good"], "b": files["good"]})
+
+    def test_annotations_numbered_from_0_do_not_lower_ap(self, shapes, tmp_path):
+        data = json.loads(shapes.read_text())
+        for number, annotation in enumerate(data["annotations"]):
+            annotation["id"] = number
+        found = [dict(a, score=1.0) for a in data["annotations"]]
+        path, perfect = write(tmp_path / "zero.json", data), [write(tmp_path / "d.json", found)]
+        result = compare_detections(path, {"a": perfect, "b": perfect}, resamples=1)
+        assert result.scores[0][0, 0] == 100
+
 
 class TestComparison:
     @staticmethod

@@ -184,6 +184,11 @@ class TestCheck:
             ("score", 1.5, "score not a number from 0 to 1"),
             ("score", float("nan"), "score not a number"),
             ("score", "high", "score not a number"),
+            ("score", True, "score not a number"),
+            ("score", 10**400, "score not a number"),
+            ("image_id", True, "image_id not in test-dev"),
+            ("image_id", [1], "image_id not in test-dev"),
+            ("category_id", None, "category_id not of COCO"),
             ("bbox", [0, 0, float("inf"), 1], "bbox not finite and inside its image"),
             ("bbox", [0, 0, 61, 10], "bbox not finite and inside"),
             ("bbox", [5, 5, -1, 10], "bbox not finite and inside"),
@@ -201,6 +206,44 @@ class TestCheck:
         detections[1][key] = value
         with pytest.raises(ValueError, match=message):
             self.check(tmp_path, ann_file, detections)
+
+    def test_a_mask_is_checked_where_the_first_detection_has_none(self, tmp_path, ann_file):
+        one, two = self.detections()
+        del one["segmentation"]
+        two["segmentation"] = "garbage"
+        with pytest.raises(ValueError, match="no segmentation: 1 times, the first is number 0"):
+            self.check(tmp_path, ann_file, [one, two])
+
+    @pytest.mark.parametrize(
+        "content", [b"[" * 100_000 + b"]" * 100_000, b"[" + b"9" * 5000 + b"]", b"[\xff]"]
+    )
+    def test_a_file_that_is_not_json_is_named(self, tmp_path, ann_file, content):
+        path = tmp_path / f"{NAME}.json"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{NAME}.json is not JSON, or is damaged"):
+            check_submission(path, ann_file)
+
+    # The flag of encryption, the method of compression, the compressed data.
+    @pytest.mark.parametrize("place", [6, 8, 100])
+    def test_a_damaged_zip_is_named(self, tmp_path, ann_file, place):
+        path = tmp_path / f"{NAME}.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr(f"{NAME}.json", json.dumps(self.detections()))
+        content = bytearray(path.read_bytes())
+        directory = content.index(b"PK\1\2")
+        for start in [place] if place == 100 else [place, directory + place + 2]:
+            content[start] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is damaged or truncated, or not a plain zip file"):
+            check_submission(path, ann_file)
+
+    def test_a_zip_that_unpacks_to_too_much_is_refused(self, tmp_path, ann_file, monkeypatch):
+        monkeypatch.setattr(submission, "MAX_BYTES", 1000)
+        path = tmp_path / f"{NAME}.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr(f"{NAME}.json", "[" + " " * 10**6 + "]")
+        with pytest.raises(ValueError, match="must unpack to less than 1000 bytes, got 1000002"):
+            check_submission(path, ann_file)
 
     def test_missing_and_excess_content_is_reported(self, tmp_path, ann_file):
         one, two = self.detections()
