@@ -11,6 +11,7 @@ Examples:
 """
 
 import shlex
+from pathlib import Path
 
 import cli
 
@@ -70,7 +71,7 @@ def make_parser():
     parser.add_argument(
         "--out",
         metavar="DIR",
-        default=str(gpu_report.ROOT / "benchmarks"),
+        default=str(Path(__file__).parents[1] / "benchmarks"),
         help="the folder of the files, which are named after the device (default: benchmarks)",
     )
     return parser
