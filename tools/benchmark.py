@@ -13,12 +13,15 @@ import argparse
 import itertools
 import json
 import os
+import subprocess
+import sys
 
 import torch
 
 from mmsoftpool import cli
 from mmsoftpool.analysis import benchmark, paper
 from mmsoftpool.files import write_atomically
+from mmsoftpool.ops import backends
 
 
 def kernel(text: str) -> tuple[int, int, int]:
@@ -207,6 +210,12 @@ def make_parser():
             help="the device to measure (default: cuda if there is a GPU)",
         )
         command.add_argument(
+            "--capability",
+            choices=["default", "avx2", "avx512"],
+            help="the instruction set of the CPU, for SoftPool and for torch (default: the widest "
+            "that the machine has)",
+        )
+        command.add_argument(
             "--threads",
             type=int,
             metavar="N",
@@ -230,6 +239,15 @@ def main(args):
     for name, value in (("threads", args.threads), ("rounds", args.rounds)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if args.capability not in (None, os.environ.get("ATEN_CPU_CAPABILITY")):
+        # torch has read the variable by now.
+        variables = {**os.environ, "ATEN_CPU_CAPABILITY": args.capability}
+        sys.exit(subprocess.run([sys.executable, *sys.argv], env=variables).returncode)
+    if args.capability not in (None, backends.cpu_capability()):
+        raise ValueError(
+            f"capability must be one that the machine has, up to {backends.cpu_capability()}, got "
+            f"{args.capability}"
+        )
     if args.threads:
         torch.set_num_threads(args.threads)
     run = {"op": run_op, "pooling": run_pooling, "model": run_model}[args.command]

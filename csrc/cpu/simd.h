@@ -68,17 +68,39 @@ struct Simd {
     store_halves((Bits)(v == v ? rounded : rounded * 0u + 0x7fc0u), p);
   }
 
+  // float16. AVX2 and AVX-512 machines have instructions for it, which keep subnormal numbers
+  // whatever the mode of the processor.
   static MMSOFTPOOL_INLINE Vec load(const Half* p) {
+#if defined(__x86_64__)
+    if constexpr (Bytes >= 32) {
+      Halves h;
+      std::memcpy(&h, p, sizeof(h));
+      Vec v;
+      asm("vcvtph2ps %1, %0" : "=v"(v) : "v"(h));
+      return v;
+    }
+#endif
     const Bits h = load_halves(p);
-    // Shift the exponent and mantissa into place and correct the exponent's bias by a
-    // multiplication, which is right for subnormal numbers too; infinity and NaN keep all exponent
-    // bits.
     const Bits magnitude = (h & 0x7fffu) << 13;
-    const Bits scaled = (Bits)((Vec)magnitude * 0x1p112f);
+    // Normal: shift the exponent and mantissa into place and correct the exponent's bias; infinity
+    // and NaN keep all exponent bits.
+    const Bits normal = magnitude + 0x38000000u;
     const Bits special = magnitude | 0x7f800000u;
-    return (Vec)((Bits)(magnitude >= 0x0f800000u ? special : scaled) | ((h & 0x8000u) << 16));
+    // Subnormal: with one more in the exponent it is 2^-14 too much.
+    const Bits subnormal = (Bits)((Vec)(normal + 0x00800000u) - 0x1p-14f);
+    Bits bits = (Bits)(magnitude >= 0x0f800000u ? special : normal);
+    bits = (Bits)(magnitude < 0x00800000u ? subnormal : bits);
+    return (Vec)(bits | ((h & 0x8000u) << 16));
   }
   static MMSOFTPOOL_INLINE void store(Vec v, Half* p) {
+#if defined(__x86_64__)
+    if constexpr (Bytes >= 32) {
+      Halves h;
+      asm("vcvtps2ph $0, %1, %0" : "=v"(h) : "v"(v));  // to nearest, ties to even
+      std::memcpy(p, &h, sizeof(h));
+      return;
+    }
+#endif
     const Bits b = (Bits)v;
     const Bits magnitude = b & 0x7fffffffu;
     // To nearest, ties to even. Normal: rebias the exponent, add just under half, drop 13 bits.

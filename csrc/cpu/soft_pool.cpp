@@ -1,5 +1,8 @@
 #include "soft_pool.h"
 
+#include <cstdlib>
+#include <string>
+
 #include "channels_last.h"
 #include "contiguous.h"
 
@@ -58,13 +61,29 @@ MMSOFTPOOL_AVX512 void backward_avx512(
   backward<64>(pooling, channel_block, grad_output, input, grad_input, begin, end);
 }
 
-const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
-                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                        __builtin_cpu_supports("avx512vl");
+// The widest instruction set that the machine has and that ATEN_CPU_CAPABILITY allows, the variable
+// which holds torch's own kernels. As in torch, an unknown value counts for nothing; torch warns.
+Capability find_capability() {
+  const char* const variable = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string limit = variable != nullptr ? variable : "";
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (limit == "default" || !has_avx2) {
+    return Capability::baseline;
+  }
+  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return limit == "avx2" || !has_avx512 ? Capability::avx2 : Capability::avx512;
+}
+#else
+Capability find_capability() { return Capability::baseline; }
 #endif
 
 }  // namespace
+
+Capability capability() {
+  static const Capability found = find_capability();
+  return found;
+}
 
 int64_t forward_items(const Pooling& pooling) {
   const int64_t rows = pooling.depth.out * pooling.height.out;
@@ -84,11 +103,13 @@ int64_t backward_items(const Pooling& pooling, int64_t channel_block) {
 template <typename T>
 void pool_forward(const Pooling& pooling, const T* input, T* output, int64_t begin, int64_t end) {
 #if defined(__x86_64__)
-  if (has_avx512) {
-    return forward_avx512(pooling, input, output, begin, end);
-  }
-  if (has_avx2) {
-    return forward_avx2(pooling, input, output, begin, end);
+  switch (capability()) {
+    case Capability::avx512:
+      return forward_avx512(pooling, input, output, begin, end);
+    case Capability::avx2:
+      return forward_avx2(pooling, input, output, begin, end);
+    case Capability::baseline:
+      break;
   }
 #endif
   forward<16>(pooling, input, output, begin, end);
@@ -99,11 +120,13 @@ void pool_backward(
     const Pooling& pooling, int64_t channel_block, const T* grad_output, const T* input,
     T* grad_input, int64_t begin, int64_t end) {
 #if defined(__x86_64__)
-  if (has_avx512) {
-    return backward_avx512(pooling, channel_block, grad_output, input, grad_input, begin, end);
-  }
-  if (has_avx2) {
-    return backward_avx2(pooling, channel_block, grad_output, input, grad_input, begin, end);
+  switch (capability()) {
+    case Capability::avx512:
+      return backward_avx512(pooling, channel_block, grad_output, input, grad_input, begin, end);
+    case Capability::avx2:
+      return backward_avx2(pooling, channel_block, grad_output, input, grad_input, begin, end);
+    case Capability::baseline:
+      break;
   }
 #endif
   backward<16>(pooling, channel_block, grad_output, input, grad_input, begin, end);
