@@ -42,6 +42,9 @@ struct SplitRow {
     return (phase - phases.begin()) * part + place / width.stride;
   }
 
+  // The largest distance, in its part, of a tap from the first one of a window.
+  int64_t offset_in_part(int64_t k) const { return k * width.dilation / width.stride; }
+
   // Calls visit(first column, its place in the split row, number) for the columns of every part.
   template <typename Visit>
   MMSOFTPOOL_INLINE void for_each_run(Visit&& visit) const {
@@ -136,17 +139,23 @@ class SplitInput {
     taps_.reserve(pooling.taps());
   }
 
+  // Row (d, h) of a plane.
+  MMSOFTPOOL_INLINE const A* row(const T* input, int64_t plane, int64_t d, int64_t h) {
+    A* const row = rows_.row(d, h);
+    if (!rows_.contains(plane, d, h)) {
+      rows_.claim(plane, d, h);
+      const int64_t number = (plane * pooling_.depth.in + d) * pooling_.height.in + h;
+      split_row<S>(layout_, input + number * pooling_.width.in, row);
+    }
+    return row;
+  }
+
   // The taps of the first window of output row (od, oh); those of the next window follow them.
   MMSOFTPOOL_INLINE const Pointers<const A>& taps(
       const T* input, int64_t plane, int64_t od, int64_t oh) {
     taps_.clear();
     for_each_row(pooling_, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
-      A* const row = rows_.row(d, h);
-      if (!rows_.contains(plane, d, h)) {
-        rows_.claim(plane, d, h);
-        const int64_t number = (plane * pooling_.depth.in + d) * pooling_.height.in + h;
-        split_row<S>(layout_, input + number * pooling_.width.in, row);
-      }
+      const A* const row = this->row(input, plane, d, h);
       for (const int64_t offset : offsets_) {
         taps_.push_back(row + offset);
       }
@@ -207,10 +216,7 @@ MMSOFTPOOL_INLINE void backward_contiguous(
   Pointers<A> grads;  // as the taps, in gradient_rows
   grads.reserve(pooling.taps());
   std::vector<A> scratch(pooling.taps() * S::lanes);
-  Vec lane{};
-  for (int64_t i = 0; i < S::lanes; ++i) {
-    lane[i] = A(i);
-  }
+  const Vec lane = S::lane_numbers();
   const int64_t width = pooling.width.out;
 
   for (int64_t plane = begin; plane < end; ++plane) {
