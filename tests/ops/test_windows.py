@@ -104,8 +104,8 @@ def test_windows_up_to_15_are_the_definition(case):
 def test_value_of_one_sign_is_right_to_1e_6(format, kernel_size):
     x = (rand(2, 17, 21, 37) * 6).contiguous(memory_format=format)
     pooling = (kernel_size, 1, kernel_size // 2, 1, False)
-    y, _ = definition.soft_pool2d(x[:1, :2], pooling)
-    torch.testing.assert_close(soft_pool2d(x, *pooling)[:1, :2].double(), y, rtol=1e-6, atol=0)
+    y, _ = definition.soft_pool2d(x[:1, :1], pooling)
+    torch.testing.assert_close(soft_pool2d(x, *pooling)[:1, :1].double(), y, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("format", FORMATS)
