@@ -4,7 +4,9 @@
 # make docs   the documentation as HTML, in build/docs/html
 # make wheel  dist/*.whl for every Python, and for every torch from 2.10 on
 # make format rewrite the sources in the project's style
+# make fuzz   damaged files for every tool, for an hour; make test has half a minute of it
 # make sanitize, make sanitize-cuda    the operator's tests under the sanitizers
+# make gpu-report    test and measure on a GPU, in under 9 minutes; needs nvcc, torch and pytest
 
 PYTHON ?= python3
 VENV   := .venv
@@ -13,7 +15,7 @@ BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 CSRC   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: env demo test docs lint format wheel sanitize sanitize-cuda clean
+.PHONY: env demo test fuzz docs lint format wheel sanitize sanitize-cuda gpu-report clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.built
@@ -43,6 +45,9 @@ demo: env
 JOBS ?= 2
 test: env lint docs
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
+
+fuzz: env
+	MMSOFTPOOL_FUZZ=100 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) tests/test_fuzz.py
 
 # -W: a broken link, or a docstring that is not valid reStructuredText, is an error.
 docs: env
@@ -77,13 +82,19 @@ sanitize: env
 	status=0; for capability in default avx2 avx512; do \
 	  ATEN_CPU_CAPABILITY=$$capability $(ASAN) $(PY) -m pytest -q -p no:cacheprovider \
 	    tests/ops/test_functional.py tests/ops/test_autograd.py tests/ops/test_properties.py \
-	    tests/ops/test_windows.py -k "not reference" || status=1; \
+	    tests/ops/test_raw_operator.py tests/ops/test_windows.py -k "not reference" || status=1; \
 	done; $(PY) -m pip install -q --no-build-isolation --no-deps -e .; exit $$status
 
 # The CUDA kernels under compute-sanitizer; needs a GPU.
 sanitize-cuda: env
 	compute-sanitizer --error-exitcode 1 $(PY) -m pytest -q tests/ops/test_cuda.py -m cuda \
 	  -k "not 2_31 and not graph and not compile"
+
+# Without the environment of `make env`: the Python that is there has torch for its GPU. The
+# egg-info tells the package's version, as it is not installed.
+gpu-report:
+	$(PYTHON) setup.py -q egg_info build_ext --inplace
+	PYTHONPATH=. $(PYTHON) tools/gpu_report.py
 
 clean:
 	rm -rf build dist *.egg-info mmsoftpool/*.so mmsoftpool/.mim $(VENV)/.built

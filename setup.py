@@ -1,15 +1,16 @@
-"""Builds the operator libraries and ships the configs; all else is in pyproject.toml.
+"""Builds the operator libraries and packages the configs; all else is in pyproject.toml.
 
 Two shared libraries, neither of them a Python extension module: ``libmmsoftpool_cpu.so`` and, where
 nvcc is found, ``libmmsoftpool_cuda.so``. Both use LibTorch's stable ABI, so one file serves every
-Python and every torch from 2.10 on. Built against an older torch they use ATen instead, fit that
-version of torch alone and have it in their name, ``libmmsoftpool_cpu-torch2.1.so``.
-``torch.utils.cpp_extension`` is of no use for that: it refuses to compile CUDA for a CPU-only torch
-and, in torch before 2.3, cannot be imported beside a recent setuptools.
+Python and every torch from 2.10 on. Built against an older torch they use ATen instead, work with
+that version of torch only and have it in their name, ``libmmsoftpool_cpu-torch2.1.so``.
+``torch.utils.cpp_extension`` cannot be used: it refuses to compile CUDA for a CPU-only torch, and
+before torch 2.3 it cannot be imported with a recent setuptools.
 
-Environment variables: ``CXX`` and ``CXXFLAGS`` (the C++ compiler, more flags), ``CUDA_HOME`` and
-``TORCH_CUDA_ARCH_LIST`` (as for any torch extension), ``MMSOFTPOOL_CUDA=0`` (do not build the CUDA
-library), ``MMSOFTPOOL_ABI=stable`` or ``aten`` (instead of what the torch version asks for).
+Environment variables: ``CXX`` and ``CXXFLAGS`` (the C++ compiler, ``g++`` or ``ccache g++``, and
+additional flags), ``CUDA_HOME`` and ``TORCH_CUDA_ARCH_LIST`` (as for any torch extension),
+``MMSOFTPOOL_CUDA=0`` (do not build the CUDA library), ``MMSOFTPOOL_ABI=stable`` or ``aten``
+(overrides the choice by torch version).
 """
 
 import os
@@ -30,14 +31,16 @@ try:
 except ImportError:  # setuptools before 70.1
     from wheel.bdist_wheel import bdist_wheel
 
-# The oldest torch with all of the stable ABI that the bindings use, and the oldest for ATen.
+# The oldest torch for the stable ABI and the oldest for ATen.
 TORCH_TARGET = (2, 10)
 TORCH_OLDEST = (2, 1)
+# Programs that run a compiler given as their first argument.
+COMPILER_LAUNCHERS = ("ccache", "distcc", "icecc", "sccache")
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 CXX_FLAGS = [
     "-std=c++17",
     "-O3",
-    # Nothing reads errno or traps; without these the compiler does not vectorise selects.
+    # The code uses neither errno nor traps; without these flags selects are not vectorised.
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fPIC",
@@ -49,7 +52,7 @@ CXX_FLAGS = [
 ]
 
 
-def say(message):
+def log(message):
     print(f"mmsoftpool: {message}", file=sys.stderr)
 
 
@@ -63,13 +66,13 @@ def torch_version():
 
 
 def use_aten():
-    """Whether the bindings are built on ATen, and not on the stable ABI."""
+    """Whether the bindings use ATen instead of the stable ABI."""
     choice = os.environ.get("MMSOFTPOOL_ABI")
     if choice not in (None, "", "stable", "aten"):
         raise SystemExit(f"mmsoftpool: MMSOFTPOOL_ABI must be stable or aten, got {choice!r}")
     if choice == "stable" and torch_version() < TORCH_TARGET:
         raise SystemExit(
-            "mmsoftpool: MMSOFTPOOL_ABI=stable needs torch 2.10 to compile against, this is "
+            "mmsoftpool: MMSOFTPOOL_ABI=stable requires torch 2.10 or later, found "
             + ".".join(map(str, torch_version()))
         )
     return choice == "aten" or (not choice and torch_version() < TORCH_TARGET)
@@ -92,9 +95,9 @@ def find_nvcc():
 
 
 def gencode_flags(nvcc, every):
-    """nvcc's -gencode flags: for every architecture, or for the GPU at hand (9.0 without one).
+    """nvcc's -gencode flags: for every architecture, or for the GPU of this machine (9.0 without).
 
-    The newest architecture is added as PTX, which later GPUs compile when they load it.
+    The newest architecture is also included as PTX, which later GPUs compile at load time.
     """
     import torch
 
@@ -120,7 +123,7 @@ def gencode_flags(nvcc, every):
 
 
 class BuildLibraries(build_ext):
-    """Compiles each library with one compiler call per source and one to link."""
+    """Compiles each source with one compiler call and links each library with one."""
 
     def get_ext_filename(self, fullname):
         *package, name = fullname.split(".")
@@ -132,8 +135,8 @@ class BuildLibraries(build_ext):
     def run(self):
         if torch_version() is None:
             raise SystemExit(
-                "mmsoftpool: torch cannot be imported while building. Install torch first and "
-                "then build against it: pip install --no-build-isolation mmsoftpool"
+                "mmsoftpool: the build requires torch, which cannot be imported. Install torch, "
+                "then run: pip install --no-build-isolation mmsoftpool"
             )
         # setuptools clears `inplace` while it builds.
         self.for_this_machine = bool(self.inplace or self.editable_mode)
@@ -141,7 +144,7 @@ class BuildLibraries(build_ext):
 
     def build_extension(self, ext):
         library = Path(self.get_ext_fullpath(ext.name))
-        # Libraries of an earlier build must not be taken for this one's.
+        # Libraries of an earlier build must not be mistaken for this one's.
         folders = {library.parent}
         if self.for_this_machine:
             folders.add(Path(__file__).parent / "mmsoftpool")
@@ -150,19 +153,23 @@ class BuildLibraries(build_ext):
                 old.unlink()
         cxx = find_cxx()
         if torch_version() < TORCH_OLDEST:
-            return say(
-                f"torch {'.'.join(map(str, torch_version()))} is older than 2.1: nothing is "
-                "compiled, SoftPool will run on its slower pure PyTorch reference"
+            return log(
+                f"torch {'.'.join(map(str, torch_version()))} is older than 2.1: skipping the "
+                "compiled library, SoftPool will run on its slower pure PyTorch reference"
             )
         if cxx is None:
-            return say(
-                "no C++ compiler found (CXX, c++, g++ or clang++): nothing is compiled, SoftPool "
-                "will run on its slower pure PyTorch reference"
+            return log(
+                "no C++ compiler found (CXX, c++, g++ or clang++): skipping the compiled library, "
+                "SoftPool will run on its slower pure PyTorch reference"
             )
         is_cuda = any(source.endswith(".cu") for source in ext.sources)
         nvcc = find_nvcc()
         if is_cuda and nvcc is None:
-            return say("no nvcc found: the CUDA library is not built")
+            return log(
+                "MMSOFTPOOL_CUDA=0: skipping the CUDA library"
+                if os.environ.get("MMSOFTPOOL_CUDA") == "0"
+                else "no nvcc found: skipping the CUDA library"
+            )
         library.parent.mkdir(parents=True, exist_ok=True)
         objects = []
         for source in ext.sources:
@@ -172,14 +179,14 @@ class BuildLibraries(build_ext):
                 compiler = self.nvcc_command(nvcc, cxx)
             else:
                 compiler = cxx + CXX_FLAGS + shlex.split(os.environ.get("CXXFLAGS", ""))
-                # at::parallel_for is a header; the stable ABI calls torch's.
+                # at::parallel_for is defined in a header; the stable ABI calls torch's.
                 compiler += ["-fopenmp"] if use_aten() else []
             self.call([*compiler, *self.torch_flags(), "-c", source, "-o", str(object_file)])
             objects.append(str(object_file))
         import torch
 
-        # libtorch needs libtorch_cuda where torch has one, so a CUDA library that was linked
-        # against a CPU-only torch finds its symbols too. --no-as-needed: keep it nevertheless.
+        # libtorch depends on libtorch_cuda where torch has one, so a CUDA library linked against a
+        # CPU-only torch finds its symbols too. --no-as-needed keeps the unused dependency.
         link = [*cxx, "-shared", "-o", str(library), *objects, "-Wl,--no-as-needed"]
         link += [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-ltorch"]
         if use_aten():
@@ -201,28 +208,30 @@ class BuildLibraries(build_ext):
         else:
             version = (TORCH_TARGET[0] << 56) | (TORCH_TARGET[1] << 48)
             flags = [f"-DTORCH_TARGET_VERSION={version:#018x}", "-DTORCH_STABLE_ONLY"]
-        # -isystem: torch's headers are not warned about.
+        # -isystem: no warnings about torch's headers.
         return [*flags, "-isystem", str(Path(torch.__file__).parent / "include")]
 
     def nvcc_command(self, nvcc, cxx):
-        command = [nvcc, "-std=c++17", "-O3", "-DUSE_CUDA", "-cudart=static", f"-ccbin={cxx[0]}"]
+        # -ccbin takes the compiler alone; nvcc passes the flags of CXX on to it.
+        names = [word for word in cxx if Path(word).name not in COMPILER_LAUNCHERS]
+        host_flags = ["-fPIC", "-fvisibility=hidden", "-Wall", *names[1:]]
+        command = [nvcc, "-std=c++17", "-O3", "-DUSE_CUDA", "-cudart=static", f"-ccbin={names[0]}"]
         # numeric_limits in device code.
         command += ["--expt-relaxed-constexpr"]
-        command += ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "--threads=0"]
+        command += [f"-Xcompiler={','.join(host_flags)}", "--threads=0"]
         return command + gencode_flags(nvcc, every=not self.for_this_machine)
 
     def call(self, command):
-        say(shlex.join(command))
+        log(shlex.join(command))
         if subprocess.run(command).returncode != 0:
             raise SystemExit(
                 f"mmsoftpool: {command[0]} failed, see its messages above (pip shows them with "
-                "-v). MMSOFTPOOL_CUDA=0 builds without the CUDA library, CXX=... takes another "
-                "compiler."
+                "-v). MMSOFTPOOL_CUDA=0 skips the CUDA library, CXX=... sets another compiler."
             )
 
 
 class ShipConfigs(build_py):
-    """Puts the configs and tools into the package, where OpenMMLab's mim looks for them.
+    """Copies the configs and tools into the package, where OpenMMLab's mim looks for them.
 
     An editable install links to them instead.
     """
@@ -243,7 +252,7 @@ class ShipConfigs(build_py):
 
 
 class Wheel(bdist_wheel):
-    """Tags the wheel for its platform but for any Python: the libraries do not use Python's ABI."""
+    """Tags the wheel for its platform and any Python: the libraries do not use Python's ABI."""
 
     def get_tag(self):
         return "py3", "none", sysconfig.get_platform().replace("-", "_").replace(".", "_")
@@ -251,7 +260,7 @@ class Wheel(bdist_wheel):
 
 def library(name, folder):
     sources = sorted(str(path) for ext in ("cpp", "cu") for path in Path(folder).glob(f"*.{ext}"))
-    # optional: a library that was not built (no compiler) is left out of the installation.
+    # optional: a library that was not built (no compiler) is not installed.
     return Extension(f"mmsoftpool.{name}", sources, optional=True) if sources else None
 
 

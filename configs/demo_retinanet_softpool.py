@@ -4,7 +4,10 @@ _base_ = ["mmdet::_base_/models/retinanet_r50_fpn.py", "mmdet::_base_/default_ru
 custom_imports = dict(imports=["mmsoftpool"])
 
 data_root = "data/shapes/"
-data_source = "draw the data set with 'python tools/make_shapes.py data/shapes'"
+# Where to find the data set in this folder, for the error message if it is missing.
+data_source = dict(
+    data_root=data_root, advice="draw the data set with 'python tools/make_shapes.py data/shapes'"
+)
 metainfo = dict(classes=("disc", "square", "triangle", "star"))
 
 model = dict(

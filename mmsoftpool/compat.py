@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .ops.pooling import Pooling, check_input, check_tensor
+from .ops.reference import compute_dtype
 
 #: The authors' operators; the first two are named as ``tools/convert_checkpoint.py --windows`` has
 #: them.
@@ -157,7 +158,7 @@ def _channel_sum(axes: int, x, kernel_size, stride) -> Tensor:
             t = t.unfold(axis, k, step)
         return t.flatten(-axes)
 
-    taps = x.to(torch.promote_types(x.dtype, torch.float32))
+    taps = x.to(compute_dtype(x.dtype))
     # softmax(log(sum over channels of exp(x))), without ever computing exp(x).
     weights = windows(taps.logsumexp(-axes - 1, keepdim=True)).softmax(-1)
     return (weights * windows(taps)).sum(-1).to(x.dtype)

@@ -18,7 +18,7 @@ import torch
 from mmengine.registry import MODELS
 from yapf.yapflib.yapf_api import FormatCode
 
-from .files import write_atomically
+from .files import check_input, check_output, write_atomically
 
 #: Positions of the 2x2 windows of the authors' operator, by the time of training.
 #:
@@ -56,6 +56,7 @@ ARCHITECTURES = {
         for n in (121, 161, 169)
     },
 }
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 # torchvision's prefixes and the converted ones.
 _RENAMED = {
     "features.": "backbone.timm_model.features_",
@@ -89,10 +90,7 @@ def convert_checkpoint(
     """
     if windows not in WINDOWS:
         raise ValueError(f"windows must be one of {', '.join(WINDOWS)}, got {windows!r}")
-    if Path(target).is_dir():
-        raise ValueError(f"target must be a file, got the folder {target}")
-    if not Path(target).absolute().parent.is_dir():
-        raise FileNotFoundError(f"no folder {Path(target).absolute().parent} for target {target}")
+    check_output(target)
     if Path(target).exists() and Path(source).exists() and Path(source).samefile(target):
         raise ValueError(f"target must be another file than source, got {target} for both")
     checkpoint = _load(source, trust)
@@ -120,7 +118,7 @@ def convert_checkpoint(
     _check(source, arch, state_dict, backbone)
 
     epoch, accuracy = checkpoint.get("epoch"), checkpoint.get("best_acc1")
-    if isinstance(accuracy, torch.Tensor) and accuracy.numel() == 1:
+    if _is_dense(accuracy) and accuracy.numel() == 1:
         accuracy = accuracy.item()
     meta = dict(
         source=Path(source).name,
@@ -139,8 +137,7 @@ def convert_checkpoint(
 
 
 def _load(path: str, trust: bool):
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {Path(path).absolute()}")
+    check_input(path, "checkpoint")
     try:
         return torch.load(path, map_location="cpu", weights_only=not trust)
     except Exception as error:  # damaged files make torch.load raise errors of any kind
@@ -173,12 +170,18 @@ def _build(arch: str) -> torch.nn.Module:
 
 def _check(source: str, arch: str, state_dict: dict, backbone: torch.nn.Module) -> None:
     """Checks that the weights have an architecture's keys and shapes, and finite values."""
+    odd = [key for key, value in state_dict.items() if not _is_dense(value)]
+    if odd:
+        raise ValueError(
+            f"{source} must hold dense tensors of real numbers, got {len(odd)} other values "
+            f"({', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''})"
+        )
     expected = {f"backbone.{key}": value.shape for key, value in backbone.state_dict().items()}
-    head = getattr(state_dict.get("head.fc.weight"), "shape", (1000,))
+    head = tuple(getattr(state_dict.get("head.fc.weight"), "shape", ())) or (1000,)
     features = _channels(backbone)[-1]
     expected["head.fc.weight"] = torch.Size((head[0], features))
     expected["head.fc.bias"] = torch.Size(head[:1])
-    shapes = {key: tuple(getattr(value, "shape", ())) for key, value in state_dict.items()}
+    shapes = {key: tuple(value.shape) for key, value in state_dict.items()}
     wrong = {
         "keys are missing": [key for key in expected if key not in shapes],
         "keys are unexpected": [key for key in shapes if key not in expected],
@@ -187,11 +190,7 @@ def _check(source: str, arch: str, state_dict: dict, backbone: torch.nn.Module) 
             for key, shape in expected.items()
             if key in shapes and shapes[key] != tuple(shape)
         ],
-        "are not finite": [
-            key
-            for key, value in state_dict.items()
-            if not isinstance(value, torch.Tensor) or not value.isfinite().all()
-        ],
+        "are not finite": [key for key, value in state_dict.items() if not value.isfinite().all()],
     }
     problems = [
         f"{len(keys)} {problem} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
@@ -200,6 +199,18 @@ def _check(source: str, arch: str, state_dict: dict, backbone: torch.nn.Module) 
     ]
     if problems:
         raise ValueError(f"{source} does not fit {arch}: {'; '.join(problems)}")
+
+
+def _is_dense(value) -> bool:
+    """Whether a value is a dense tensor of real numbers, and not a small one expanded."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and not value.is_nested
+        and value.device.type == "cpu"
+        and value.dtype in _DTYPES
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
 
 
 def _channels(backbone: torch.nn.Module) -> list[int]:

@@ -1,9 +1,145 @@
-"""Writing of files: complete or not at all."""
+"""Files of the user: read with errors that name them, written completely or not at all."""
 
+import csv
+import io
+import json
 import os
-from collections.abc import Iterator
+import pickle
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+def check_input(path: str | Path, what: str, advice: str = "") -> Path:
+    """Checks that a file to be read exists.
+
+    Args:
+        path: The file.
+        what: Its description in the error message, such as ``'annotation file'``.
+        advice: Appended to the message. Defaults to none.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        IsADirectoryError: If it is a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path.absolute()} is a folder, not a file: no {what}{advice}")
+    if not path.exists():
+        raise FileNotFoundError(f"no {what} at {path.absolute()}{advice}")
+    return path
+
+
+def read_text(path: str | Path, what: str, advice: str = "") -> str:
+    """Reads a text file in UTF-8.
+
+    Args:
+        path: The file.
+        what: Its description in the error messages, such as ``'prediction file'``.
+        advice: Appended to the message if there is no such file. Defaults to none.
+
+    Raises:
+        OSError: If there is no such file, or it cannot be read.
+        ValueError: If it is not UTF-8.
+    """
+    try:
+        return check_input(path, what, advice).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8: {error}") from error
+
+
+def read_json(path: str | Path, what: str, advice: str = ""):
+    """Reads a JSON file; arguments and errors as for :func:`read_text`.
+
+    NaN and Infinity are read as such, as Python writes them: who needs finite numbers checks them
+    with :func:`is_number`.
+
+    Raises:
+        OSError: If there is no such file, or it cannot be read.
+        ValueError: If it is not JSON, or nested too deeply.
+    """
+    return parse_json(read_text(path, what, advice), path)
+
+
+def parse_json(text: str | bytes, source):
+    """Parses JSON that was read from ``source``.
+
+    Raises:
+        ValueError: If it is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    # ValueError also for bytes that are not UTF-8 and for integers of thousands of digits.
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is not JSON, or is damaged or truncated: {error}") from error
+
+
+def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    """Reads columns of a CSV file with a header; arguments and errors as for :func:`read_text`.
+
+    Raises:
+        OSError: If there is no such file, or it cannot be read.
+        ValueError: If it lacks one of the columns, or a line has another number of them.
+    """
+    try:
+        rows = list(csv.reader(io.StringIO(read_text(path, what), newline=""), strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a CSV file: {error}") from error
+    header = rows[0] if rows else []
+    if not set(columns) <= set(header):
+        raise ValueError(
+            f"{path} must be a CSV file whose first line has the columns {', '.join(columns)}, got "
+            f"{header}"
+        )
+    for number, row in enumerate(rows, 1):
+        if row and len(row) != len(header):
+            raise ValueError(
+                f"line {number} of {path} must have {len(header)} columns, got {len(row)}"
+            )
+    places = [header.index(column) for column in columns]
+    return [tuple(row[place] for place in places) for row in rows[1:] if row]
+
+
+def read_pickle(path: str | Path, what: str):
+    """Reads a pickle file, which may run code; arguments and errors as for :func:`read_text`.
+
+    Raises:
+        OSError: If there is no such file, or it cannot be read.
+        ValueError: If it is damaged or not a pickle file.
+    """
+    with check_input(path, what).open("rb") as file:
+        try:
+            return pickle.load(file)
+        except Exception as error:  # damaged files raise errors of any kind
+            raise ValueError(
+                f"{path} is damaged or not a pickle file: {type(error).__name__}: {error}"
+            ) from error
+
+
+def is_number(value) -> bool:
+    """Whether a value of a JSON file is a finite number: no bool, within the range of float64."""
+    return type(value) in (int, float) and -1.7e308 < value < 1.7e308
+
+
+def check_output(path: str | Path) -> None:
+    """Checks, before the work, that a file can be written at its end.
+
+    Raises:
+        FileNotFoundError: If its folder does not exist.
+        IsADirectoryError: If it is a folder.
+        PermissionError: If its folder, or a special file such as a pipe, is not writable.
+    """
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a file to write")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} to write {path.name} into")
+    target = path if path.exists() and not path.is_file() else path.parent
+    if not os.access(target, os.W_OK):
+        raise PermissionError(f"cannot write {path}: {target} is not writable")
 
 
 @contextmanager
@@ -22,7 +158,7 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         removed if the block raises.
 
     Raises:
-        FileNotFoundError: If the folder does not exist.
+        OSError: As :func:`check_output`.
 
     Example:
         >>> with write_atomically("table.md") as temporary:
@@ -32,9 +168,8 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         yield path
         return
+    check_output(path)
     path = Path(os.path.realpath(path))
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder {path.parent} to write {path.name} into")
     # The process's number, because two runs may write the same file at the same time.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:

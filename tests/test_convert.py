@@ -224,9 +224,9 @@ class TestRefused:
         assert (tmp_path / "ran").exists() and (tmp_path / "ours.pth").exists()
 
     def test_a_target_that_cannot_be_written(self, theirs, tmp_path):
-        with pytest.raises(ValueError, match="target must be a file, got the folder"):
+        with pytest.raises(IsADirectoryError, match="is a folder, not a file"):
             convert_checkpoint(theirs, str(tmp_path))
-        with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/none for target"):
+        with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/none to write x.pth"):
             convert_checkpoint(theirs, str(tmp_path / "none" / "x.pth"))
         with pytest.raises(ValueError, match="target must be another file than source"):
             convert_checkpoint(theirs, theirs)

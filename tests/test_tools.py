@@ -10,8 +10,11 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
+import cli
 from mmsoftpool import engine
+from mmsoftpool.analysis import benchmark
 from mmsoftpool.datasets.shapes import make_shapes
+from mmsoftpool.models.pooling_methods import METHODS
 
 from .common import ROOT, SMALL, load_tool
 
@@ -104,7 +107,8 @@ class TestDemo:
             path = run_dir / f"{name}.pth"
             result = run_script("tools/test.py", DEMO, path, *arguments, check=False)
             assert result.returncode == 2
-            assert f"error: {path} does not fit the model or is damaged" in result.stderr
+            message = "does not fit the model of" if name == "other" else "is damaged or not a"
+            assert f"error: {path} {message}" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -134,7 +138,7 @@ def test_a_mistake_is_one_line_and_no_traceback(run_script, arguments, message):
     assert "Traceback" not in result.stderr
 
 
-TOOLS = sorted((ROOT / "tools").glob("*.py"))
+TOOLS = sorted(path for path in (ROOT / "tools").glob("*.py") if path.stem != "cli")
 
 
 def with_commands(parser):
@@ -155,6 +159,26 @@ class TestParsers:
         for parser in with_commands(load_tool(path).make_parser()):
             assert parser.format_help()  # the texts' % are right
             assert not [action.dest for action in parser._actions if not action.help]
+
+
+@pytest.mark.parametrize("path", TOOLS, ids=lambda path: path.stem)
+def test_the_help_imports_nothing_heavy(run_script, path):
+    code = (
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(path.parent)!r}); sys.argv = ['x', '--help']\n"
+        f"try: runpy.run_path({str(path)!r}, run_name='__main__')\n"
+        "except SystemExit: print(sorted({'torch', 'numpy', 'mmengine'} & set(sys.modules)))"
+    )
+    assert run_script("-c", code).stdout.endswith("[]\n")
+
+
+def test_the_names_in_the_parsers_are_the_librarys():
+    assert tuple(METHODS) == cli.METHODS
+    command = load_tool(ROOT / "tools" / "benchmark.py").make_parser()
+    op = next(with_commands(command._subparsers._group_actions[0].choices["op"]))
+    choices = {action.dest: action.choices for action in op._actions}
+    assert choices["dtype"] == list(benchmark.DTYPES)
+    assert choices["layout"] == list(benchmark.LAYOUTS)
 
 
 def test_the_work_dir_of_an_experiment_names_its_configs(monkeypatch):

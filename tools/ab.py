@@ -12,7 +12,7 @@ Examples:
 
 from pathlib import Path
 
-from mmsoftpool import cli
+import cli
 
 
 def make_parser():

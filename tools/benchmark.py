@@ -1,27 +1,21 @@
 #!/usr/bin/env python
 """Measures the time and memory of SoftPool's operator, of the paper's pooling methods or of
-detectors, side by side in one run.
+detectors, side by side in one run; or predicts the operator's time on a GPU from the machine code.
 
 Examples:
   python tools/benchmark.py op
   python tools/benchmark.py op --dtype float32 --kernel 3,2,1 --json op.json --plot op.png
   python tools/benchmark.py pooling --kernel 2,2,0
   python tools/benchmark.py model configs/retinanet_r50_softpool.py --size 800 1344
+  python tools/benchmark.py sass --arch 9.0 8.0 --json sass.json
 """
 
 import argparse
 import itertools
 import json
 import os
-import subprocess
-import sys
 
-import torch
-
-from mmsoftpool import cli
-from mmsoftpool.analysis import benchmark, paper
-from mmsoftpool.files import write_atomically
-from mmsoftpool.ops import backends
+import cli
 
 
 def kernel(text: str) -> tuple[int, int, int]:
@@ -64,7 +58,19 @@ def show(title: str, rows: list[dict], columns: dict[str, str], base: dict) -> N
     Console(width=None if os.isatty(1) else 160).print(table)
 
 
+def save(path: str | None, content: dict) -> None:
+    """Writes the numbers to a JSON file, where the user named one."""
+    from mmsoftpool.files import write_atomically
+
+    if path:
+        with write_atomically(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1))
+        print(f"wrote {path}")
+
+
 def run_op(args) -> list[dict]:
+    from mmsoftpool.analysis import benchmark
+
     rows = []
     cases = list(itertools.product(args.dtype, args.layout, args.kernel))
     for i, (dtype, layout, pooling) in enumerate(cases):
@@ -93,6 +99,8 @@ def run_op(args) -> list[dict]:
 
 
 def run_pooling(args) -> list[dict]:
+    from mmsoftpool.analysis import benchmark, paper
+
     rows = []
     cases = list(itertools.product(args.dtype, args.layout, args.kernel))
     for i, (dtype, layout, pooling) in enumerate(cases):
@@ -125,6 +133,8 @@ def run_pooling(args) -> list[dict]:
 
 
 def run_model(args) -> list[dict]:
+    from mmsoftpool.analysis import benchmark
+
     rows = benchmark.benchmark_models(
         args.configs, args.device, tuple(args.size), args.batch_size, args.rounds
     )
@@ -141,6 +151,41 @@ def run_model(args) -> list[dict]:
     return rows
 
 
+def run_sass(args) -> dict:
+    from mmsoftpool.analysis import roofline
+    from mmsoftpool.files import check_output
+
+    unknown = set(args.arch) - set(roofline.LIMITS)
+    if unknown:
+        raise ValueError(
+            f"arch must be among {', '.join(roofline.LIMITS)}, got {', '.join(sorted(unknown))}"
+        )
+    given = dict(
+        name=args.gpu,
+        sms=args.sms,
+        clock=args.clock and args.clock * 1e9,
+        lanes=args.lanes,
+        bandwidth=args.bandwidth and args.bandwidth * 1e12,
+    )
+    for name, value in given.items():
+        if name != "name" and value is not None and not value > 0:
+            raise ValueError(f"{name} must be greater than 0, got {getattr(args, name)}")
+    if args.json:
+        check_output(args.json)
+    gpu = roofline.H200._replace(**{k: v for k, v in given.items() if v is not None})
+    rows = []
+    for arch in args.arch:
+        case = roofline.roofline(arch, gpu, args.library)
+        print(
+            f"Compute capability {arch}. Shares of the copy bandwidth that issue, the exponential "
+            f"unit and memory allow on: {gpu.name}, {gpu.sms} SMs at {gpu.clock / 1e9:g} GHz, "
+            f"which issue {gpu.lanes} and take {gpu.special} exponentials a clock, "
+            f"{gpu.bandwidth / 1e12:g} TB/s\n\n{roofline.table(case)}\n"
+        )
+        rows += case
+    return dict(assumptions=gpu._asdict(), rows=rows)
+
+
 def make_parser():
     parser = cli.make_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, help="what to measure")
@@ -149,21 +194,21 @@ def make_parser():
         "pooling", help="the pooling methods of the paper's Table 3, beside its times"
     )
     for command, layouts, shape in (
-        (op, list(benchmark.LAYOUTS), [4, 64, 400, 672]),
+        (op, ["contiguous", "channels_last"], [4, 64, 400, 672]),
         # A stem on ImageNet, as in the paper.
         (pooling, ["contiguous"], [8, 64, 112, 112]),
     ):
         command.add_argument(
             "--dtype",
             nargs="+",
-            choices=benchmark.DTYPES,
+            choices=["float32", "float16", "bfloat16"],
             default=["float32"],
             help="the data types of the input (default: float32)",
         )
         command.add_argument(
             "--layout",
             nargs="+",
-            choices=benchmark.LAYOUTS,
+            choices=["contiguous", "channels_last"],
             default=layouts,
             help=f"the memory formats of the input (default: {' '.join(layouts)})",
         )
@@ -203,6 +248,25 @@ def make_parser():
         metavar="N",
         help="the number of images of an iteration (default: %(default)s)",
     )
+    sass = commands.add_parser("sass", help="the CUDA kernels' machine code; needs no GPU")
+    sass.add_argument(
+        "--arch",
+        nargs="+",
+        metavar="ARCH",
+        default=["8.0", "9.0", "10.0", "12.0"],
+        help="the compute capabilities to compile for (default: 8.0 9.0 10.0 12.0)",
+    )
+    sass.add_argument(
+        "--library", metavar="FILE", help="take the code of this built library; do not compile"
+    )
+    sass.add_argument("--gpu", metavar="NAME", help="the name of the GPU (default: H200)")
+    for option, kind, text in (
+        ("--sms", int, "the number of streaming multiprocessors (default: the H200's 132)"),
+        ("--clock", float, "their clock in GHz (default: 1.9)"),
+        ("--lanes", int, "the lanes of an SM that issue in a clock (default: 128)"),
+        ("--bandwidth", float, "the bandwidth of a copy in TB/s (default: 4.2)"),
+    ):
+        sass.add_argument(option, type=kind, metavar="N", help=text)
     for command in (op, pooling, model):
         command.add_argument(
             "--device",
@@ -228,35 +292,43 @@ def make_parser():
             metavar="N",
             help="the number of rounds; the results are medians over them (default: %(default)s)",
         )
+    for command in (op, pooling, model, sass):
         command.add_argument("--json", metavar="FILE", help="save all numbers to this JSON file")
     return parser
 
 
 def main(args):
+    if args.command == "sass":
+        return save(args.json, run_sass(args))
+
+    if args.capability:
+        os.environ["ATEN_CPU_CAPABILITY"] = args.capability  # read with the libraries
+    import torch
+
+    from mmsoftpool.analysis import benchmark
+    from mmsoftpool.files import check_output
+    from mmsoftpool.ops import backends
+    from mmsoftpool.visualization import check_picture
+
+    if args.capability not in (None, backends.cpu_capability()):
+        raise ValueError(
+            f"capability must be one that this machine has, such as {backends.cpu_capability()}, "
+            f"got {args.capability}"
+        )
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device must be cpu, because torch finds no GPU, got cuda")
-    for name, value in (("threads", args.threads), ("rounds", args.rounds)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if args.capability not in (None, os.environ.get("ATEN_CPU_CAPABILITY")):
-        # torch has read the variable by now.
-        variables = {**os.environ, "ATEN_CPU_CAPABILITY": args.capability}
-        sys.exit(subprocess.run([sys.executable, *sys.argv], env=variables).returncode)
-    if args.capability not in (None, backends.cpu_capability()):
-        raise ValueError(
-            f"capability must be one that the machine has, up to {backends.cpu_capability()}, got "
-            f"{args.capability}"
-        )
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"threads must be at least 1, got {args.threads}")
+    if args.json:
+        check_output(args.json)
+    if args.command != "model" and args.plot:
+        check_picture(args.plot)
     if args.threads:
         torch.set_num_threads(args.threads)
     run = {"op": run_op, "pooling": run_pooling, "model": run_model}[args.command]
     rows = run(args)
-    if args.json:
-        content = dict(environment=benchmark.environment(args.device), rows=rows)
-        with write_atomically(args.json) as temporary:
-            temporary.write_text(json.dumps(content, indent=1))
-        print(f"wrote {args.json}")
+    save(args.json, dict(environment=benchmark.environment(args.device), rows=rows))
     if args.command != "model" and args.plot:
         benchmark.plot(rows, args.plot)
         print(f"wrote {args.plot}")

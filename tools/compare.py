@@ -16,7 +16,7 @@ Examples:
   python tools/compare.py classifiers --counts 31838 3795 3011 11356
 """
 
-from mmsoftpool import cli
+import cli
 
 
 def make_parser():
@@ -83,8 +83,13 @@ def make_parser():
 def main(args):
     from mmsoftpool.evaluation.comparison import compare_detections
     from mmsoftpool.evaluation.mcnemar import McNemar, compare_predictions
-    from mmsoftpool.files import write_atomically
+    from mmsoftpool.files import check_output, write_atomically
+    from mmsoftpool.visualization import check_picture
 
+    if args.markdown:
+        check_output(args.markdown)
+    if args.command == "detectors" and args.plot:
+        check_picture(args.plot)
     if args.command == "detectors":
         if args.names[0] == args.names[1]:
             raise ValueError(f"names must be different, got {args.names[0]} twice")

@@ -4,24 +4,22 @@
 Example: python tools/convert_checkpoint.py resnet50.pth.tar resnet50_softpool.pth
 """
 
-from mmsoftpool import cli
+import cli
 
 
 def make_parser():
-    from mmsoftpool.convert import ARCHITECTURES, WINDOWS
-
     parser = cli.make_parser(__doc__)
     parser.add_argument("source", metavar="IN", help="the authors' checkpoint")
     parser.add_argument("target", metavar="OUT", help="the file to write, with only the weights")
     parser.add_argument(
         "--arch",
-        choices=ARCHITECTURES,
         metavar="ARCH",
-        help=f"the architecture, if it is not in the checkpoint, one of {', '.join(ARCHITECTURES)}",
+        help="the architecture, if it is not in the checkpoint: torchvision's name, such as "
+        "resnet50, resnext101_32x4d or densenet121",
     )
     parser.add_argument(
         "--windows",
-        choices=WINDOWS,
+        choices=["shifted", "aligned"],
         default="shifted",
         help="the 2x2 windows that the weights were trained with: shifted, [2p-1, 2p], which the "
         "authors had before April 2022, or aligned, [2p, 2p+1], since then (default: %(default)s)",

@@ -12,14 +12,10 @@ Examples:
       --checkpoint work_dirs/demo_retinanet_softpool/epoch_16.pth --out stem.png
 """
 
-import os
-
-from mmsoftpool import cli
+import cli
 
 
 def make_parser():
-    from mmsoftpool.models.pooling_methods import METHODS
-
     parser = cli.make_parser(__doc__)
     parser.add_argument("image", help="the image file")
     parser.add_argument(
@@ -40,10 +36,10 @@ def make_parser():
     photo.add_argument(
         "--methods",
         nargs="+",
-        choices=METHODS,
-        default=list(METHODS),
+        choices=cli.METHODS,
+        default=cli.METHODS,
         metavar="METHOD",
-        help=f"the pooling methods, of {', '.join(METHODS)} (default: all of them)",
+        help=f"the pooling methods, of {', '.join(cli.METHODS)} (default: all of them)",
     )
     photo.add_argument(
         "--region",
@@ -99,16 +95,12 @@ def make_parser():
 def main(args):
     from mmsoftpool import engine
     from mmsoftpool.analysis.similarity import read_image
+    from mmsoftpool.files import check_input
+    from mmsoftpool.visualization import check_picture
     from mmsoftpool.visualization import pooling as visualization
 
-    folder, suffix = os.path.dirname(args.out) or ".", os.path.splitext(args.out)[1].lower()
-    if not os.path.isdir(folder) or suffix not in (".png", ".jpg", ".jpeg", ".pdf"):
-        raise ValueError(
-            f"out must be a .png, .jpg or .pdf file in an existing folder, got {args.out}"
-        )
-    if not os.path.isfile(args.image):
-        raise FileNotFoundError(f"no image at {os.path.abspath(args.image)}")
-    image = read_image(args.image)
+    check_picture(args.out)
+    image = read_image(check_input(args.image, "image"))
     if image is None:
         raise ValueError(f"{args.image} is not an image")
     if bool(args.config) != bool(args.checkpoint):

@@ -8,7 +8,7 @@ Example: python tools/draw_run.py configs/demo_retinanet_softpool.py \\
 
 from pathlib import Path
 
-from mmsoftpool import cli
+import cli
 
 
 def make_parser():
@@ -22,9 +22,8 @@ def make_parser():
 
 
 def main(args):
-    from mmengine.fileio import load
-
     from mmsoftpool import engine
+    from mmsoftpool.files import read_pickle
     from mmsoftpool.visualization import run as visualization
 
     cfg = engine.load_config(args.config, args.cfg_options, args.work_dir)
@@ -34,7 +33,9 @@ def main(args):
     if args.predictions:
         dataset = cfg.test_dataloader.dataset
         ann_file = Path(dataset.get("data_root") or "", dataset.ann_file)
-        visualization.draw_detections(load(args.predictions), ann_file, work_dir / "detections.png")
+        visualization.draw_detections(
+            read_pickle(args.predictions, "prediction file"), ann_file, work_dir / "detections.png"
+        )
         print(f"drew {work_dir / 'detections.png'}")
 
 

@@ -10,7 +10,7 @@ Example: python tools/export.py configs/retinanet_r50_softpool.py epoch_12.pth -
 
 from pathlib import Path
 
-from mmsoftpool import cli
+import cli
 
 
 def make_parser():
@@ -40,10 +40,12 @@ def main(args):
     import warnings
 
     from mmsoftpool import engine, export
+    from mmsoftpool.files import check_output
 
+    out = args.out or str(Path(args.checkpoint).with_suffix(f".{args.format}"))
+    check_output(out)
     cfg = engine.load_config(args.config, args.cfg_options)
     network = export.build_network(cfg, args.checkpoint, args.backbone)
-    out = args.out or str(Path(args.checkpoint).with_suffix(f".{args.format}"))
     print(f"exporting to {out}; a ResNet-50 detector takes a minute or two")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports every step
     with warnings.catch_warnings():

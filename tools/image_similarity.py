@@ -10,7 +10,7 @@ Example: python tools/image_similarity.py photos/ --kernel 2 3 5 --csv photos.cs
 
 import os
 
-from mmsoftpool import cli
+import cli
 
 
 def format_value(value: float | None, metric: str) -> str:
@@ -70,8 +70,6 @@ def show(rows: list[dict]) -> None:
 
 
 def make_parser():
-    from mmsoftpool.models.pooling_methods import METHODS
-
     parser = cli.make_parser(__doc__)
     parser.add_argument("folder", help="the folder with the images")
     parser.add_argument(
@@ -85,10 +83,10 @@ def make_parser():
     parser.add_argument(
         "--methods",
         nargs="+",
-        choices=METHODS,
-        default=list(METHODS),
+        choices=cli.METHODS,
+        default=cli.METHODS,
         metavar="METHOD",
-        help=f"the pooling methods, of {', '.join(METHODS)} (default: all of them)",
+        help=f"the pooling methods, of {', '.join(cli.METHODS)} (default: all of them)",
     )
     parser.add_argument(
         "--match",
@@ -127,10 +125,13 @@ def make_parser():
 
 def main(args):
     from mmsoftpool.analysis import similarity
+    from mmsoftpool.files import check_output
+    from mmsoftpool.visualization import check_picture
 
-    for path in filter(None, (args.csv, args.plot)):
-        if not os.path.isdir(os.path.dirname(path) or "."):
-            raise FileNotFoundError(f"no folder {os.path.dirname(path)} to write {path} into")
+    if args.csv:
+        check_output(args.csv)
+    if args.plot:
+        check_picture(args.plot)
     if args.resume and not args.csv:
         raise ValueError("resume needs csv, the file of the interrupted run")
     rows, skipped = similarity.image_similarity(

@@ -4,7 +4,7 @@
 Example: python tools/make_shapes.py data/shapes
 """
 
-from mmsoftpool import cli
+import cli
 
 
 def make_parser():

@@ -5,7 +5,7 @@ Example: python tools/test.py configs/retinanet_r50_softpool.py \\
              work_dirs/retinanet_r50_softpool/epoch_12.pth --show-dir pictures
 """
 
-from mmsoftpool import cli
+import cli
 
 
 def make_parser():

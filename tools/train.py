@@ -4,7 +4,7 @@
 Example: python tools/train.py configs/retinanet_r50_softpool.py --cfg-options data_root=/data/coco
 """
 
-from mmsoftpool import cli
+import cli
 
 
 def make_parser():

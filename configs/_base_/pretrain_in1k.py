@@ -10,7 +10,10 @@ _base_ = [
 custom_imports = dict(imports=["mmsoftpool"])
 
 data_root = "data/imagenet/"
-data_source = "get ImageNet-1K from https://image-net.org and put its classes' folders there"
+data_source = dict(
+    data_root=data_root,
+    advice="get ImageNet-1K from https://image-net.org and put its classes' folders there",
+)
 
 model = dict(
     backbone=dict(

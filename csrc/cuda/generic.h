@@ -28,22 +28,35 @@ output_offset(const Pooling& pooling, int64_t p, int64_t d, int64_t h, int64_t w
 struct Position {
   int64_t p, d, h, w;
 };
+template <typename Int>
 MMSOFTPOOL_BODY Position
-find_position(const Pooling& pooling, int64_t i, int64_t size_d, int64_t size_h, int64_t size_w) {
+split(const Pooling& pooling, Int i, int64_t size_d, int64_t size_h, int64_t size_w) {
   Position position;
-  int64_t c = 0;
+  Int c = 0;
   if (pooling.layout == Layout::channels_last) {
-    c = i % pooling.channels;
-    i /= pooling.channels;
+    c = i % Int(pooling.channels);
+    i /= Int(pooling.channels);
   }
-  position.w = i % size_w;
-  i /= size_w;
-  position.h = i % size_h;
-  i /= size_h;
-  position.d = i % size_d;
-  i /= size_d;
+  position.w = i % Int(size_w);
+  i /= Int(size_w);
+  position.h = i % Int(size_h);
+  i /= Int(size_h);
+  position.d = i % Int(size_d);
+  i /= Int(size_d);
   position.p = pooling.layout == Layout::channels_last ? i * pooling.channels + c : i;
   return position;
+}
+// A division of 64-bit numbers takes about a hundred instructions on a GPU, one of 32 bits twenty.
+MMSOFTPOOL_BODY Position
+find_position(const Pooling& pooling, int64_t i, int64_t size_d, int64_t size_h, int64_t size_w) {
+  return pooling.planes() * size_d * size_h * size_w <= UINT32_MAX
+             ? split(pooling, static_cast<uint32_t>(i), size_d, size_h, size_w)
+             : split(pooling, i, size_d, size_h, size_w);
+}
+
+// From a column to the next.
+MMSOFTPOOL_BODY int64_t column_step(const Pooling& pooling) {
+  return pooling.layout == Layout::channels_last ? pooling.channels : 1;
 }
 
 // The taps k of an axis that lie inside the input for output o: a range, since taps ascend.
@@ -53,6 +66,11 @@ struct Range {
 MMSOFTPOOL_BODY Range taps_inside(const Axis& axis, int64_t o) {
   const int64_t first = axis.first_input(o);
   Range range;
+  if (axis.dilation == 1) {
+    range.begin = first >= 0 ? 0 : -first;
+    range.end = axis.in - first < axis.kernel_size ? axis.in - first : axis.kernel_size;
+    return range;
+  }
   range.begin = first >= 0 ? 0 : (-first + axis.dilation - 1) / axis.dilation;
   const int64_t room = axis.in - 1 - first;
   range.end = room < 0 ? 0 : room / axis.dilation + 1;
@@ -67,15 +85,18 @@ MMSOFTPOOL_BODY void for_each_tap(
   const Range rd = taps_inside(pooling.depth, position.d);
   const Range rh = taps_inside(pooling.height, position.h);
   const Range rw = taps_inside(pooling.width, position.w);
+  const int64_t step = pooling.width.dilation * column_step(pooling);
   for (int64_t kd = rd.begin; kd < rd.end; ++kd) {
     for (int64_t kh = rh.begin; kh < rh.end; ++kh) {
+      const T* tap =
+          input + input_offset(
+                      pooling, position.p,
+                      pooling.depth.first_input(position.d) + kd * pooling.depth.dilation,
+                      pooling.height.first_input(position.h) + kh * pooling.height.dilation,
+                      pooling.width.first_input(position.w) + rw.begin * pooling.width.dilation);
       for (int64_t kw = rw.begin; kw < rw.end; ++kw) {
-        visit(
-            Compute<T>(input[input_offset(
-                pooling, position.p,
-                pooling.depth.first_input(position.d) + kd * pooling.depth.dilation,
-                pooling.height.first_input(position.h) + kh * pooling.height.dilation,
-                pooling.width.first_input(position.w) + kw * pooling.width.dilation)]));
+        visit(Compute<T>(*tap));
+        tap += step;
       }
     }
   }
@@ -129,7 +150,7 @@ MMSOFTPOOL_BODY Range outputs_around(const Axis& axis, int64_t i) {
   return range;
 }
 MMSOFTPOOL_BODY bool is_tap(const Axis& axis, int64_t o, int64_t i) {
-  return (i - axis.first_input(o)) % axis.dilation == 0;
+  return axis.dilation == 1 || (i - axis.first_input(o)) % axis.dilation == 0;
 }
 
 // Then thread i gathers the gradient of input i from the windows around it.
@@ -146,17 +167,21 @@ MMSOFTPOOL_BODY void backward_generic(
   const Range rw = outputs_around(pooling.width, position.w);
   const A x = A(input[i]);
   A grad = 0;
+  const int64_t step = 3 * column_step(pooling);
   for (int64_t d = rd.begin; d < rd.end; ++d) {
     for (int64_t h = rh.begin; h < rh.end; ++h) {
+      if (!is_tap(pooling.depth, d, position.d) || !is_tap(pooling.height, h, position.h)) {
+        continue;
+      }
+      const A* summary = workspace + 3 * output_offset(pooling, position.p, d, h, rw.begin);
       for (int64_t w = rw.begin; w < rw.end; ++w) {
-        if (is_tap(pooling.depth, d, position.d) && is_tap(pooling.height, h, position.h) &&
-            is_tap(pooling.width, w, position.w)) {
-          const A* const summary = workspace + 3 * output_offset(pooling, position.p, d, h, w);
+        if (is_tap(pooling.width, w, position.w)) {
           const Window<A> window(exponent, summary[0]);
           const A difference = window.difference(x);
           const A slope = exact ? window.slope(difference, summary[2]) : A(1);
           grad += summary[1] * window.weight(difference) * slope;
         }
+        summary += step;
       }
     }
   }

@@ -84,13 +84,11 @@ cudaError_t pool_forward(const Pooling& pooling, const T* input, T* output, cuda
   }
   cudaError_t error = cudaSuccess;
   const bool aligned = are_aligned(input, output);
-  const bool launched = with_strip<T>(pooling, aligned, [&](auto strip) {
+  const bool launched = with_strip<T, false>(pooling, aligned, [&](auto strip) {
     using S = decltype(strip);
-    const bool packed = is_packed<T>(pooling, aligned);
     const int64_t height = pooling.height.out;
-    const int64_t rows =
-        strip_rows<S>(S::forward_arguments(pooling, height, packed).threads, height);
-    const auto arguments = S::forward_arguments(pooling, rows, packed);
+    const int64_t rows = strip_rows<S>(S::forward_arguments(pooling, height).threads, height);
+    const auto arguments = S::forward_arguments(pooling, rows);
     error = launch(forward_strip_kernel<S, T>, arguments.threads, stream, arguments, input, output);
   });
   if (launched) {
@@ -105,7 +103,7 @@ template <typename T>
 int64_t backward_workspace(
     const Pooling& pooling, const T* grad_output, const T* input, const T* grad_input) {
   const bool aligned = are_aligned(grad_output, input, grad_input);
-  const bool has_strip = with_strip<T>(pooling, aligned, [](auto) {});
+  const bool has_strip = with_strip<T, true>(pooling, aligned, [](auto) {});
   return has_strip ? 0 : 3 * pooling.planes() * pooling.out_plane();
 }
 
@@ -119,13 +117,11 @@ cudaError_t pool_backward(
   }
   cudaError_t error = cudaSuccess;
   const bool aligned = are_aligned(grad_output, input, grad_input);
-  const bool launched = with_strip<T>(pooling, aligned, [&](auto strip) {
+  const bool launched = with_strip<T, true>(pooling, aligned, [&](auto strip) {
     using S = decltype(strip);
-    const bool packed = is_packed<T>(pooling, aligned);
-    const int64_t height = (pooling.height.in + 1) / 2;
-    const int64_t rows =
-        strip_rows<S>(S::backward_arguments(pooling, height, packed).threads, height);
-    const auto arguments = S::backward_arguments(pooling, rows, packed);
+    const int64_t height = (pooling.height.in + pooling.height.stride - 1) / pooling.height.stride;
+    const int64_t rows = strip_rows<S>(S::backward_arguments(pooling, height).threads, height);
+    const auto arguments = S::backward_arguments(pooling, rows);
     error = launch(
         backward_strip_kernel<S, T>, arguments.threads, stream, arguments, grad_output, input,
         grad_input);

@@ -1,4 +1,4 @@
-// The pools of networks: 2 x 2 and 3 x 3 windows of stride 2, many of them a thread.
+// The pools of networks: 2 x 2 and 3 x 3 windows, many of them a thread.
 #pragma once
 
 #include "window.h"
@@ -11,29 +11,111 @@ struct alignas(sizeof(T) * Count) Pack {
   T values[Count];
 };
 
-// Kernel K, stride 2, Pad before the first row and column. A thread works on a strip that is Cols
+// Between the type of the tensors and float. The 16-bit types go in pairs: the GPU takes a number
+// out of a register with two, or packs two, in one instruction.
+template <typename T, int Count>
+MMSOFTPOOL_BODY void unpack(const Pack<T, Count>& pack, float* numbers) {
+  MMSOFTPOOL_UNROLL
+  for (int i = 0; i < Count; ++i) {
+    numbers[i] = float(pack.values[i]);
+  }
+}
+template <int Count, typename T>
+MMSOFTPOOL_BODY void pack_numbers(const float* numbers, Pack<T, Count>& pack) {
+  MMSOFTPOOL_UNROLL
+  for (int i = 0; i < Count; ++i) {
+    pack.values[i] = T(numbers[i]);
+  }
+}
+#ifdef __CUDACC__
+MMSOFTPOOL_BODY float2 to_float2(__half2 pair) { return __half22float2(pair); }
+MMSOFTPOOL_BODY float2 to_float2(__nv_bfloat162 pair) { return __bfloat1622float2(pair); }
+MMSOFTPOOL_BODY void from_float2(float a, float b, __half2& pair) {
+  pair = __floats2half2_rn(a, b);
+}
+MMSOFTPOOL_BODY void from_float2(float a, float b, __nv_bfloat162& pair) {
+  pair = __floats2bfloat162_rn(a, b);
+}
+template <typename Pair, typename T, int Count>
+MMSOFTPOOL_BODY void unpack_pairs(const Pack<T, Count>& pack, float* numbers) {
+  MMSOFTPOOL_UNROLL
+  for (int i = 0; i + 1 < Count; i += 2) {
+    const float2 two = to_float2(Pair(pack.values[i], pack.values[i + 1]));
+    numbers[i] = two.x;
+    numbers[i + 1] = two.y;
+  }
+  if (Count % 2 != 0) {
+    numbers[Count - 1] = float(pack.values[Count - 1]);
+  }
+}
+template <typename Pair, typename T, int Count>
+MMSOFTPOOL_BODY void pack_pairs(const float* numbers, Pack<T, Count>& pack) {
+  MMSOFTPOOL_UNROLL
+  for (int i = 0; i + 1 < Count; i += 2) {
+    Pair two;
+    from_float2(numbers[i], numbers[i + 1], two);
+    pack.values[i] = two.x;
+    pack.values[i + 1] = two.y;
+  }
+  if (Count % 2 != 0) {
+    pack.values[Count - 1] = T(numbers[Count - 1]);
+  }
+}
+template <int Count>
+MMSOFTPOOL_BODY void unpack(const Pack<__half, Count>& pack, float* numbers) {
+  unpack_pairs<__half2>(pack, numbers);
+}
+template <int Count>
+MMSOFTPOOL_BODY void unpack(const Pack<__nv_bfloat16, Count>& pack, float* numbers) {
+  unpack_pairs<__nv_bfloat162>(pack, numbers);
+}
+template <int Count>
+MMSOFTPOOL_BODY void pack_numbers(const float* numbers, Pack<__half, Count>& pack) {
+  pack_pairs<__half2>(numbers, pack);
+}
+template <int Count>
+MMSOFTPOOL_BODY void pack_numbers(const float* numbers, Pack<__nv_bfloat16, Count>& pack) {
+  pack_pairs<__nv_bfloat162>(numbers, pack);
+}
+#endif
+
+// Kernel K, stride S, Pad before the first row and column. A thread works on a strip that is Cols
 // windows wide and walks down it, so that what two windows share is read once; `Channels` channels
 // side by side, 1 if the tensor is contiguous. The strip is aligned in the input: it starts at
-// column 2 Cols j and row 2 `rows` i.
-template <typename T, int K, int Pad, int Cols, int Channels>
+// column S Cols j and row S `rows` i.
+//
+// Packed (contiguous only): all rows are whole, aligned packs of S Cols numbers, and no window
+// starts behind the last of them. See is_packed.
+//
+// alpha is not so small that e^(alpha (x - max)) of two finite numbers overflows: t, its exponent
+// for the base 2, is then an exact 0 for the maximum, and below -150, where 2^t is 0, for -inf.
+template <typename T, int K, int S, int Pad, int Cols, int Channels, bool Packed>
 struct Strip {
-  static_assert((K == 2 && Pad == 0) || (K == 3 && Pad <= 1));
-  static_assert(Cols == 1 || Channels == 1);
-  using A = Compute<T>;
+  static_assert(S <= K && 2 * S >= K - 1 && Pad < K);
+  static_assert(Channels == 1 || !Packed);
+
+  static constexpr int columns = S * Cols;  // of the input
+  // The windows that have taps in the strip, from the strip's first one on, and their columns.
+  static constexpr int first = -((K - 1 - Pad) / S);
+  static constexpr int windows = (columns - 1 + Pad) / S - first + 1;
+  static constexpr int read_backward = S * (windows - 1) + K;
+  static constexpr int read_forward = S * (Cols - 1) + K;
+  static constexpr int own = Pad - first * S;  // the strip's first column among read_backward
+  static constexpr float infinity = std::numeric_limits<float>::infinity();
 
   struct Arguments {
     int32_t in_h, in_w, out_h, out_w;
+    int32_t inner_h;                // window rows whose taps are all inside, but for the first one
     int32_t step;                   // from a column to the next
     uint32_t packs, strips, parts;  // of an image or plane: packs of channels, strips, their parts
     int32_t rows;                   // windows that a thread walks down
-    bool packed;                    // whether rows of packs are aligned (contiguous only)
-    bool exact;
-    Exponent<A> exponent;
+    float log2e_alpha, per_log2e_alpha;
+    float slope;                // d log(2^t) / dt for the exact gradient, 0 for the paper's
     int64_t in_size, out_size;  // from an image or plane to the next
     int64_t threads;
 
     // Strips for all of cover_h x cover_w windows.
-    Arguments(const Pooling& pooling, int64_t rows, int64_t cover_h, int64_t cover_w, bool packed)
+    Arguments(const Pooling& pooling, int64_t rows, int64_t cover_h, int64_t cover_w)
         : in_h(static_cast<int32_t>(pooling.height.in)),
           in_w(static_cast<int32_t>(pooling.width.in)),
           out_h(static_cast<int32_t>(pooling.height.out)),
@@ -43,29 +125,37 @@ struct Strip {
           strips(static_cast<uint32_t>((cover_w + Cols - 1) / Cols)),
           parts(static_cast<uint32_t>((cover_h + rows - 1) / rows)),
           rows(static_cast<int32_t>(rows)),
-          packed(packed),
-          exact(pooling.gradient == Gradient::exact),
-          exponent(make_exponent<A>(pooling)),
+          log2e_alpha(make_exponent<float>(pooling).log2e_alpha_per_unit),
+          per_log2e_alpha(1 / log2e_alpha),
+          slope(pooling.gradient == Gradient::exact ? 0.6931472f : 0.0f),
           in_size(pooling.in_plane() * step),
           out_size(pooling.out_plane() * step),
-          threads(pooling.planes() / Channels * strips * parts) {}
+          threads(pooling.planes() / Channels * strips * parts) {
+      const int32_t room = in_h + Pad - K;
+      const int32_t whole = room < 0 ? 0 : room / S + 1;
+      inner_h = whole < out_h ? whole : out_h;
+    }
   };
 
   // For the forward, strips over all outputs; for the backward, over all inputs. A thread walks
   // down `rows` windows, at most max_rows.
   static constexpr int64_t max_rows = 16;
-  static Arguments forward_arguments(const Pooling& pooling, int64_t rows, bool packed) {
-    return Arguments(pooling, rows, pooling.height.out, pooling.width.out, packed);
+  static Arguments forward_arguments(const Pooling& pooling, int64_t rows) {
+    return Arguments(pooling, rows, pooling.height.out, pooling.width.out);
   }
-  static Arguments backward_arguments(const Pooling& pooling, int64_t rows, bool packed) {
+  static Arguments backward_arguments(const Pooling& pooling, int64_t rows) {
     return Arguments(
-        pooling, rows, (pooling.height.in + 1) / 2, (pooling.width.in + 1) / 2, packed);
+        pooling, rows, (pooling.height.in + S - 1) / S, (pooling.width.in + S - 1) / S);
   }
 
-  // Whether the threads can be counted in 32 bits.
+  // Whether the threads, and the elements of a plane or image, can be counted in 32 bits.
   static bool fits(const Pooling& pooling) {
-    return forward_arguments(pooling, max_rows, false).threads <= UINT32_MAX &&
-           backward_arguments(pooling, max_rows, false).threads <= UINT32_MAX;
+    const int64_t step = Channels > 1 ? pooling.channels : 1;
+    constexpr int64_t beyond = 2 * columns + 2 * K;  // columns whose offsets are computed, not read
+    return forward_arguments(pooling, max_rows).threads <= UINT32_MAX &&
+           backward_arguments(pooling, max_rows).threads <= UINT32_MAX &&
+           (pooling.in_plane() + beyond) * step <= INT32_MAX &&
+           (pooling.out_plane() + beyond) * step <= INT32_MAX;
   }
 
   // Which strip thread i has: its first window, and where its plane (or its channels) begins.
@@ -89,234 +179,339 @@ struct Strip {
     return place;
   }
 
-  // Reads `Number` columns of row h from column w on; -inf where there is none. Columns
-  // [Aligned, Aligned + 2 Cols) of them are one pack of the tensor.
-  template <int Number, int Aligned>
+  template <int Count>
+  static MMSOFTPOOL_BODY void read(const T* from, float* numbers) {
+    const Pack<T, Count> pack = *reinterpret_cast<const Pack<T, Count>*>(from);
+    unpack(pack, numbers);
+  }
+  template <int Count>
+  static MMSOFTPOOL_BODY void read_if(bool inside, const T* from, float* numbers) {
+    MMSOFTPOOL_UNROLL
+    for (int i = 0; i < Count; ++i) {
+      numbers[i] = -infinity;
+    }
+    if (inside) {
+      read<Count>(from, numbers);
+    }
+  }
+  template <int Count>
+  static MMSOFTPOOL_BODY void write(const float* numbers, T* to) {
+    Pack<T, Count> pack;
+    pack_numbers<Count>(numbers, pack);
+    *reinterpret_cast<Pack<T, Count>*>(to) = pack;
+  }
+
+  // Reads `Number` columns of row h from column w on; -inf where there is none. The strip's own
+  // begin at Own. Checked: the row may be outside, and columns too with the channels last.
+  template <int Number, int Own, bool Checked>
   static MMSOFTPOOL_BODY void read_row(
-      const Arguments& a, const T* plane, int32_t h, int32_t w, A (&row)[Number][Channels]) {
-    if (h < 0 || h >= a.in_h) {
+      const Arguments& a, const T* plane, int32_t h, int32_t w, float (&row)[Number][Channels]) {
+    if (Checked && uint32_t(h) >= uint32_t(a.in_h)) {
       MMSOFTPOOL_UNROLL
       for (int j = 0; j < Number; ++j) {
         MMSOFTPOOL_UNROLL
         for (int c = 0; c < Channels; ++c) {
-          row[j][c] = -std::numeric_limits<A>::infinity();
+          row[j][c] = -infinity;
         }
       }
       return;
     }
-    const T* const from = plane + int64_t(h) * a.in_w * a.step;
-    constexpr bool has_pack = Channels == 1 && Aligned >= 0;
-    const bool pack = has_pack && a.packed && w + Aligned + 2 * Cols <= a.in_w;
-    if (pack) {
-      const auto p = *reinterpret_cast<const Pack<T, 2 * Cols>*>(from + w + Aligned);
+    const int32_t from = (h * a.in_w + w) * a.step;
+    if constexpr (Packed) {
+      // Neighbours of the strip: none, one column or two, which are inside together.
+      constexpr int right = Number - Own - columns;
+      static_assert(Own <= 2 && right >= 0 && right <= 2);
+      if constexpr (Own > 0) {
+        read_if<Own>(w >= 0, plane + from, &row[0][0]);
+      }
+      read<columns>(plane + from + Own, &row[Own][0]);
+      if constexpr (right > 0) {
+        read_if<right>(
+            w + Own + columns < a.in_w, plane + from + Own + columns, &row[Own + columns][0]);
+      }
+    } else {
       MMSOFTPOOL_UNROLL
-      for (int j = 0; j < 2 * Cols; ++j) {
-        row[(has_pack ? Aligned : 0) + j][0] = A(p.values[j]);
+      for (int j = 0; j < Number; ++j) {
+        const T* const column = plane + (from + j * a.step);
+        if (Checked || Channels == 1) {
+          read_if<Channels>(uint32_t(w + j) < uint32_t(a.in_w), column, row[j]);
+        } else {
+          read<Channels>(column, row[j]);
+        }
       }
     }
-    MMSOFTPOOL_UNROLL
-    for (int j = 0; j < Number; ++j) {
-      if (pack && j >= Aligned && j < Aligned + 2 * Cols) {
-        continue;
-      }
-      const bool inside = w + j >= 0 && w + j < a.in_w;
-      Pack<T, Channels> p;
-      if (inside) {
-        p = *reinterpret_cast<const Pack<T, Channels>*>(from + int64_t(w + j) * a.step);
-      }
-      MMSOFTPOOL_UNROLL
-      for (int c = 0; c < Channels; ++c) {
-        row[j][c] = inside ? A(p.values[c]) : -std::numeric_limits<A>::infinity();
-      }
-    }
-  }
-
-  // The window whose columns start at `column` of the rows.
-  template <int Number>
-  static MMSOFTPOOL_BODY Window<A> window(
-      const Arguments& a, const A (&rows)[K][Number][Channels], int column, int c) {
-    A max = Window<A>::lowest;
-    MMSOFTPOOL_UNROLL
-    for (int k = 0; k < K * K; ++k) {
-      max = Window<A>::update_max(max, rows[k / K][column + k % K][c]);
-    }
-    Window<A> result(a.exponent, max * a.exponent.unit);
-    MMSOFTPOOL_UNROLL
-    for (int k = 0; k < K * K; ++k) {
-      result.add(rows[k / K][column + k % K][c]);
-    }
-    return result;
   }
 
   // Moves what a window row shares with the next one to its place there.
   template <int Number>
-  static MMSOFTPOOL_BODY void slide(A (&rows)[K][Number][Channels]) {
-    if (K == 3) {
+  static MMSOFTPOOL_BODY void slide(float (&rows)[K][Number][Channels]) {
+    MMSOFTPOOL_UNROLL
+    for (int k = S; k < K; ++k) {
       MMSOFTPOOL_UNROLL
       for (int j = 0; j < Number; ++j) {
         MMSOFTPOOL_UNROLL
         for (int c = 0; c < Channels; ++c) {
-          rows[0][j][c] = rows[K - 1][j][c];
+          rows[k - S][j][c] = rows[k][j][c];
         }
       }
     }
+  }
+
+  // The window whose columns start at `column`: t of each tap, 2^t, and their sums. `highest` has
+  // the maxima of the columns.
+  struct StripWindow {
+    float max, sum, mean;
+    float t[K * K], weight[K * K];
+
+    template <int Number>
+    MMSOFTPOOL_BODY StripWindow(
+        const Arguments& a, const float (&rows)[K][Number][Channels],
+        const float (&highest)[Number][Channels], int column, int c) {
+      max = highest[column][c];
+      MMSOFTPOOL_UNROLL
+      for (int j = 1; j < K; ++j) {
+        max = fmaxf(max, highest[column + j][c]);
+      }
+      // In a window of -inf alone x - max must not be -inf + inf.
+      const float finite = fmaxf(max, std::numeric_limits<float>::lowest());
+      MMSOFTPOOL_UNROLL
+      for (int k = 0; k < K * K; ++k) {
+        t[k] = max_or_nan((rows[k / K][column + k % K][c] - finite) * a.log2e_alpha, -150.0f);
+        weight[k] = exp2_or_zero(t[k]);
+        sum = k == 0 ? weight[k] : sum + weight[k];
+        mean = k == 0 ? weight[k] * t[k] : mean + weight[k] * t[k];
+      }
+    }
+    // 1 / sum. The sum is at least 1, or 0 for nothing but -inf: then any number will do, since
+    // all weights are 0; or NaN, which the mean is too.
+    MMSOFTPOOL_BODY float per_sum() const { return reciprocal(fmaxf(sum, 0.5f)); }
+  };
+
+  template <int Number>
+  static MMSOFTPOOL_BODY void find_highest(
+      const float (&rows)[K][Number][Channels], float (&highest)[Number][Channels]) {
+    MMSOFTPOOL_UNROLL
+    for (int j = 0; j < Number; ++j) {
+      MMSOFTPOOL_UNROLL
+      for (int c = 0; c < Channels; ++c) {
+        highest[j][c] = rows[0][j][c];
+        MMSOFTPOOL_UNROLL
+        for (int k = 1; k < K; ++k) {
+          highest[j][c] = fmaxf(highest[j][c], rows[k][j][c]);
+        }
+      }
+    }
+  }
+
+  // One row of windows of the forward. `rows` has what it shares with the row before.
+  template <bool Checked>
+  static MMSOFTPOOL_BODY void forward_row(
+      const Arguments& a, const T* input, T* output, int32_t oh, int32_t ow,
+      float (&rows)[K][read_forward][Channels]) {
+    MMSOFTPOOL_UNROLL
+    for (int k = K - S; k < K; ++k) {
+      read_row<read_forward, Pad, Checked>(a, input, S * oh - Pad + k, S * ow - Pad, rows[k]);
+    }
+    float highest[read_forward][Channels];
+    find_highest(rows, highest);
+    float result[Cols][Channels];
+    MMSOFTPOOL_UNROLL
+    for (int j = 0; j < Cols; ++j) {
+      MMSOFTPOOL_UNROLL
+      for (int c = 0; c < Channels; ++c) {
+        const StripWindow window(a, rows, highest, S * j, c);
+        result[j][c] = window.max + window.mean * window.per_sum() * a.per_log2e_alpha;
+      }
+    }
+    T* const to = output + (oh * a.out_w + ow) * a.step;
+    constexpr bool out_packed = Packed && !(K > S && Pad == 0);  // else rows are a window shorter
+    if (out_packed) {
+      write<Cols>(&result[0][0], to);
+    } else {
+      MMSOFTPOOL_UNROLL
+      for (int j = 0; j < Cols; ++j) {
+        if ((Channels > 1 && !Checked) || ow + j < a.out_w) {
+          write<Channels>(result[j], to + j * a.step);
+        }
+      }
+    }
+    slide(rows);
   }
 
   static MMSOFTPOOL_BODY void forward(const Arguments& a, const T* input, T* output, uint32_t i) {
     const Place place = find_place(a, i);
-    constexpr int number = 2 * (Cols - 1) + K;
-    const int32_t w = 2 * place.ow - Pad;
+    input += place.input;
+    output += place.output;
+    const int32_t w = S * place.ow - Pad;
     const int32_t end = place.oh + a.rows < a.out_h ? place.oh + a.rows : a.out_h;
-    A rows[K][number][Channels];
-    if (K == 3) {
-      read_row<number, Pad>(a, input + place.input, 2 * place.oh - Pad, w, rows[0]);
+    // From row `inner` on there are checks; with the channels last, where all threads of a warp
+    // have the same column or nearly so, everywhere in strips at the edge.
+    int32_t inner = a.inner_h < end ? a.inner_h : end;
+    if (Channels > 1 && (w < 0 || w + read_forward > a.in_w || place.ow + Cols > a.out_w)) {
+      inner = 0;
     }
-    for (int32_t oh = place.oh; oh < end; ++oh) {
-      MMSOFTPOOL_UNROLL
-      for (int k = K - 2; k < K; ++k) {
-        read_row<number, Pad>(a, input + place.input, 2 * oh - Pad + k, w, rows[k]);
+    float rows[K][read_forward][Channels];
+    MMSOFTPOOL_UNROLL
+    for (int k = 0; k < K - S; ++k) {
+      read_row<read_forward, Pad, true>(a, input, S * place.oh - Pad + k, w, rows[k]);
+    }
+    int32_t oh = place.oh;
+    while (oh < end) {
+      for (; oh < inner; ++oh) {
+        forward_row<false>(a, input, output, oh, place.ow, rows);
       }
-      T* const to = output + place.output + (int64_t(oh) * a.out_w + place.ow) * a.step;
-      Pack<T, Cols * Channels> result;
-      MMSOFTPOOL_UNROLL
-      for (int j = 0; j < Cols; ++j) {
-        MMSOFTPOOL_UNROLL
-        for (int c = 0; c < Channels; ++c) {
-          result.values[j * Channels + c] = T(window(a, rows, 2 * j, c).output());
-        }
+      if (oh < end) {
+        forward_row<true>(a, input, output, oh, place.ow, rows);
+        ++oh;
       }
-      if (Channels > 1 || (a.packed && a.out_w % Cols == 0)) {
-        *reinterpret_cast<Pack<T, Cols * Channels>*>(to) = result;
-      } else {
-        MMSOFTPOOL_UNROLL
-        for (int j = 0; j < Cols; ++j) {
-          if (place.ow + j < a.out_w) {
-            to[j] = result.values[j];
-          }
-        }
-      }
-      slide(rows);
     }
   }
 
-  // The thread writes the inputs of its strip: columns [2 ow, 2 ow + 2 Cols) and as many rows. The
-  // windows at the strip's edge are computed by both neighbours.
-  static MMSOFTPOOL_BODY void backward(
-      const Arguments& a, const T* grad_output, const T* input, T* grad_input, uint32_t i) {
-    const Place place = find_place(a, i);
-    constexpr int halo = K == 3 ? 1 : 0;         // windows beyond the strip, on one side
-    constexpr int first = K == 3 ? Pad - 1 : 0;  // from the strip's first window on
-    constexpr int windows = Cols + halo;
-    constexpr int number = 2 * (windows - 1) + K;
-    constexpr int own = K == 3 ? 2 - Pad : 0;  // the strip's first column among those read
-    const int32_t w = 2 * (place.ow + first) - Pad;
-    const int32_t row_begin = 2 * place.oh;
-    const int32_t row_end = row_begin + 2 * a.rows < a.in_h ? row_begin + 2 * a.rows : a.in_h;
-
-    A rows[K][number][Channels];
-    A grads[K][number][Channels];
+  // One row of windows of the backward. `rows` and `grads` have what it shares with the row before;
+  // of its K rows of gradients the first S are complete then, and written if they are among the
+  // strip's rows [begin, end).
+  template <bool Checked>
+  static MMSOFTPOOL_BODY void backward_row(
+      const Arguments& a, const T* grad_output, const T* input, T* grad_input, int32_t oh,
+      int32_t ow, int32_t begin, int32_t end, float (&rows)[K][read_backward][Channels],
+      float (&grads)[K][read_backward][Channels]) {
+    const int32_t h = S * oh - Pad;
     MMSOFTPOOL_UNROLL
-    for (int j = 0; j < number; ++j) {
+    for (int k = K - S; k < K; ++k) {
+      read_row<read_backward, own, Checked>(a, input, h + k, S * (ow + first) - Pad, rows[k]);
       MMSOFTPOOL_UNROLL
-      for (int c = 0; c < Channels; ++c) {
-        grads[0][j][c] = 0;
-      }
-    }
-    const int32_t oh_begin = place.oh + first;
-    if (K == 3) {
-      read_row<number, own>(a, input + place.input, 2 * oh_begin - Pad, w, rows[0]);
-    }
-    for (int32_t oh = oh_begin; 2 * oh - Pad < row_end; ++oh) {
-      MMSOFTPOOL_UNROLL
-      for (int k = K - 2; k < K; ++k) {
-        read_row<number, own>(a, input + place.input, 2 * oh - Pad + k, w, rows[k]);
-      }
-      MMSOFTPOOL_UNROLL
-      for (int k = K == 3 ? 1 : 0; k < K; ++k) {
+      for (int j = 0; j < read_backward; ++j) {
         MMSOFTPOOL_UNROLL
-        for (int j = 0; j < number; ++j) {
-          MMSOFTPOOL_UNROLL
-          for (int c = 0; c < Channels; ++c) {
-            grads[k][j][c] = 0;
-          }
+        for (int c = 0; c < Channels; ++c) {
+          grads[k][j][c] = 0;
         }
       }
-      const bool row_inside = oh >= 0 && oh < a.out_h;
+    }
+    if (!Checked || uint32_t(oh) < uint32_t(a.out_h)) {
+      const T* const from = grad_output + (oh * a.out_w + ow) * a.step;
+      float highest[read_backward][Channels];
+      find_highest(rows, highest);
+      constexpr bool out_packed = Packed && !(K > S && Pad == 0);
+      float own_grads[out_packed ? Cols : 1];
+      if constexpr (out_packed) {
+        read<Cols>(from, own_grads);
+      }
       MMSOFTPOOL_UNROLL
       for (int j = 0; j < windows; ++j) {
-        const int32_t ow = place.ow + first + j;
-        if (row_inside && ow >= 0 && ow < a.out_w) {
-          const T* const from = grad_output + place.output + (int64_t(oh) * a.out_w + ow) * a.step;
-          const auto grad = *reinterpret_cast<const Pack<T, Channels>*>(from);
+        const int column = first + j;  // from ow on
+        const bool is_own = column >= 0 && column < Cols;
+        const bool certain = Channels > 1 ? !Checked : out_packed && is_own;
+        if (certain || uint32_t(ow + column) < uint32_t(a.out_w)) {
+          float grad[Channels];
+          if (out_packed && is_own) {
+            grad[0] = own_grads[out_packed && is_own ? column : 0];
+          } else {
+            read<Channels>(from + column * a.step, grad);
+          }
           MMSOFTPOOL_UNROLL
           for (int c = 0; c < Channels; ++c) {
-            const Window<A> current = window(a, rows, 2 * j, c);
-            const A scale = current.scale(A(grad.values[c]));
-            const A offset = current.offset();
+            const StripWindow window(a, rows, highest, S * j, c);
+            const float per_sum = window.per_sum();
+            const float scale = grad[c] * per_sum;
+            // g w (1 + alpha (x - y)), or g w, as weight * (factor * t + summand)
+            const float factor = scale * a.slope;
+            const float summand = scale - factor * (window.mean * per_sum);
             MMSOFTPOOL_UNROLL
             for (int k = 0; k < K * K; ++k) {
-              const A d = current.difference(rows[k / K][2 * j + k % K][c]);
-              const A slope = a.exact ? current.slope(d, offset) : A(1);
-              grads[k / K][2 * j + k % K][c] += scale * current.weight(d) * slope;
+              grads[k / K][S * j + k % K][c] += window.weight[k] * (factor * window.t[k] + summand);
             }
           }
         }
       }
-      // The first two rows are complete; the next windows add to the third one.
-      MMSOFTPOOL_UNROLL
-      for (int k = 0; k < 2; ++k) {
-        const int32_t h = 2 * oh - Pad + k;
-        if (h >= row_begin && h < row_end) {
-          T* const to = grad_input + place.input + (int64_t(h) * a.in_w + 2 * place.ow) * a.step;
-          write_row<number, own>(a, to, 2 * place.ow, grads[k]);
-        }
-      }
-      slide(rows);
-      slide(grads);
-    }
-  }
-
-  template <int Number, int Own>
-  static MMSOFTPOOL_BODY void write_row(
-      const Arguments& a, T* to, int32_t w, const A (&grads)[Number][Channels]) {
-    const int32_t left = a.in_w - w;
-    if (Channels == 1 && a.packed && left >= 2 * Cols) {
-      Pack<T, 2 * Cols> p;
-      MMSOFTPOOL_UNROLL
-      for (int j = 0; j < 2 * Cols; ++j) {
-        p.values[j] = T(grads[Own + j][0]);
-      }
-      *reinterpret_cast<Pack<T, 2 * Cols>*>(to) = p;
-      return;
     }
     MMSOFTPOOL_UNROLL
-    for (int j = 0; j < 2 * Cols; ++j) {
-      if (j < left) {
-        Pack<T, Channels> p;
+    for (int k = 0; k < S; ++k) {
+      if (h + k >= begin && h + k < end) {
+        T* const to = grad_input + ((h + k) * a.in_w + S * ow) * a.step;
+        if (Packed) {
+          write<Packed ? columns : 1>(&grads[k][own][0], to);
+        } else {
+          MMSOFTPOOL_UNROLL
+          for (int j = 0; j < columns; ++j) {
+            if ((Channels > 1 && !Checked) || S * ow + j < a.in_w) {
+              write<Channels>(grads[k][own + j], to + j * a.step);
+            }
+          }
+        }
+      }
+    }
+    slide(rows);
+    slide(grads);
+  }
+
+  // The thread writes the inputs of its strip: columns [S ow, S ow + S Cols) and as many rows. The
+  // windows at the strip's edge are computed by both neighbours.
+  static MMSOFTPOOL_BODY void backward(
+      const Arguments& a, const T* grad_output, const T* input, T* grad_input, uint32_t i) {
+    const Place place = find_place(a, i);
+    grad_output += place.output;
+    input += place.input;
+    grad_input += place.input;
+    const int32_t w = S * (place.ow + first) - Pad;
+    const int32_t begin = S * place.oh;
+    const int32_t end = begin + S * a.rows < a.in_h ? begin + S * a.rows : a.in_h;
+    const int32_t last = (end - 1 + Pad) / S;  // the last row of windows with taps in the strip
+    int32_t inner = a.inner_h < last + 1 ? a.inner_h : last + 1;
+    if (Channels > 1 && (w < 0 || w + read_backward > a.in_w || place.ow + first < 0 ||
+                         place.ow + first + windows > a.out_w)) {
+      inner = 0;
+    }
+    int32_t oh = place.oh + first;
+    float rows[K][read_backward][Channels];
+    float grads[K][read_backward][Channels];
+    MMSOFTPOOL_UNROLL
+    for (int k = 0; k < K - S; ++k) {
+      read_row<read_backward, own, true>(a, input, S * oh - Pad + k, w, rows[k]);
+      MMSOFTPOOL_UNROLL
+      for (int j = 0; j < read_backward; ++j) {
         MMSOFTPOOL_UNROLL
         for (int c = 0; c < Channels; ++c) {
-          p.values[c] = T(grads[Own + j][c]);
+          grads[k][j][c] = 0;
         }
-        *reinterpret_cast<Pack<T, Channels>*>(to + int64_t(j) * a.step) = p;
+      }
+    }
+    while (oh <= last) {
+      if (oh >= 0) {
+        for (; oh < inner; ++oh) {
+          backward_row<false>(
+              a, grad_output, input, grad_input, oh, place.ow, begin, end, rows, grads);
+        }
+      }
+      if (oh <= last) {
+        backward_row<true>(
+            a, grad_output, input, grad_input, oh, place.ow, begin, end, rows, grads);
+        ++oh;
       }
     }
   }
 };
 
+// Whether the rows of a contiguous tensor are whole packs of `columns` numbers, `stride` of which
+// make an output. (A smaller out is that of a 3 x 3 window without padding.)
+inline bool is_packed(const Pooling& pooling, bool aligned, int64_t columns) {
+  const Axis& axis = pooling.width;
+  const int64_t whole = axis.in / axis.stride;
+  const bool shorter = axis.kernel_size > axis.stride && axis.padding == 0;
+  return aligned && axis.in % columns == 0 && (shorter ? axis.out <= whole : axis.out == whole);
+}
+
 // Calls run(Strip) with the strip that fits the pooling and returns true, or returns false.
 // `aligned` says that all tensors begin at a multiple of 16 bytes.
-template <typename T, typename Run>
+template <typename T, bool Backward, typename Run>
 bool with_strip(const Pooling& pooling, bool aligned, const Run& run) {
-  const auto is = [&](int64_t kernel_size, int64_t padding) {
+  const auto is = [&](int64_t kernel_size, int64_t stride, int64_t padding) {
     for (const Axis* axis : {&pooling.height, &pooling.width}) {
-      if (axis->kernel_size != kernel_size || axis->stride != 2 || axis->padding != padding ||
+      if (axis->kernel_size != kernel_size || axis->stride != stride || axis->padding != padding ||
           axis->dilation != 1) {
         return false;
       }
     }
-    constexpr int64_t limit = 1 << 29;  // columns and rows are counted in 32 bits
-    return pooling.depth.in == 1 && pooling.depth.out == 1 && pooling.depth.kernel_size == 1 &&
-           pooling.height.in < limit && pooling.width.in < limit && pooling.channels < limit;
+    return true;
   };
   const auto run_if_it_fits = [&](auto strip) {
     if (!decltype(strip)::fits(pooling)) {
@@ -328,24 +523,43 @@ bool with_strip(const Pooling& pooling, bool aligned, const Run& run) {
   if constexpr (sizeof(T) == 8) {
     return false;
   } else {
-    // Contiguous: 16 bytes of columns. Channels last: 16 or 8 bytes of channels.
-    constexpr int cols = sizeof(T) == 2 ? 4 : 2;
-    constexpr int channels = 4;
-    const bool contiguous = pooling.layout == Layout::contiguous;
-    if (!contiguous && (!aligned || pooling.channels % channels != 0)) {
+    constexpr int64_t limit = 1 << 29;  // columns and rows are counted in 32 bits
+    const bool is_plane =
+        pooling.depth.in == 1 && pooling.depth.out == 1 && pooling.depth.kernel_size == 1;
+    // An alpha near 0 has a unit of its own, see Exponent.
+    if (!is_plane || pooling.height.in >= limit || pooling.width.in >= limit ||
+        pooling.channels >= limit || make_exponent<float>(pooling).unit != 1) {
       return false;
     }
-    const auto run_in_layout = [&](auto contiguous_strip, auto channels_last_strip) {
-      return contiguous ? run_if_it_fits(contiguous_strip) : run_if_it_fits(channels_last_strip);
+    const auto run_in_layout = [&](auto kernel_size, auto stride, auto padding) {
+      constexpr int K = decltype(kernel_size)::value, S = decltype(stride)::value;
+      constexpr int Pad = decltype(padding)::value;
+      if (pooling.layout == Layout::channels_last) {
+        // The backward computes the windows at a strip's edge twice, so its strips are wider.
+        using Last = Strip<T, K, S, Pad, Backward ? 4 / S : 1, Backward ? 2 : 4, false>;
+        return aligned && pooling.channels % 4 == 0 && run_if_it_fits(Last());
+      }
+      // 16 bytes of columns, or 8.
+      constexpr int cols = sizeof(T) == 4 ? 4 / S : 4;
+      return is_packed(pooling, aligned, S * cols)
+                 ? run_if_it_fits(Strip<T, K, S, Pad, cols, 1, true>())
+                 : run_if_it_fits(Strip<T, K, S, Pad, cols, 1, false>());
     };
-    if (is(2, 0)) {
-      return run_in_layout(Strip<T, 2, 0, cols, 1>(), Strip<T, 2, 0, 1, channels>());
+    using one = std::integral_constant<int, 1>;
+    using two = std::integral_constant<int, 2>;
+    using three = std::integral_constant<int, 3>;
+    using zero = std::integral_constant<int, 0>;
+    if (is(2, 2, 0)) {
+      return run_in_layout(two(), two(), zero());
     }
-    if (is(3, 0)) {
-      return run_in_layout(Strip<T, 3, 0, cols, 1>(), Strip<T, 3, 0, 1, channels>());
+    if (is(3, 2, 0)) {
+      return run_in_layout(three(), two(), zero());
     }
-    if (is(3, 1)) {
-      return run_in_layout(Strip<T, 3, 1, cols, 1>(), Strip<T, 3, 1, 1, channels>());
+    if (is(3, 2, 1)) {
+      return run_in_layout(three(), two(), one());
+    }
+    if (is(3, 1, 1)) {
+      return run_in_layout(three(), one(), one());
     }
     return false;
   }
@@ -361,12 +575,6 @@ int64_t strip_rows(int64_t threads_per_row, int64_t height) {
     rows /= 2;
   }
   return rows;
-}
-
-// Whether rows of 16-byte packs are aligned in a contiguous tensor.
-template <typename T>
-bool is_packed(const Pooling& pooling, bool aligned) {
-  return aligned && pooling.width.in % int64_t(16 / sizeof(T)) == 0;
 }
 
 }  // namespace mmsoftpool::cuda

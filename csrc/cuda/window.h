@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "../pooling.h"
 #include "../softmax.h"
@@ -39,9 +40,40 @@ struct ComputeType<double> {
 template <typename T>
 using Compute = typename ComputeType<T>::type;
 
-// 2^x for x <= 0; NaN stays NaN.
-MMSOFTPOOL_BODY float exp2_nonpositive(float x) { return ::exp2f(x); }  // 2 ulp on the GPU
-MMSOFTPOOL_BODY double exp2_nonpositive(double x) { return ::exp2(x); }
+// 2^x for x <= 0, 0 where a float would be denormal; NaN stays NaN.
+MMSOFTPOOL_BODY float exp2_or_zero(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));  // 2 ulp
+  return y;
+#else
+  const float y = ::exp2f(x);
+  return y < std::numeric_limits<float>::min() ? 0 : y;
+#endif
+}
+MMSOFTPOOL_BODY double exp2_or_zero(double x) { return ::exp2(x); }
+
+// The larger number; NaN if x is NaN. (fmaxf gives the other number then.)
+MMSOFTPOOL_BODY float max_or_nan(float x, float y) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float z;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+#else
+  return x < y ? y : x;
+#endif
+}
+
+// 1 / x for an x that is neither tiny nor huge.
+MMSOFTPOOL_BODY float reciprocal(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));  // 1 ulp
+  return y;
+#else
+  return 1 / x;
+#endif
+}
 
 template <typename A>
 Exponent<A> make_exponent(const Pooling& pooling) {
@@ -86,7 +118,7 @@ struct Window {
   }
   // e^(alpha d).
   MMSOFTPOOL_BODY A weight(A d) const {
-    return d <= exponent.floor ? A(0) : exp2_nonpositive(d * exponent.log2e_alpha_per_unit);
+    return d <= exponent.floor ? A(0) : exp2_or_zero(d * exponent.log2e_alpha_per_unit);
   }
 
   MMSOFTPOOL_BODY void add(A x) {

@@ -10,7 +10,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -161,6 +161,12 @@ def _cpu_name() -> str:
         return platform.processor()
 
 
+def _check_counts(**arguments: Sequence[int]) -> None:
+    for name, numbers in arguments.items():
+        if min(numbers) < 1:
+            raise ValueError(f"{name} must be at least 1, got {', '.join(map(str, numbers))}")
+
+
 def benchmark_pooling(
     device: str,
     dtype: str,
@@ -189,10 +195,17 @@ def benchmark_pooling(
         the input. The first row is the copy; a method that fails has its message in ``error``.
 
     Raises:
-        ValueError: If ``compare`` is something else.
+        ValueError: If an argument is something else, or no method can pool this input.
     """
-    if compare not in ("operators", "methods"):
-        raise ValueError(f"compare must be 'operators' or 'methods', got {compare!r}")
+    for name, value, allowed in (
+        ("compare", compare, ("operators", "methods")),
+        ("dtype", dtype, DTYPES),
+        ("layout", layout, LAYOUTS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    _check_counts(shape=shape, rounds=(rounds,))
+    Pooling.check(2, *pooling)
     x = torch.randn(shape, device=device).to(DTYPES[dtype])
     x = x.contiguous(memory_format=LAYOUTS[layout])
     target = torch.empty_like(x)
@@ -224,6 +237,11 @@ def benchmark_pooling(
         forward[name], backward[name], both[name] = run_forward, run_backward, run_both
         rows[name]["forward_memory"] = peak_memory(run_forward, device)
         rows[name]["both_memory"] = peak_memory(run_both, device)
+    if not forward:
+        raise ValueError(
+            f"pooling {tuple(pooling)} must fit the shape {tuple(shape)}, got "
+            f"{next(iter(rows.values()))['error']}"
+        )
     forward["copy"] = lambda: target.copy_(x)
     times = {
         "forward": medians(forward, device, rounds),
@@ -263,20 +281,22 @@ def benchmark_models(
         A row per config: ``train``, the time of a training iteration with the optimiser's step, and
         ``inference``, the time of a batch, in seconds; ``train_memory`` and ``inference_memory``,
         the peak in bytes beyond the weights.
+
+    Raises:
+        ValueError: If a size or number is below 1, or a config is wrong.
+        FileNotFoundError: If a config is missing.
     """
-    from mmdet.registry import MODELS
     from mmdet.testing import demo_mm_inputs
     from mmengine.optim import build_optim_wrapper
-    from mmengine.registry import init_default_scope
 
-    from ..engine import load_config
+    from ..engine import build_model, load_config
 
+    _check_counts(size=size, batch_size=(batch_size,), rounds=(rounds,))
     train, inference, rows = {}, {}, []
-    init_default_scope("mmdet")
     for path in configs:
         cfg = load_config(path)
         cfg.model.backbone.init_cfg = None
-        model = MODELS.build(cfg.model).to(device)
+        model = build_model(cfg).to(device)
         optim = build_optim_wrapper(model, cfg.optim_wrapper)
         inputs = demo_mm_inputs(
             batch_size,

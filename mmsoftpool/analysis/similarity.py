@@ -15,6 +15,7 @@ error: by default no method can have a higher PSNR than average pooling, on any 
 import contextlib
 import csv
 import importlib.util
+import io
 import itertools
 import os
 import zlib
@@ -31,7 +32,7 @@ from rich.progress import track
 from scipy import stats
 from torch import Tensor
 
-from ..files import write_atomically
+from ..files import read_text, write_atomically
 from ..models.pooling_methods import METHODS
 from ..visualization import save_figure
 from . import paper
@@ -259,15 +260,16 @@ def read_csv(path) -> list[dict]:
     Raises:
         ValueError: If the file has other contents.
     """
-    rows = []
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
+    text = read_text(path, "CSV file").rpartition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
         if reader.fieldnames != list(_COLUMNS):
-            raise ValueError(f"{path} was not written by image_similarity and cannot be resumed")
-        for row in reader:
-            if all(row.values()):
-                rows.append({key: read(row[key]) for key, read in _COLUMNS.items()})
-    return rows
+            raise ValueError(f"the first line has the columns {reader.fieldnames}")
+        return [{key: read(row[key]) for key, read in _COLUMNS.items()} for row in reader]
+    except (csv.Error, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} was not written by image_similarity and cannot be resumed: {error}"
+        ) from error
 
 
 def means(rows: list[dict]) -> dict[tuple[int, str], dict[str, float]]:

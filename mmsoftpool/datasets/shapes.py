@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-from ..files import write_atomically
+from ..files import read_json, write_atomically
 
 CLASSES = ("disc", "square", "triangle", "star")
 _LICENSE = "Public domain: drawn by mmsoftpool.datasets.shapes"
@@ -74,6 +74,14 @@ def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[dict]]:
     return image.clip(0, 255).astype(np.uint8), objects
 
 
+def _has_info(ann_file: Path, info: dict) -> bool:
+    try:
+        data = read_json(ann_file, "annotation file")
+    except (FileNotFoundError, ValueError):
+        return False  # missing or damaged
+    return isinstance(data, dict) and data.get("info") == info
+
+
 def make_shapes(root, train: int = 800, val: int = 100, size: int = 160, seed: int = 0) -> None:
     """Draws the data set into a folder, in the layout of COCO.
 
@@ -106,7 +114,7 @@ def make_shapes(root, train: int = 800, val: int = 100, size: int = 160, seed: i
             description=f"mmsoftpool shapes, {split}: {count} images, {size} px, seed {seed}"
         )
         ann_file = root / "annotations" / f"instances_{split}.json"
-        if ann_file.exists() and json.loads(ann_file.read_text())["info"] == info:
+        if _has_info(ann_file, info):
             print(f"{root}: the {split} split is complete")
             continue
         (root / split).mkdir(parents=True, exist_ok=True)

@@ -2,26 +2,29 @@
 
 import errno
 import os
+import re
 import sys
 import urllib.error
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import CheckpointLoader, Runner
 
+from ..files import check_input, check_output
+from .build import build_model
 from .config import dicts
 from .data import check_data
 from .resume import find_intact_checkpoint
 
 
-def _check_weights(path: str, kind: str) -> None:
-    """Checks that a file of weights exists, unless it is a URL such as ``torchvision://...``."""
-    if "://" not in path and not Path(path).is_file():
-        raise FileNotFoundError(f"no {kind} at {Path(path).absolute()}")
+def _require(cfg: Config, *keys: str) -> None:
+    """Checks that a config has the given parts."""
+    for key in keys:
+        if not isinstance(cfg.get(key), (dict, list)):
+            raise ValueError(f"{cfg.filename} must have {key}, a dict, got {cfg.get(key)!r}")
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -39,41 +42,90 @@ def build_runner(cfg: Config) -> Runner:
                 find_unused_parameters=cfg.get("find_unused_parameters", False),
             ),
         )
+    for node in dicts(*(cfg.get(f"{split}_dataloader") for split in ("train", "val", "test"))):
+        if node.get("type") == "LoadImageFromFile":
+            node["type"] = "NamingLoadImageFromFile"
     return Runner.from_cfg(cfg)
 
 
-def load_weights(checkpoint: str, load: Callable) -> None:
-    """Loads a checkpoint for evaluation; unlike mmengine's default, every weight must fit.
+@contextmanager
+def _explain_errors(cfg: Config) -> Iterator[None]:
+    """Explains the errors of a run that the user can correct."""
+    try:
+        yield
+    except OSError as error:
+        # A worker's error has its traceback in its message.
+        image = re.search("cannot read the image .*", str(error))
+        if image:
+            raise OSError(image[0]) from error
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            f"cannot write to {cfg.work_dir}: {error.strerror}; free some space, then resume from "
+            "the last intact checkpoint"
+        ) from error
+
+
+def read_weights(checkpoint: str, what: str = "checkpoint") -> OrderedDict:
+    """Reads the weights in a checkpoint.
 
     Args:
         checkpoint: File or URL.
-        load: Function that loads it, such as the ``load_checkpoint`` of a Runner.
+        what: Its description in the error message. Defaults to ``'checkpoint'``.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it does not fit the model or is damaged.
+        ValueError: If it is damaged or not a checkpoint.
     """
-    _check_weights(checkpoint, "checkpoint")
+    if "://" not in checkpoint:
+        check_input(checkpoint, what)
     try:
-        load(checkpoint, map_location="cpu", strict=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{checkpoint} does not fit the model or is damaged: {reason}") from error
+        content = CheckpointLoader.load_checkpoint(checkpoint, map_location="cpu")
+        weights = content.get("state_dict", content)
+        if not all(isinstance(value, torch.Tensor) for value in weights.values()):
+            raise TypeError("state_dict must hold tensors by name")
+        metadata = getattr(weights, "_metadata", None)
+        weights = OrderedDict((key.removeprefix("module."), v) for key, v in weights.items())
+    except Exception as error:  # damaged files make torch.load raise errors of any kind
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise ValueError(
+            f"{checkpoint} is damaged or not a checkpoint: {type(error).__name__}: {reason}"
+        ) from error
+    weights._metadata = metadata
+    return weights
 
 
 def load_model(cfg: Config, checkpoint: str) -> torch.nn.Module:
-    """Builds the model of a config with the weights of a checkpoint.
+    """Builds the model of a config with the weights of a checkpoint; all of them must fit.
+
+    Args:
+        cfg: The config, from :func:`load_config`.
+        checkpoint: File or URL.
 
     Returns:
         The model in evaluation mode, on the CPU.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If it does not fit the model or is damaged.
+        ValueError: If the model cannot be built, or the checkpoint does not fit it or is damaged.
     """
-    init_default_scope(cfg.get("default_scope", "mmdet"))
-    model = MODELS.build(cfg.model)
-    load_weights(checkpoint, partial(load_checkpoint, model))
+    weights = read_weights(checkpoint)
+    model = build_model(cfg)
+    wrong, expected = [], {key: value.shape for key, value in model.state_dict().items()}
+    other = {k for k in expected.keys() & weights.keys() if weights[k].shape != expected[k]}
+    for key in sorted(other):
+        shape = tuple(weights.pop(key).shape)
+        wrong.append(f"{key} has the shape {shape}, not {tuple(expected[key])}")
+    # torch's method, because modules may rename the weights of their earlier versions.
+    found = model.load_state_dict(weights, strict=False)
+    missing = [key for key in found.missing_keys if key not in other]
+    wrong += [f"{key} is missing" for key in missing if "num_batches_tracked" not in key]
+    wrong += [f"{key} is unexpected" for key in found.unexpected_keys]
+    if wrong:
+        raise ValueError(
+            f"{checkpoint} does not fit the model of {cfg.filename}: {len(wrong)} mismatches, "
+            f"{'; '.join(wrong[:3])}{'; ...' if len(wrong) > 3 else ''}"
+        )
     model.eval()
     return model
 
@@ -99,6 +151,7 @@ def train(
         OSError: If the disk is full.
         ValueError: If ``amp`` or ``auto_scale_lr`` is set where it cannot work.
     """
+    _require(cfg, "train_dataloader", "train_cfg", "optim_wrapper")
     check_data(cfg, "train", *(["val"] if cfg.get("val_cfg") else []))
     if amp:
         if not torch.cuda.is_available():
@@ -118,11 +171,12 @@ def train(
         cfg.resume, cfg.load_from = latest is not None, latest
     elif resume:
         cfg.resume, cfg.load_from = True, resume
-    if cfg.get("load_from"):
-        _check_weights(cfg.load_from, "checkpoint")
+    if cfg.get("load_from") and "://" not in cfg.load_from:
+        read_weights(cfg.load_from)
     for node in dicts(cfg.model):
-        if node.get("type") == "Pretrained" and "checkpoint" in node:
-            _check_weights(node["checkpoint"], "pretrained weights")
+        if node.get("type") == "Pretrained" and "://" not in node.get("checkpoint", "://"):
+            read_weights(node["checkpoint"], "pretrained weights")
+    build_model(cfg)  # mmengine would report a mistake after hundreds of lines
     hooks = [*cfg.get("custom_hooks", []), dict(type="EpochSeedHook")]
     if cfg.launcher != "none":
         # The same batch norm statistics in all processes, so that they evaluate the saved model.
@@ -133,7 +187,8 @@ def train(
     cfg.train_dataloader.setdefault("worker_init_fn", dict(type="keep_torch_seed"))
     runner = build_runner(cfg)
     try:
-        runner.train()
+        with _explain_errors(cfg):
+            runner.train()
     except (urllib.error.URLError, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name != "torchvision":
             raise
@@ -144,13 +199,6 @@ def train(
             f"the pretrained weights are unavailable ({error}); set cfg_options "
             f"{init_cfg}.checkpoint=FILE to load a file, or {init_cfg}=None to start from random "
             "weights"
-        ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise OSError(
-            f"cannot write to {cfg.work_dir}: {error.strerror}; free some space, then resume from "
-            "the last intact checkpoint"
         ) from error
     return runner
 
@@ -184,12 +232,20 @@ def test(
     from mmdet.engine.hooks.utils import trigger_visualization_hook
     from mmdet.evaluation import DumpDetResults
 
+    _require(cfg, "test_dataloader", "test_evaluator", "test_cfg")
     check_data(cfg, "test")
     if out is not None and not out.endswith((".pkl", ".pickle")):
         raise ValueError(f"out must end in .pkl or .pickle, got {out}")
+    if out is not None:
+        check_output(out)
+    load_model(cfg, checkpoint)  # mmengine would report a mistake after hundreds of lines
     if show or show_dir:
         # The hook would put a relative folder into work_dir.
         show_dir = os.path.abspath(show_dir) if show_dir else None
+        if not cfg.get("default_hooks", {}).get("visualization"):
+            raise ValueError(
+                f"show and show_dir need default_hooks.visualization in {cfg.filename}"
+            )
         if cfg.default_hooks.visualization.type == "VisualizationHook":  # mmpretrain's
             cfg.default_hooks.visualization.update(
                 enable=True, interval=1, show=show, out_dir=show_dir, wait_time=wait_time
@@ -199,7 +255,8 @@ def test(
                 cfg, ConfigDict(show=show, show_dir=show_dir, wait_time=wait_time)
             )
     runner = build_runner(cfg)
-    load_weights(checkpoint, runner.load_checkpoint)
+    runner.load_checkpoint(checkpoint, strict=True)
     if out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
-    return runner.test()
+    with _explain_errors(cfg):
+        return runner.test()

@@ -1,6 +1,5 @@
 """A/B experiments: training and evaluation of configs with the same seeds, and comparison."""
 
-import argparse
 import difflib
 import fcntl
 import os
@@ -10,10 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 from ..engine import coco_metrics, find_intact_checkpoint, load_config
-from ..files import write_atomically
+from ..files import read_text, write_atomically
 from .comparison import Comparison, compare_detections
 
 
@@ -135,34 +132,22 @@ def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[
         FileNotFoundError: If the config is missing.
         ValueError: If the folder has runs with other settings.
     """
-    cfg = load_config(config, _parse_options(cfg_options), work_dir=str(folder))
+    cfg = load_config(config, cfg_options, work_dir=str(folder))
     metrics = tuple(coco_metrics(cfg))
     record, settings = folder / "config.py", cfg.pretty_text
     if not record.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with write_atomically(record) as temporary:
             temporary.write_text(settings)
-    elif record.read_text() != settings:
+    elif (earlier := read_text(record, "record of the settings")) != settings:
         changes = difflib.unified_diff(
-            record.read_text().splitlines(), settings.splitlines(), n=0, lineterm=""
+            earlier.splitlines(), settings.splitlines(), n=0, lineterm=""
         )
         raise ValueError(
             f"{folder} has runs of {config} with other settings; choose another work_dir or delete "
             "it. The changes: " + " ".join(list(changes)[2:])
         )
     return cfg.test_evaluator.ann_file, metrics
-
-
-def _parse_options(cfg_options: list[str]) -> dict:
-    """Parses settings ``key=value`` in the same way as the subprocesses will."""
-    for option in cfg_options:
-        if "=" not in option:
-            raise ValueError(f"cfg_options must have the form key=value, got {option!r}")
-    if not cfg_options:
-        return {}
-    parser = argparse.ArgumentParser()
-    parser.add_argument("options", nargs="+", action=DictAction)
-    return parser.parse_args(cfg_options).options
 
 
 def _run_all(

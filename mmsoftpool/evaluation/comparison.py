@@ -2,9 +2,7 @@
 
 import contextlib
 import io
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,7 +10,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.progress import track
 
-from ..files import write_atomically
+from ..datasets.coco import Faults, check_evaluable, is_box, is_mask, read_annotations
+from ..files import is_number, read_json
+from ..visualization import save_figure
 
 #: The columns of Table 8 of the paper, in the order of pycocotools' summary.
 METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL")
@@ -123,50 +123,56 @@ def _join(per_image: list):
     return objects, image[:end], true[:, :end], false[:, :end]
 
 
-def _load_annotations(ann_file) -> COCO:
-    path = Path(ann_file)
-    if not path.is_file():
-        raise FileNotFoundError(f"no annotation file at {path.absolute()}")
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            ground_truth = COCO(str(path))
-    except (json.JSONDecodeError, AssertionError) as error:
-        raise ValueError(f"{path} is not in COCO's annotation format: {error}") from error
-    if not ground_truth.anns:
-        raise ValueError(f"{path} has no annotations to compare detections with")
-    return ground_truth
+def _load_annotations(ann_file, iou_type: str) -> COCO:
+    data = read_annotations(ann_file, "annotation file")
+    check_evaluable(data, ann_file, masks=iou_type == "segm")
+    # pycocotools takes an object of id 0 for one that no detection matches.
+    for number, annotation in enumerate(data["annotations"], 1):
+        annotation["id"] = number
+    return _index(data)
+
+
+def _index(data: dict) -> COCO:
+    coco = COCO()
+    coco.dataset = data
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
+        coco.createIndex()
+    return coco
 
 
 def _load_results(ground_truth: COCO, result_file, iou_type: str) -> COCO:
-    path = Path(result_file)
-    if not path.is_file():
-        raise FileNotFoundError(f"no result file at {path.absolute()}")
-    try:
-        results = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON, or is truncated: {error}") from error
+    results = read_json(result_file, "result file")
+    if not isinstance(results, list):
+        raise ValueError(
+            f"{result_file} must be a list of detections, as CocoMetric writes with "
+            f"outfile_prefix, got a {type(results).__name__}"
+        )
     key = {"bbox": "bbox", "segm": "segmentation"}[iou_type]
-    if not isinstance(results, list) or not all(
-        isinstance(r, dict) and {"image_id", "category_id", "score", key} <= r.keys()
-        for r in results
-    ):
-        raise ValueError(
-            f"{path} is not a list of detections with image_id, category_id, score and {key}, as "
-            "CocoMetric writes with outfile_prefix"
+    faults = Faults(f"{result_file} is not a result file for these annotations", results)
+    faults.require("image_id", "category_id", "score", key)
+    for name, known in (("image_id", ground_truth.imgs), ("category_id", ground_truth.cats)):
+        unknown = [type(r[name]) is not int or r[name] not in known for r in results]
+        faults.add(f"{name} not in the annotations", unknown)
+    faults.add("score not a finite number", [not is_number(r["score"]) for r in results])
+    if iou_type == "bbox":
+        faults.add("bbox not x, y, width, height", [not is_box(r["bbox"]) for r in results])
+    faults.report()
+    if iou_type == "segm":
+        images = ground_truth.imgs
+        sizes = {number: (images[number]["height"], images[number]["width"]) for number in images}
+        faults.add(
+            "segmentation not an RLE string of its image's height and width",
+            [
+                not is_mask(r["segmentation"], sizes[r["image_id"]])
+                or not isinstance(r["segmentation"]["counts"], str)
+                for r in results
+            ],
         )
-    foreign = {r["image_id"] for r in results} - ground_truth.imgs.keys()
-    if foreign:
-        raise ValueError(
-            f"{path} has detections in {len(foreign)} images that are not in the annotations, for "
-            f"example image_id {min(foreign)}"
-        )
-    if iou_type == "segm":  # pycocotools would use the area of the box for the mask
-        results = [{k: v for k, v in r.items() if k != "bbox"} for r in results]
+        faults.report()
     if not results:  # pycocotools cannot load an empty list
-        empty = COCO()
-        empty.dataset = {**ground_truth.dataset, "annotations": []}
-        empty.createIndex()
-        return empty
+        return _index({**ground_truth.dataset, "annotations": []})
+    # Without the box, whose area pycocotools would use for the mask; without all that it ignores.
+    results = [{k: r[k] for k in ("image_id", "category_id", "score", key)} for r in results]
     with contextlib.redirect_stdout(io.StringIO()):
         return ground_truth.loadRes(results)
 
@@ -274,8 +280,7 @@ class Comparison:
         )
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        with write_atomically(out) as temporary:
-            figure.savefig(temporary, dpi=150)
+        save_figure(figure, out)
 
 
 def compare_detections(
@@ -320,7 +325,7 @@ def compare_detections(
         raise ValueError(
             f"results must have at least one file for each model, got none for {empty}"
         )
-    ground_truth = _load_annotations(ann_file)
+    ground_truth = _load_annotations(ann_file, iou_type)
     models = [
         [
             DetectionScores(ground_truth, path, iou_type)

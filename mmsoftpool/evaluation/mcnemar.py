@@ -1,12 +1,12 @@
 """McNemar's test for two classifiers on the same samples (supplement, section S7)."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mmengine.fileio import load
 from scipy.stats import binomtest, chi2
+
+from ..files import read_csv, read_pickle
 
 
 @dataclass(frozen=True)
@@ -124,25 +124,21 @@ def load_predictions(path) -> dict[str, tuple[str, str]]:
         ValueError: If it is not in one of these formats.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no prediction file at {path.absolute()}")
     if path.suffix in (".pkl", ".pickle"):
-        rows = [
-            (sample.get("img_path", str(i)), sample["pred_label"], sample["gt_label"])
-            for i, sample in enumerate(load(path))
-        ]
-        # The labels are tensors of one number.
-        rows = [(name, *(str(int(label)) for label in labels)) for name, *labels in rows]
+        samples = read_pickle(path, "prediction file")
+        try:
+            # The labels are tensors of one number.
+            rows = [
+                (s.get("img_path", str(i)), *(str(int(s[k])) for k in ("pred_label", "gt_label")))
+                for i, s in enumerate(samples)
+            ]
+        except Exception as error:  # another object than a list of dicts of tensors
+            raise ValueError(
+                f"{path} must be a list with pred_label and gt_label of each sample, as "
+                f"mmpretrain's test.py --out writes: {type(error).__name__}: {error}"
+            ) from error
     else:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            columns = ("sample", "prediction", "label")
-            if not set(columns) <= set(reader.fieldnames or ()):
-                raise ValueError(
-                    f"{path} must be a CSV file whose first line has the columns sample, "
-                    f"prediction and label, got {reader.fieldnames}"
-                )
-            rows = [tuple(row[column] for column in columns) for row in reader]
+        rows = read_csv(path, "prediction file", ("sample", "prediction", "label"))
     predictions = {name: (prediction, label) for name, prediction, label in rows}
     if len(predictions) != len(rows) or not rows:
         raise ValueError(f"{path} must have at least one sample, and every sample once")

@@ -13,13 +13,16 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.runner import Runner
 from rich.progress import track
 
-from ..engine import build_runner, coco_metrics, load_weights
-from ..files import write_atomically
+from ..datasets.coco import Faults, is_box, is_mask, read_annotations
+from ..engine import build_runner, coco_metrics, load_model
+from ..files import check_input, is_number, parse_json, read_json, write_atomically
 
 #: Number of images in test-dev2017.
 TEST_DEV_IMAGES = 20288
 #: Largest number of detections per image that the server evaluates.
 MAX_DETECTIONS = 100
+#: Largest size of an unpacked submission: three times that of 100 masks in every image.
+MAX_BYTES = 4 * 2**30
 _FILE_NAME = re.compile(r"detections_test-dev2017_[\w.-]+_results")
 
 
@@ -36,17 +39,13 @@ def read_image_info(path) -> dict:
         FileNotFoundError: If there is no such file.
         ValueError: If it is another kind of file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no image list of test-dev at {path.absolute()}; it is in image_info_test2017.zip on "
-            "https://cocodataset.org/#download; set ann_file to its path"
-        )
-    try:
-        info = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON, or is truncated: {error}") from error
-    if not isinstance(info, dict) or not info.get("images") or not info.get("categories"):
+    info = read_annotations(
+        path,
+        "image list of test-dev",
+        "; it is in image_info_test2017.zip on https://cocodataset.org/#download; set ann_file to "
+        "its path",
+    )
+    if not info["images"] or not info["categories"]:
         raise ValueError(f"{path} must have images and categories, as image_info_test-dev2017.json")
     if info.get("annotations"):
         raise ValueError(
@@ -118,8 +117,9 @@ def detect_test_dev(
         format_only=True,
         outfile_prefix=str(folder / "unfinished"),
     )
+    load_model(cfg, checkpoint)  # mmengine would report a mistake after hundreds of lines
     runner = build_runner(cfg)
-    load_weights(checkpoint, runner.load_checkpoint)
+    runner.load_checkpoint(checkpoint, strict=True)
     dataset = runner.test_loop.dataloader.dataset
     classes, categories = dataset.metainfo["classes"], {c["name"] for c in info["categories"]}
     if set(classes) != categories:
@@ -195,7 +195,9 @@ def _begin(folder: Path, cfg: Config, checkpoint: str, ann_file, part_size: int)
         with write_atomically(record) as temporary:
             temporary.write_text(json.dumps(settings))
         return
-    earlier = json.loads(record.read_text())
+    earlier = read_json(record, "record of the run")
+    if not isinstance(earlier, dict):
+        raise ValueError(f"{record} must hold the settings of a run, got {earlier!r}")
     changed = [key for key in settings if settings[key] != earlier.get(key)]
     if changed:
         raise ValueError(
@@ -250,30 +252,33 @@ def check_submission(path, ann_file, max_empty: int = 0) -> str:
     detections = _read_submission(path)
     if not detections:
         raise ValueError(f"{path} has no detections")
-    not_dicts = [d for d in detections if not isinstance(d, dict)]
-    if not_dicts:
-        raise ValueError(f"{path} must be a list of dicts, got {not_dicts[0]!r}")
-    faults = _Faults(detections)
-    kinds = [kind for kind in ("bbox", "segmentation") if kind in detections[0]]
-    for key in ("image_id", "category_id", "score", *(kinds or ["bbox"])):
-        faults.add(f"no {key}", [key not in d for d in detections])
-    faults.report(path)  # the checks below need these keys
+    faults = Faults(f"{path} is not ready for the server", detections)
+    kinds = [
+        kind
+        for kind in ("bbox", "segmentation")
+        if any(isinstance(d, dict) and kind in d for d in detections)
+    ]
+    faults.require("image_id", "category_id", "score", *(kinds or ["bbox"]))
 
     images = {image["id"]: image for image in info["images"]}
-    faults.add("image_id not in test-dev", [d["image_id"] not in images for d in detections])
     categories = {category["id"] for category in info["categories"]}
-    faults.add("category_id not of COCO", [d["category_id"] not in categories for d in detections])
+    for key, known, fault in (
+        ("image_id", images, "image_id not in test-dev"),
+        ("category_id", categories, "category_id not of COCO"),
+    ):
+        faults.add(fault, [type(d[key]) is not int or d[key] not in known for d in detections])
     faults.add(
         "score not a number from 0 to 1",
-        [not (_is_number(d["score"]) and 0 <= d["score"] <= 1) for d in detections],
+        [not (is_number(d["score"]) and 0 <= d["score"] <= 1) for d in detections],
     )
+    faults.report()  # the checks below need the ids
     ids, counts = np.unique([d["image_id"] for d in detections], return_counts=True)
     crowded = set(ids[counts > MAX_DETECTIONS].tolist())
     faults.add(
         f"more than {MAX_DETECTIONS} detections in an image",
         [d["image_id"] in crowded for d in detections],
     )
-    faults.report(path)
+    faults.report()
     empty = sorted(images.keys() - set(ids.tolist()))
     if len(empty) > max_empty:
         raise ValueError(
@@ -282,14 +287,19 @@ def check_submission(path, ann_file, max_empty: int = 0) -> str:
             "detector found nothing there)"
         )
     if "bbox" in kinds:
-        faults.add("bbox not finite and inside its image", _bad_boxes(detections, images))
+        faults.add(
+            "bbox not finite and inside its image",
+            [not _is_inside(d["bbox"], images[d["image_id"]]) for d in detections],
+        )
     if "segmentation" in kinds:
+        sizes = {number: (image["height"], image["width"]) for number, image in images.items()}
         bad = [
-            _is_bad_mask(d["segmentation"], images[d["image_id"]])
+            not is_mask(d["segmentation"], sizes[d["image_id"]])
+            or not isinstance(d["segmentation"]["counts"], str)
             for d in track(detections, description="masks")
         ]
         faults.add("segmentation not an RLE of its image's height and width", bad)
-    faults.report(path)
+    faults.report()
     return (
         f"{path}: {len(detections)} detections ({' and '.join(kinds)}) in {len(ids)} of "
         f"{len(images)} images, ready for the server"
@@ -297,107 +307,46 @@ def check_submission(path, ann_file, max_empty: int = 0) -> str:
 
 
 def _read_submission(path: Path) -> list:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file at {path.absolute()}")
+    check_input(path, "file")
     if not _FILE_NAME.fullmatch(path.stem) or path.suffix not in (".json", ".zip"):
         raise ValueError(
             f"the file must be named detections_test-dev2017_NAME_results.json or .zip, got {path}"
         )
-    try:
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                if archive.namelist() != [f"{path.stem}.json"]:
-                    raise ValueError(
-                        f"{path} must contain only {path.stem}.json, got {archive.namelist()}"
-                    )
-                content = archive.read(f"{path.stem}.json")
-        else:
-            content = path.read_bytes()
-        detections = json.loads(content)
-    except (zipfile.BadZipFile, ValueError) as error:
-        raise ValueError(f"{path} is damaged or truncated: {error}") from error
+    content = _read_zip(path) if path.suffix == ".zip" else path.read_bytes()
+    detections = parse_json(content, path)
     if not isinstance(detections, list):
         raise ValueError(f"{path} must be a list of detections, got a {type(detections).__name__}")
     return detections
 
 
-class _Faults:
-    """Collects the faults of a list of detections."""
-
-    def __init__(self, detections: list):
-        self.detections = detections
-        self.lines = []
-
-    def add(self, fault: str, wrong: list[bool]) -> None:
-        """Adds a fault, given for each detection whether it has it."""
-        where = np.flatnonzero(wrong)
-        if len(where):
-            example = json.dumps(self.detections[where[0]])
-            self.lines.append(
-                f"{fault}: {len(where)} times, the first is number {where[0]}, {example[:200]}"
-            )
-
-    def report(self, path) -> None:
-        """Raises a ValueError with all faults, if there are any."""
-        if self.lines:
-            raise ValueError(f"{path} is not ready for the server: " + "; ".join(self.lines))
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and np.isfinite(value)
-
-
-def _bad_boxes(detections: list, images: dict, tolerance: float = 0.5) -> list[bool]:
-    """Finds the boxes (x, y, width, height) that are not inside their image, to half a pixel."""
-
-    def bad(detection):
-        box, image = detection["bbox"], images[detection["image_id"]]
-        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-            return True
-        x, y, width, height = box
-        return (
-            min(width, height) < 0
-            or min(x, y) < -tolerance
-            or x + width > image["width"] + tolerance
-            or y + height > image["height"] + tolerance
+def _read_zip(path: Path) -> bytes:
+    """Reads the only file in a zip file, which must be the JSON file of the same name."""
+    name = f"{path.stem}.json"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            files = {file.filename: file.file_size for file in archive.infolist()}
+            content = archive.read(name) if files.get(name, MAX_BYTES) < MAX_BYTES else None
+    # Damage raises BadZipFile, zlib.error, EOFError; encryption RuntimeError; and there are others.
+    except Exception as error:
+        raise ValueError(
+            f"{path} is damaged or truncated, or not a plain zip file: {error}"
+        ) from error
+    if list(files) != [name]:
+        raise ValueError(f"{path} must contain only {name}, got {list(files)}")
+    if content is None:
+        raise ValueError(
+            f"{path} must unpack to less than {MAX_BYTES} bytes, got {files[name]} bytes"
         )
-
-    return [bad(detection) for detection in detections]
-
-
-def _is_bad_mask(mask, image: dict) -> bool:
-    size = [image["height"], image["width"]]
-    if not isinstance(mask, dict) or mask.get("size") != size:
-        return True
-    if not isinstance(mask.get("counts"), str):
-        return True
-    runs = _run_lengths(mask["counts"])
-    return runs is None or min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]
+    return content
 
 
-def _run_lengths(counts: str) -> list[int] | None:
-    """Reads the runs of an RLE string.
-
-    pycocotools.mask.decode accepts runs that do not fill the image and leaves the rest of the mask
-    uninitialized, so they are read here. Its maskApi.c defines the format: groups of 5 bits as
-    characters from 48 on, the lowest group first; bit 6 is set if another group follows, and the
-    highest bit of the last group is the sign. From the fourth run on, a number is the difference
-    to the run two places before.
-
-    Returns:
-        The lengths of the runs, or None if the string is not valid.
-    """
-    runs, value, shift = [], 0, 0
-    for character in counts:
-        group = ord(character) - 48
-        if not 0 <= group < 64:
-            return None
-        value |= (group & 31) << shift
-        shift += 5
-        if group & 32:
-            continue
-        if group & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    return None if shift else runs
+def _is_inside(box, image: dict, tolerance: float = 0.5) -> bool:
+    """Whether a value is a box inside its image, to half a pixel."""
+    if not is_box(box):
+        return False
+    x, y, width, height = box
+    return (
+        min(x, y) >= -tolerance
+        and x + width <= image["width"] + tolerance
+        and y + height <= image["height"] + tolerance
+    )

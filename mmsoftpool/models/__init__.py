@@ -1,8 +1,10 @@
 """OpenMMLab registration: the pools for all of its libraries, the backbones for mmdet."""
 
 import importlib.util
+from pathlib import Path
 
 from mmengine.analysis import complexity_analysis
+from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from .. import registry
@@ -46,6 +48,24 @@ def _count_flops(inputs, outputs) -> int:
 
 # mmengine has no public way to add a formula to its default ones.
 complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS["mmsoftpool::soft_pool"] = _count_flops
+
+_find_base = Config._get_cfg_path
+
+
+def _find_base_of_ours(path: str, filename: str) -> tuple[str, str | None]:
+    """Finds the file of ``_base_ = "mmsoftpool::NAME.py"``, one of the configs in this package.
+
+    mmengine finds only configs of the packages that it lists, and only those in subfolders.
+    """
+    if path.startswith("mmsoftpool::"):
+        name = path.partition("::")[2]
+        return str(Path(__file__).parents[1] / ".mim" / "configs" / name), None
+    return _find_base(path, filename)
+
+
+if not hasattr(_find_base, "__wrapped__"):  # once, however often this module is imported
+    _find_base_of_ours.__wrapped__ = _find_base
+    Config._get_cfg_path = staticmethod(_find_base_of_ours)
 
 if importlib.util.find_spec("mmdet") is not None:
     import mmdet.registry

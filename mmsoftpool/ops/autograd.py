@@ -1,11 +1,11 @@
 """Differentiation, batching and decomposition of the operators for torch's transforms.
 
-All of torch's private names are in this file. The public ways do not reach far enough:
-``torch.library.register_autograd`` knows neither forward mode nor ``torch.func.grad``, and torch
-2.1 does not have it; ``torch.autograd.Function`` called in place of the operator leaves the
-operator itself without a gradient (opcheck, training of an exported program), and
-``torch.compile`` refuses its ``jvp``; called inside the operator's autograd kernel it starts at the
-topmost of nested transforms again.
+All of torch's private names are in this file. The public ways do not reach far enough (torch
+2.13): ``torch.library.register_autograd`` refuses ``torch.func.grad``, gives 0 in forward mode, and
+torch 2.1 does not have it; ``torch.autograd.Function`` called in place of the operator leaves the
+operator itself without a gradient (opcheck, training of an exported program), and ``torch.compile``
+refuses its ``jvp``; inside the operator's autograd kernel it fails under every torch.func
+transform.
 """
 
 from contextlib import contextmanager

@@ -15,12 +15,17 @@ def _soft_pool(
     function, axes, input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient
 ) -> Tensor:
     args = (kernel_size, stride, padding, dilation, ceil_mode)
-    if has_torch_function_unary(input):  # torch.fx traces with an object that is no tensor
+    if _is_proxy(input):
         return handle_torch_function(
             function, (input,), input, *args, alpha=alpha, gradient=gradient
         )
     pooling = check_input(axes, input, *args, alpha, gradient)
     return _run(axes, input, pooling)
+
+
+def _is_proxy(input) -> bool:
+    """Whether torch.fx traces with this: an object that stands for a tensor and records calls."""
+    return not isinstance(input, Tensor) and has_torch_function_unary(input)
 
 
 def _run(axes: int, input: Tensor, pooling: Pooling) -> Tensor:
@@ -30,7 +35,7 @@ def _run(axes: int, input: Tensor, pooling: Pooling) -> Tensor:
 
 
 def _adaptive_soft_pool(function, axes, input, output_size, alpha, gradient) -> Tensor:
-    if has_torch_function_unary(input):
+    if _is_proxy(input):
         return handle_torch_function(
             function, (input,), input, output_size, alpha=alpha, gradient=gradient
         )

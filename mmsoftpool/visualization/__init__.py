@@ -2,7 +2,26 @@
 
 from pathlib import Path
 
-from ..files import write_atomically
+from ..files import check_output, write_atomically
+
+
+def check_picture(path) -> None:
+    """Checks, before the work, that a picture can be written at its end.
+
+    Args:
+        path (str | Path): The file; its suffix is the format, such as ``.png``, ``.jpg``, ``.pdf``.
+
+    Raises:
+        ValueError: If matplotlib cannot write that format.
+        OSError: If the file cannot be written.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase  # here: the rest needs torch alone
+
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if Path(path).suffix.lower()[1:] not in formats:
+        allowed = ", ".join(f".{name}" for name in formats)
+        raise ValueError(f"a picture must end in one of {allowed}, got {path}")
+    check_output(path)
 
 
 def save_figure(figure, path, **options) -> None:
@@ -11,19 +30,14 @@ def save_figure(figure, path, **options) -> None:
     Args:
         figure (matplotlib.figure.Figure): The picture. A figure made by this class, without pyplot,
             needs no window system and does not have to be closed.
-        path (str | Path): The file; its suffix is the format, such as ``.png``, ``.jpg``, ``.pdf``.
+        path (str | Path): The file, see :func:`check_picture`.
         **options: As for ``Figure.savefig``.
 
     Raises:
-        ValueError: If matplotlib cannot write that format.
-        FileNotFoundError: If the file's folder does not exist.
+        ValueError, OSError: See :func:`check_picture`.
     """
-    suffix = Path(path).suffix.lower()
-    formats = figure.canvas.get_supported_filetypes()
-    if suffix[1:] not in formats:
-        allowed = ", ".join(f".{name}" for name in formats)
-        raise ValueError(f"path must end in one of {allowed}, got {path}")
-    if suffix in (".jpg", ".jpeg"):
+    check_picture(path)
+    if Path(path).suffix.lower() in (".jpg", ".jpeg"):
         options["pil_kwargs"] = dict(quality=88, optimize=True)
     with write_atomically(path) as temporary:
         figure.savefig(temporary, dpi=150, **options)

@@ -1,16 +1,21 @@
 """Pictures of a run: its loss and AP curves, its detections beside the ground truth."""
 
-import json
+import contextlib
+import io
 from pathlib import Path
 
 import cv2
 import matplotlib
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from pycocotools.coco import COCO
 
+from ..datasets.coco import read_annotations
+from ..files import is_number, parse_json, read_text
 from . import save_figure
 
+_INSTANCES = ("bboxes", "scores", "labels")
 _COLOURS = matplotlib.colormaps["tab10"].colors
 
 
@@ -26,8 +31,14 @@ def plot_curves(work_dir, out) -> None:
     """
     losses, scores = {}, {}
     for log in sorted(Path(work_dir).glob("*/vis_data/scalars.json")):
-        for line in log.read_text().splitlines():
-            entry = json.loads(line)
+        lines = read_text(log, "training log").split("\n")
+        for number, line in enumerate(lines[:-1], 1):  # the last one is empty, or cut by a kill
+            entry = parse_json(line, f"line {number} of {log}")
+            if not isinstance(entry, dict) or not is_number(entry.get("step", 0)):
+                raise ValueError(f"line {number} of {log} must be a dict with a step, got {line}")
+            entry = {k: v for k, v in entry.items() if is_number(v) or v != v}  # a loss may be NaN
+            if "step" not in entry:
+                continue  # a test
             if "loss" in entry:
                 losses[entry["step"]] = entry
             else:  # a validation; `step` is its epoch
@@ -68,9 +79,17 @@ def draw_detections(
         out (str | Path): Picture file.
         count: Number of images; those with three or more objects come first. Defaults to 6.
         score_thr: Lowest score of a drawn detection. Defaults to 0.4.
+
+    Raises:
+        OSError: If the annotations or an image cannot be read.
+        ValueError: If the predictions are something else, or of other images or classes.
     """
-    coco = COCO(str(ann_file))
+    coco = COCO()
+    coco.dataset = read_annotations(ann_file, "annotation file")
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
     names = [category["name"] for category in coco.loadCats(coco.getCatIds())]
+    _check_predictions(predictions, len(names))
     index = {category: i for i, category in enumerate(coco.getCatIds())}
     # The sort is stable: images with three or more objects come first, in their order.
     predictions = sorted(
@@ -79,7 +98,10 @@ def draw_detections(
     figure = Figure((2.4 * len(predictions), 5), layout="constrained")
     grid = figure.subplots(2, len(predictions), squeeze=False)
     for (above, below), prediction in zip(grid.T, predictions, strict=True):
-        image = cv2.cvtColor(cv2.imread(prediction["img_path"]), cv2.COLOR_BGR2RGB)
+        image = cv2.imread(prediction["img_path"])
+        if image is None:
+            raise OSError(f"cannot read the image {prediction['img_path']}")
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         for axes in (above, below):
             axes.imshow(image)
             axes.set(xticks=[], yticks=[])
@@ -97,6 +119,29 @@ def draw_detections(
     grid[0, 0].set_ylabel("ground truth")
     grid[1, 0].set_ylabel("detections")
     save_figure(figure, out)
+
+
+def _check_predictions(predictions, classes: int) -> None:
+    for number, prediction in enumerate(
+        predictions if isinstance(predictions, list) and predictions else [None]
+    ):
+        found = prediction.get("pred_instances") if isinstance(prediction, dict) else None
+        parts = [found.get(k) if isinstance(found, dict) else None for k in _INSTANCES]
+        if (
+            not isinstance(found, dict)
+            or not isinstance(prediction.get("img_path"), str)
+            or type(prediction.get("img_id")) is not int
+            or not all(isinstance(part, torch.Tensor) for part in parts)
+            or parts[2].dtype is not torch.int64
+            or parts[2].ndim != 1
+            or [part.shape for part in parts[:2]] != [(len(parts[2]), 4), (len(parts[2]),)]
+            or not all(0 <= label < classes for label in parts[2].tolist())
+        ):
+            raise ValueError(
+                "predictions must be a list of dicts with img_path, img_id and pred_instances "
+                f"({', '.join(_INSTANCES)}), as tools/test.py --out writes; got another entry "
+                f"number {number}"
+            )
 
 
 def _draw_box(axes, box, label: int, text: str) -> None:

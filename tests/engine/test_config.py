@@ -21,7 +21,6 @@ def test_data_root_moves_all_data_sets_and_evaluators(name, root):
     for split in ("val", "test"):
         path = cfg[f"{split}_evaluator"].ann_file
         assert path.startswith("/elsewhere/images/annotations/instances_val") and "//" not in path
-    cfg.pop("data_source", None)  # a text
     assert Config.fromfile(config_path(name)).data_root not in cfg.dump()
 
 
@@ -44,6 +43,52 @@ def test_a_config_without_data_root_cannot_move_it(tmp_path):
     (tmp_path / "x.py").write_text("model = dict()")
     with pytest.raises(ValueError, match=r"cfg_options sets data_root=y, but .* has no data_root"):
         load_config(str(tmp_path / "x.py"), dict(data_root="y"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.py", "model = dict(", "SyntaxError"),
+        ("x.py", "model = dict(a=b)", "NameError: name 'b' is not defined .*x.py, line 1"),
+        ("x.py", "_base_ = './no.py'", "No such file or directory: .*no.py"),
+        ("x.txt", "model = dict()", r"must end in one of \.py"),
+        ("x.json", "{", "JSONDecodeError"),
+        ("x.py", "a = 1", "must have a model, a dict, got None"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_config(str(tmp_path / name))
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["x"], "form key=value, got 'x'"),
+        (["data_root="], "data_root in cfg_options must be a folder"),
+        (["model.backbone.depth.x=1"], "cfg_options do not fit"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(RETINANET, options)
+
+
+def test_an_empty_data_root_cannot_be_moved_and_tuples_are(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text("model = dict()\ndata_root = ''\nother = '/usr/x'")
+    with pytest.raises(ValueError, match="has no data_root to replace"):
+        load_config(str(path), dict(data_root="y"))
+    path.write_text("model = dict()\ndata_root = 'a/'\nfiles = ('a/b', ['a/c'], 'ab')")
+    assert load_config(str(path), dict(data_root="y")).files == ("y/b", ["y/c"], "ab")
+
+
+@pytest.mark.parametrize("name", ["retinanet_r50_softpool", "demo_retinanet_maxpool"])
+def test_a_config_of_this_package_is_a_base(tmp_path, name):
+    (tmp_path / "x.py").write_text(f"_base_ = 'mmsoftpool::{name}.py'")
+    assert load_config(str(tmp_path / "x.py")).model == load_config(config_path(name)).model
 
 
 @pytest.mark.parametrize(

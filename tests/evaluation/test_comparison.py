@@ -218,9 +218,9 @@ class TestCompareDetections:
             (FileNotFoundError, tmp_path / "no.json", good, "no annotation file at .*no.json"),
             (ValueError, good[0], good, "is not in COCO's annotation format"),
             (FileNotFoundError, shapes, [tmp_path / "no.json"], "no result file at .*no.json"),
-            (ValueError, shapes, [cut], "cut.json is not JSON, or is truncated"),
-            (ValueError, shapes, [shapes], "is not a list of detections"),
-            (ValueError, shapes, [foreign], "1 images that are not in the annotations, .* 99999"),
+            (ValueError, shapes, [cut], "cut.json is not JSON, or is damaged or truncated"),
+            (ValueError, shapes, [shapes], "must be a list of detections.*got a dict"),
+            (ValueError, shapes, [foreign], "image_id not in the annotations: 1 times.*99999"),
         ):
             with pytest.raises(error, match=message):
                 compare_detections(ann_file, {"a": a, "good": good})

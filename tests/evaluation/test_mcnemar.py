@@ -81,7 +81,7 @@ def test_wrong_input_is_named(tmp_path):
         ),
         ("sample,prediction,label\nx,1,2\n", "give different labels to 1 samples, for example 'x'"),
         ("sample,prediction,label\nx,1,1\nx,1,1\n", "every sample once"),
-        ("name,label\nx,1\n", "columns sample, prediction and label, got"),
+        ("name,label\nx,1\n", "columns sample, prediction, label, got"),
     ):
         other.write_text(content)
         with pytest.raises(ValueError, match=message):

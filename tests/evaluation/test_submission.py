@@ -213,7 +213,7 @@ class TestCheck:
             ),
             ([one] * 101 + [two | dict(score=0)], "more than 100 detections in an image: 101"),
             ([], "has no detections"),
-            ([1], "must be a list of dicts, got 1"),
+            ([1], "not a dict: 1 times, the first is number 0, 1"),
             (dict(a=1), "must be a list of detections, got a dict"),
         ):
             with pytest.raises(ValueError, match=message):

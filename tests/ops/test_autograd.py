@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from mmsoftpool import soft_pool2d
 from mmsoftpool.ops.pooling import Pooling
 
-from ..common import randn
+from ..common import randn, since
 from . import definition
 
 # torch warns that the reference takes the compiled kernel's place; see the fixture `backend`.
@@ -127,6 +127,7 @@ class TestTorchFunc:
         image = x[0, :1, :1, :3, :4].detach()
         close(torch.func.jacrev(pool)(image), torch.autograd.functional.jacobian(pool, image))
 
+    @since(2, 5)
     def test_vmap_over_an_empty_batch(self):
         x = torch.zeros(0, 2, 3, 4, 6)
         assert torch.func.vmap(lambda t: soft_pool2d(t, 2))(x).shape == (0, 2, 3, 2, 3)

@@ -11,6 +11,8 @@ import torch
 import mmsoftpool
 from mmsoftpool.ops import backends, library
 
+from ..common import since
+
 REPORT = (
     "import torch, mmsoftpool; from mmsoftpool.ops import backends; print(backends.load('cpu'));"
     "print(mmsoftpool.soft_pool2d(torch.ones(1, 2, 2), 2).item())"
@@ -54,6 +56,7 @@ def test_without_the_library_one_warning_names_the_reason(run_script, tmp_path, 
     assert result.stderr.count("runs on the pure PyTorch reference") == 1
 
 
+@since(2, 5)  # older ones do not override kernels that, as here, are registered from Python
 def test_a_library_that_cannot_run_gives_way_to_the_reference(run_script):
     # Registers kernels as a library does for which the driver is too old.
     broken = """

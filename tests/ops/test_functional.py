@@ -244,7 +244,8 @@ class TestAlpha:
     def test_is_finite_between_the_average_and_the_maximum(self, backend, alpha, scale):
         x = (randn(2, 3, 8, 8) * scale).requires_grad_()
         y = soft_pool2d(x, 2, alpha=alpha)
-        slack = 1e-6 * scale + 1e-44  # a few of the smallest numbers
+        # Denormal numbers lose bits for a tiny alpha: they are scaled down to keep sums finite.
+        slack = 1e-6 * scale + 64 * 1.4e-45
         assert (y <= F.max_pool2d(x, 2) + slack).all()
         assert (y >= F.avg_pool2d(x, 2) - slack).all()
         assert torch.autograd.grad(y.sum(), x)[0].isfinite().all()
@@ -399,7 +400,7 @@ class TestWhatTheAuthorsOpGetsWrong:
         assert x.grad.is_contiguous(memory_format=torch.channels_last)
 
     def test_forward_and_backward_agree_on_the_windows_in_3d(self, backend):
-        x = torch.randn(1, 2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
+        x = torch.randn(1, 1, 4, 5, 4, dtype=torch.float64, requires_grad=True)
         assert gradcheck(lambda x: soft_pool3d(x, 3, 2, 1), x)
 
 

@@ -19,10 +19,15 @@ X = torch.zeros(1, 1, 8, 8)
 
 class TestPyTorch:
     @since(2, 5)
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-    @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
     @pytest.mark.parametrize(
-        ("alpha", "gradient"), [*((alpha, "exact") for alpha in definition.ALPHAS), (1.0, "paper")]
+        ("dtype", "format", "alpha", "gradient"),
+        [
+            *((torch.float32, torch.contiguous_format, a, "exact") for a in definition.ALPHAS),
+            (torch.float32, torch.contiguous_format, 1.0, "paper"),
+            (torch.float32, torch.channels_last, 4.0, "exact"),
+            (torch.float64, torch.contiguous_format, 4.0, "exact"),
+            (torch.bfloat16, torch.channels_last, 4.0, "paper"),
+        ],
     )
     def test_opcheck(self, dtype, format, alpha, gradient):
         arguments = Pooling.check(2, 3, 2, 1, alpha=alpha, gradient=gradient)

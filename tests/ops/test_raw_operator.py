@@ -4,6 +4,8 @@ outside of the tensors."""
 import pytest
 import torch
 
+import mmsoftpool  # noqa: F401 (registers the operators)
+
 X = torch.zeros(1, 1, 4, 4)
 HUGE = 2**61
 

@@ -75,7 +75,7 @@ class TestDrawPooling:
     @pytest.mark.parametrize(
         ("args", "message"),
         [
-            (["--out", "x.gif"], "error: out must be a .png, .jpg or .pdf file"),
+            (["--out", "x.txt"], "error: a picture must end in one of"),
             (["--kernel", 40], "error: kernels must be from 2 to half of the region's"),
             (["--config", DEMO], "error: config and checkpoint must be given together"),
             (["--config", DEMO, "--checkpoint", "x.pth"], "error: no checkpoint at /"),

@@ -89,7 +89,7 @@ class TestSaveFigure:
 
     @pytest.mark.parametrize("name", ["x", "x.txt", "x.png.part"])
     def test_another_suffix_is_refused(self, tmp_path, name):
-        with pytest.raises(ValueError, match=r"path must end in one of .*\.png.*, got .*x"):
+        with pytest.raises(ValueError, match=r"a picture must end in one of .*\.png.*, got .*x"):
             save_figure(Figure(), tmp_path / name)
         assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,8 @@
-"""Functions shared by the command lines in ``tools/``: errors in one line, common arguments."""
+"""Functions shared by the tools: errors in one line, common arguments.
+
+Beside the tools and outside of the package, so that a tool parses its arguments, and prints its
+help, before it imports mmsoftpool and with it torch and MMDetection.
+"""
 
 import argparse
 import sys
@@ -6,12 +10,27 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+#: The names in mmsoftpool.models.pooling_methods, whose import takes seconds.
+METHODS = (
+    "average",
+    "maximum",
+    "power-average",
+    "sum",
+    "lp",
+    "gate",
+    "lite-s3dpp",
+    "lip",
+    "stochastic",
+    "s3",
+    "softpool",
+)
+
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
     """Parses the command line and runs ``main`` with it.
 
     Two kinds of error end the process with one line on stderr and exit status 2, because the user
-    can correct their cause: a ValueError or TypeError that a ``raise`` statement of this package or
+    can correct their cause: a ValueError or TypeError that a ``raise`` statement of mmsoftpool or
     of the tool raises, and any OSError. Every other exception, such as a ValueError that torch
     raises, is a bug and keeps its traceback.
 
@@ -33,13 +52,14 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
 
 
 def _is_raised_here(error: Exception, main: Callable) -> bool:
-    """Whether a ``raise`` statement of this package, or of the file of ``main``, raised an error.
+    """Whether a ``raise`` statement of mmsoftpool, or of the file of ``main``, raised an error.
 
     The line matters too: a function in C, such as ``int()``, has no frame of its own, so the
     innermost frame of its error is that of the caller.
     """
     innermost = traceback.extract_tb(error.__traceback__)[-1]
-    ours = Path(innermost.filename).is_relative_to(Path(__file__).parent)
+    package = sys.modules.get("mmsoftpool")  # without it, none of its errors either
+    ours = package and Path(innermost.filename).is_relative_to(Path(package.__file__).parent)
     tool = innermost.filename == main.__code__.co_filename
     return (ours or tool) and innermost.line.startswith("raise ")
 
@@ -53,12 +73,11 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     """Adds ``--cfg-options``, MMDetection's way to override settings of a config."""
-    from mmengine.config import DictAction
-
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action="extend",
+        default=[],
         metavar="KEY=VALUE",
         help="override settings of the config, for example train_dataloader.batch_size=4. A list "
         'is given as key="[a,b]" or key=a,b. data_root=DIR replaces the data root of all data sets '

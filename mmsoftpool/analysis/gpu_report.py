@@ -1,0 +1,384 @@
+"""Everything that a GPU can tell about the operator, in one run of a few minutes.
+
+Needs torch and pytest, and the libraries built in place (``make gpu-report`` does both). The parts
+run one after the other, each with a limit; the files are written anew after every step, so that a
+run that is cut off keeps what it has. Measurements run in a process of their own: an error of a
+kernel, after which no other kernel runs in a process, costs one step.
+"""
+
+import importlib.util
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from ..files import write_atomically
+from ..ops import backends
+from . import benchmark, roofline
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("tests", "roofline", "operator", "sanitizer", "detectors")
+#: kernel_size, stride, padding: stems, and a pool of the general path.
+POOLINGS = [(3, 2, 1), (2, 2, 0), (3, 1, 1), (5, 1, 2)]
+CONFIGS = [
+    f"configs/{name}_r50_{pool}pool.py"
+    for name in ("retinanet", "mask_rcnn")
+    for pool in ("soft", "max")
+]
+#: Tests that reach every kernel, few enough for the sanitizer, which slows them down a lot.
+SANITIZED = "special_values or misaligned or one_and_three or empty_batch"
+SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck")
+
+
+def operator_cases() -> list[tuple]:
+    """The cases of the operator's benchmark, (dtype, layout, pooling), the stem first."""
+    return [
+        (dtype, layout, pooling)
+        for pooling in POOLINGS
+        for dtype, layout in itertools.product(benchmark.DTYPES, benchmark.LAYOUTS)
+    ]
+
+
+def commands() -> dict[str, list[list[str]]]:
+    """The command lines of the parts that are programs."""
+    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops/test_cuda.py"]
+    sanitizer = [
+        ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"] for tool in SANITIZER_TOOLS
+    ]
+    return dict(
+        tests=[[sys.executable, *pytest, "-m", "cuda"]],
+        sanitizer=[[*tool, sys.executable, *pytest, "-k", SANITIZED] for tool in sanitizer],
+    )
+
+
+def run_program(command: list[str], seconds: float) -> dict[str, object]:
+    """Runs a command in the checkout for some time at most.
+
+    Returns:
+        ``command``; ``status``, the exit status, None where it was stopped; ``seconds``;
+        ``summary``, the last line of the output; ``output``, its end, if it failed. Or ``skipped``
+        where there is no such program.
+    """
+    try:
+        program = roofline.find_program(command[0])
+    except FileNotFoundError as error:
+        return dict(skipped=str(error))
+    begin = time.monotonic()
+    process = subprocess.Popen(
+        [program, *command[1:]],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # the sanitizer starts a process of its own, to stop with it
+    )
+    try:
+        output, _ = process.communicate(timeout=seconds)
+        status = process.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output = f"{process.communicate()[0]}\nstopped after {seconds:.0f} s"
+        status = None
+    lines = output.strip().splitlines() or [""]
+    row = dict(command=" ".join(command), status=status, seconds=time.monotonic() - begin)
+    row["summary"] = lines[-1].strip("= ")
+    if status != 0:
+        row["output"] = "\n".join(lines[-40:])
+    return row
+
+
+def in_processes(
+    function: Callable[..., list[dict]], cases: list[tuple], deadline: float
+) -> Iterable[tuple[tuple, list[dict] | str]]:
+    """Calls a function for one case after the other in another process.
+
+    Where that process ends early, a new one goes on with the next case.
+
+    Args:
+        function: Of a module, takes a case's items, returns what can be pickled.
+        cases: The arguments.
+        deadline: When to stop, in the clock of :func:`time.monotonic`.
+
+    Yields:
+        tuple: The case, and its result, or in words why there is none.
+    """
+    context = multiprocessing.get_context("spawn")
+    cases = list(cases)
+    while cases and time.monotonic() < deadline:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_call_all, args=(function, cases, sender), daemon=True)
+        process.start()
+        sender.close()
+        try:
+            while cases:
+                if not receiver.poll(max(0, deadline - time.monotonic())):
+                    break
+                try:
+                    result = receiver.recv()
+                except EOFError:
+                    process.join()
+                    result = f"the process ended with status {process.exitcode}"
+                    yield cases.pop(0), result
+                    break
+                yield cases.pop(0), result
+        finally:
+            process.terminate()
+            process.join()
+    for case in cases:
+        yield case, "no time left"
+
+
+def _call_all(function, cases, sender):
+    for case in cases:
+        try:
+            result = function(*case)
+        except Exception as error:
+            sender.send(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            if "CUDA" in str(error):
+                return sys.exit(1)  # no other kernel runs after it
+        else:
+            sender.send(result)
+
+
+def measure_operator(device, shape, rounds, dtype, layout, pooling) -> list[dict]:
+    """One case of the operator's benchmark."""
+    rows = benchmark.benchmark_pooling(device, dtype, layout, pooling, shape, rounds)
+    if not benchmark.environment(device)["compiled"]:
+        raise RuntimeError(f"no compiled library runs on {device}")
+    return rows
+
+
+def measure_detectors(device, size, rounds, *configs) -> list[dict]:
+    """A detector with each pool: a training iteration and the inference."""
+    paths = [str(ROOT / config) for config in configs]
+    rows = benchmark.benchmark_models(paths, device, size, batch_size=2, rounds=rounds)
+    return [dict(row, config=config) for row, config in zip(rows, configs, strict=True)]
+
+
+class Report:
+    """The report of a device, kept in a JSON and a Markdown file.
+
+    Args:
+        device: ``'cuda'``, or ``'cpu'`` for a rehearsal.
+        folder: Where to write the files, named after the device.
+        minutes: After how many minutes to stop.
+        shape: Shape of the operator's input.
+        size: Height and width of the detectors' images.
+        rounds: Rounds of the medians.
+        cases: How many of the operator's cases to measure. Defaults to all.
+
+    Raises:
+        ValueError: If the device is ``'cuda'`` and torch finds no GPU.
+        FileNotFoundError: If there is no such folder.
+    """
+
+    def __init__(self, device, folder, minutes, shape, size, rounds, cases=None):
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device must be cpu, because torch finds no GPU, got cuda")
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"no folder {folder} to write the report into")
+        self.device, self.shape, self.size, self.rounds = device, shape, size, rounds
+        self.cases = operator_cases()[:cases]
+        self.begin = time.monotonic()
+        self.deadline = self.begin + 60 * minutes
+        environment = benchmark.environment(device)
+        if device == "cuda":
+            properties = torch.cuda.get_device_properties(0)
+            environment.update(
+                capability="{}.{}".format(*torch.cuda.get_device_capability()),
+                sms=properties.multi_processor_count,
+                memory=properties.total_memory,
+                **_nvidia_smi(),
+            )
+        slug = re.sub(r"[^a-z0-9]+", "_", environment["device"].lower()).strip("_")
+        self.path = Path(folder) / f"{slug}_report.json"
+        self.content = dict(environment=environment, parts={})
+
+    def run(self, parts: Iterable[str] = PARTS) -> None:
+        """Runs the parts, in order, and writes the files after each of their steps."""
+        for part in parts:
+            print(f"== {part}, {time.monotonic() - self.begin:.0f} s", flush=True)
+            for rows in getattr(self, part)():
+                self.content["parts"].setdefault(part, []).extend(rows)
+                self.content["seconds"] = time.monotonic() - self.begin
+                self.save()
+                print(*map(_line, rows), sep="\n", flush=True)
+        print(f"\n{self.markdown()}\nwrote {self.path} and {self.path.with_suffix('.md')}")
+
+    def save(self) -> None:
+        """Writes both files."""
+        with write_atomically(self.path) as temporary:
+            temporary.write_text(json.dumps(self.content, indent=1))
+        with write_atomically(self.path.with_suffix(".md")) as temporary:
+            temporary.write_text(self.markdown())
+
+    def left(self, share: float) -> float:
+        """A share of the time that is left, in seconds."""
+        return max(0.0, share * (self.deadline - time.monotonic()))
+
+    def tests(self):
+        """The operator's tests on the GPU."""
+        for command in commands()["tests"]:
+            yield [run_program(command, self.left(0.4))]
+
+    def sanitizer(self):
+        """Some of the tests under each tool of compute-sanitizer."""
+        for i, command in enumerate(commands()["sanitizer"]):
+            yield [run_program(command, self.left(0.8 / (len(SANITIZER_TOOLS) - i)))]
+
+    def roofline(self):
+        """The kernels' instructions, and what they allow on this device."""
+        environment = self.content["environment"]
+        arch = environment.get("capability", "9.0")
+        gpu = roofline.H200
+        if self.device == "cuda":
+            gpu = gpu._replace(name=environment["device"], sms=environment["sms"])
+            if "clock" in environment:
+                gpu = gpu._replace(clock=environment["clock"])
+        try:
+            library = backends.find_library("cuda").path
+            rows = roofline.roofline(arch, gpu, library)
+            yield [dict(row, gpu=gpu._asdict()) for row in rows]
+        except (ValueError, FileNotFoundError) as error:
+            yield [dict(skipped=" ".join(str(error).split()))]
+
+    def operator(self):
+        """The operator's benchmark over dtypes, layouts and windows."""
+        cases = [(self.device, self.shape, self.rounds, *case) for case in self.cases]
+        deadline = time.monotonic() + self.left(0.7)
+        for case, result in in_processes(measure_operator, cases, deadline):
+            if isinstance(result, str):
+                yield [dict(case=case[3:], skipped=result)]
+            else:
+                yield result
+
+    def detectors(self):
+        """An iteration of a RetinaNet-R50 and a Mask R-CNN with each pool, where mmdet is there."""
+        if importlib.util.find_spec("mmdet") is None:
+            yield [dict(skipped="mmdet is not installed")]
+            return
+        rounds = min(self.rounds, 5)
+        cases = [
+            (self.device, self.size, rounds, *CONFIGS[i : i + 2]) for i in range(0, len(CONFIGS), 2)
+        ]
+        for case, result in in_processes(measure_detectors, cases, self.deadline):
+            if isinstance(result, str):
+                yield [dict(case=case[3:], skipped=result)]
+            else:
+                yield result
+
+    def markdown(self) -> str:
+        """The report as Markdown."""
+        environment, parts = self.content["environment"], self.content["parts"]
+        lines = [f"# {environment['device']}", ""]
+        if self.device == "cpu":
+            lines += ["A rehearsal on the CPU: nothing here ran on a GPU.", ""]
+        lines += [", ".join(f"{key} {value}" for key, value in environment.items()), ""]
+        for part, steps in parts.items():
+            lines += [f"## {part.capitalize()}", ""]
+            lines += [_line(step) for step in steps if "skipped" in step]
+            steps = [step for step in steps if "skipped" not in step]
+            if part in ("tests", "sanitizer"):
+                lines += [_line(step) for step in steps]
+            elif part == "operator":
+                lines += operator_table(steps, parts.get("roofline", []))
+            elif part == "roofline" and steps:
+                lines += [roofline.table(steps)]
+            elif part == "detectors" and steps:
+                lines += detector_table(steps)
+            lines.append("")
+        return "\n".join(lines)
+
+
+def _line(step: dict) -> str:
+    """A step in one line."""
+    if "skipped" in step:
+        return f"- {' '.join(map(str, [*step.get('case', ()), 'skipped']))}: {step['skipped']}"
+    if "command" in step:
+        state = {0: "passed", None: "did not finish"}.get(step["status"], "FAILED")
+        return f"- {state} in {step['seconds']:.0f} s: {step['summary']} (`{step['command']}`)"
+    if "registers" in step:
+        return "- {direction} {dtype} {layout} {kernel}: a loop of {loop} instructions".format(
+            **step
+        )
+    if "train" in step:
+        return f"- {step['config']}: {step['train'] * 1e3:.1f} ms a training iteration"
+    if "error" in step:
+        return f"- {step['method']}: {step['error']}"
+    return "- {dtype} {layout} {pooling} {method}: {forward:.3g} s".format(**step)
+
+
+def operator_table(rows: list[dict], predictions: list[dict]) -> list[str]:
+    """Shares of the copy bandwidth, measured and predicted, and times relative to SoftPool's.
+
+    Args:
+        rows: From :func:`benchmark.benchmark_pooling`, of several cases.
+        predictions: From :func:`roofline.roofline`; those of other kernels are passed over.
+    """
+    predicted = {
+        tuple(row[key] for key in ("direction", "dtype", "layout", "kernel")): min(
+            row[key] for key in ("issue", "exponential", "memory")
+        )
+        for row in predictions
+        if "issue" in row
+    }
+    cases = {}
+    for row in rows:
+        case = (row["dtype"], row["layout"], tuple(row["pooling"]))
+        cases.setdefault(case, {})[row["method"]] = row
+    others = list(dict.fromkeys(m for case in cases.values() for m in case))
+    others = [name for name in others if name not in ("copy", "soft_pool2d")]
+    lines = [
+        f"| case | part | of copy | predicted | ms | {' | '.join(others)} |",
+        "|---|---|" + (3 + len(others)) * "---:|",
+    ]
+    for (dtype, layout, pooling), methods in cases.items():
+        ours = methods.get("soft_pool2d", {})
+        kernel = "k{} s{} p{}".format(*pooling)
+        for part in ("forward", "backward"):
+            if part not in ours:
+                continue
+            share = predicted.get((part, dtype, layout, kernel))
+            ratios = [methods.get(name, {}).get(part) for name in others]
+            cells = [
+                f"{dtype} {layout} {kernel}",
+                part,
+                f"{ours[f'{part}_bandwidth_of_copy']:.0%}",
+                f"{min(share, 1):.0%}" if share else "",
+                f"{ours[part] * 1e3:.3f}",
+                *(f"{time / ours[part]:.2f}" if time else "fails" for time in ratios),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", "The columns of other methods are their times in SoftPool's."]
+
+
+def detector_table(rows: list[dict]) -> list[str]:
+    """Times of detectors."""
+    lines = ["| config | training, ms | inference, ms | training, MiB |", "|---|---:|---:|---:|"]
+    for row in rows:
+        lines.append(
+            f"| {row['config']} | {row['train'] * 1e3:.1f} | {row['inference'] * 1e3:.1f} "
+            f"| {row['train_memory'] / 2**20:.0f} |"
+        )
+    return lines
+
+
+def _nvidia_smi() -> dict[str, object]:
+    """The driver and the highest clock in Hz, where nvidia-smi tells them."""
+    query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(query, capture_output=True, text=True, check=True)
+        driver, clock = result.stdout.splitlines()[0].split(", ")
+        return dict(driver=driver, clock=float(clock.split()[0]) * 1e6)
+    except (OSError, subprocess.CalledProcessError, ValueError, IndexError):
+        return {}

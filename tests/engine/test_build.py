@@ -1,0 +1,53 @@
+"""A mistake in a config is one line, found before the run."""
+
+import pytest
+
+from mmsoftpool import engine
+
+from ..common import config_path
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"model.backbone.stem_pool.type": "SoftPol2d"},
+            "type 'SoftPol2d' is not registered; did you mean 'SoftPool2d'?",
+        ),
+        ({"model.backbone.stem_pool": dict(type="SoftPool2d", kernel_size=0)}, "kernel_size must"),
+        ({"model.backbone.stempool": 3}, "argument 'stempool'; did you mean 'stem_pool'?"),
+        ({"model.type": "RetinaNets"}, "'RetinaNets' is not registered; did you mean 'RetinaNet'?"),
+    ],
+)
+def test_a_mistake_in_the_model_is_named(options, message):
+    options = {**options, "model.backbone.init_cfg": None}
+    cfg = engine.load_config(config_path("retinanet_r18_softpool"), options)
+    with pytest.raises(ValueError) as error:
+        engine.build_model(cfg)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+class TestLoadModel:
+    @pytest.fixture
+    def demo(self):
+        return engine.load_config(config_path("demo_retinanet_softpool"))
+
+    def test_weights_that_do_not_fit_are_three_mismatches_and_their_number(self, demo, tmp_path):
+        import torch
+
+        weights = engine.build_model(demo).state_dict()
+        weights["bbox_head.retina_cls.bias"] = torch.zeros(1)
+        del weights["backbone.conv1.weight"]
+        weights.update({f"x{i}": torch.zeros(1) for i in range(5)})
+        torch.save(dict(state_dict=weights), tmp_path / "x.pth")
+        with pytest.raises(ValueError) as error:
+            engine.load_model(demo, str(tmp_path / "x.pth"))
+        assert str(error.value).endswith(
+            "7 mismatches, bbox_head.retina_cls.bias has the shape (1,), not (24,); "
+            "backbone.conv1.weight is missing; x0 is unexpected; ..."
+        )
+
+    def test_a_text_file_is_no_checkpoint(self, demo, tmp_path):
+        (tmp_path / "x.pth").write_text("weights")
+        with pytest.raises(ValueError, match="is damaged or not a checkpoint"):
+            engine.load_model(demo, str(tmp_path / "x.pth"))

@@ -1,0 +1,341 @@
+"""Damaged files: every tool ends with the right result, or with one line and exit status 2.
+
+The runs of the usual tests take half a minute. MMSOFTPOOL_FUZZ=50 makes them fifty times as long,
+and random instead of the same ones each time; `make fuzz` does that.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as mask_utils
+from torchvision.models import resnet18
+
+import cli
+from mmsoftpool import engine
+from mmsoftpool.datasets.shapes import make_shapes
+
+from .common import ROOT, load_tool, rand
+
+LONGER = int(os.environ.get("MMSOFTPOOL_FUZZ", 1))
+SUBMISSION = "detections_test-dev2017_x_results"
+#: What a value of a JSON file is replaced with; a text between two @ becomes JSON itself.
+VALUES = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1.5,
+    10**30,
+    "",
+    "1",
+    "\ud800",
+    [],
+    [1, 2],
+    ["x"],
+    {},
+    {"id": 1},
+    "@NaN@",
+    "@-Infinity@",
+    "@1e400@",
+    "@" + "9" * 400 + "@",
+    "@" + "9" * 5000 + "@",
+    "@" + "[" * 100_000 + "]" * 100_000 + "@",
+]
+TENSORS = {
+    "a number": torch.tensor(1.0),
+    "sparse": torch.ones(64, 3).to_sparse(),
+    "CSR": torch.ones(64, 3).to_sparse_csr(),
+    "meta": torch.ones(64, device="meta"),
+    "complex": torch.ones(64, dtype=torch.complex64),
+    "expanded": torch.ones(1).expand(64),
+    "hugely expanded": torch.ones(1, 1).expand(10**9, 512),
+    "float8": torch.ones(64).to(torch.float8_e4m3fn),
+    "quantized": torch.quantize_per_tensor(torch.ones(64), 0.1, 0, torch.qint8),
+    "bool": torch.ones(64, dtype=torch.bool),
+    "NaN": torch.full((64,), float("nan")),
+    "empty": torch.ones(0),
+    "a text": "x",
+    "none": None,
+    "a list": [1.0],
+}
+
+
+def damaged_bytes(data, content: bytes) -> bytes:
+    """Cuts, inserts, or flips bits of some bytes."""
+    place = data.draw(st.integers(0, len(content)))
+    kind = data.draw(st.sampled_from(["cut", "insert", "flip"]))
+    if kind == "cut":
+        return content[:place]
+    if kind == "insert":
+        return content[:place] + data.draw(st.binary(min_size=1, max_size=9)) + content[place:]
+    content = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place] ^= data.draw(st.integers(1, 255))
+    return bytes(content)
+
+
+def damaged_json(data, content: bytes, values=VALUES) -> bytes:
+    """Replaces a value by one of another type, or removes it."""
+    tree = json.loads(content)
+    parents = [node for node in containers([tree]) if node]  # the list around it: the root too
+    parent = data.draw(st.sampled_from(parents))
+    keys = list(parent) if isinstance(parent, dict) else range(len(parent))
+    key = data.draw(st.sampled_from(keys))
+    if parent is parents[0] or data.draw(st.integers(0, 4)):
+        parent[key] = data.draw(st.sampled_from(values))
+    else:
+        del parent[key]
+    text = json.dumps(parents[0][0])
+    return re.sub('"@(.+?)@"', r"\1", text).encode()
+
+
+def containers(node):
+    """All dicts and lists in a tree of them."""
+    if isinstance(node, (dict, list)):
+        yield node
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from containers(value)
+
+
+def damaged(data, path: Path) -> None:
+    """Damages a file in place."""
+    content = path.read_bytes()
+    # The log is JSON line by line.
+    if path.suffix == ".json" and path.name != "scalars.json" and data.draw(st.booleans()):
+        # A network of 10^30 layers is a config's right, and would be built.
+        small = [value for value in VALUES if value != 10**30]
+        values = small if path.stem == "config" else VALUES
+        path.write_bytes(damaged_json(data, content, values))
+    elif path.suffix == ".zip" and data.draw(st.booleans()):
+        with zipfile.ZipFile(path) as archive:
+            (name,) = archive.namelist()
+            content = damaged_json(data, archive.read(name))
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(name, content)
+    elif path.suffix == ".pth" and data.draw(st.booleans()):
+        checkpoint = torch.load(path, weights_only=False)
+        weights = checkpoint["state_dict"]
+        kind = data.draw(st.sampled_from(["state_dict", "a weight", "a name", "meta"]))
+        value = TENSORS[data.draw(st.sampled_from(list(TENSORS)))]
+        if kind == "a weight":
+            weights[data.draw(st.sampled_from(list(weights)))] = value
+        elif kind == "a name":
+            weights[data.draw(st.sampled_from(["x", 5, ("x",)]))] = value
+        else:
+            key = (
+                "state_dict"
+                if kind == "state_dict"
+                else data.draw(st.sampled_from(["best_acc1", "epoch", "arch"]))
+            )
+            checkpoint[key] = value
+        torch.save(checkpoint, path)
+    else:
+        path.write_bytes(damaged_bytes(data, content))
+
+
+class Runner:
+    """Instead of mmengine's: a run starts, and ends at once."""
+
+    def __init__(self, cfg):
+        self.test_evaluator = None
+
+    def train(self):
+        pass
+
+    def test(self):
+        pass
+
+    def load_checkpoint(self, checkpoint, strict):
+        pass
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A folder with valid inputs of all tools."""
+    root = tmp_path_factory.mktemp("inputs")
+    make_shapes(root, train=2, val=2, size=64)
+    val = json.loads((root / "annotations" / "instances_val.json").read_text())
+    sizes = {image["id"]: (image["height"], image["width"]) for image in val["images"]}
+    found = []
+    for a in val["annotations"]:
+        mask = mask_utils.frPyObjects(a["segmentation"], *sizes[a["image_id"]])[0]
+        mask["counts"] = mask["counts"].decode()
+        found.append(
+            dict(
+                image_id=a["image_id"],
+                category_id=a["category_id"],
+                score=0.5,
+                bbox=a["bbox"],
+                segmentation=mask,
+            )
+        )
+    (root / "a.json").write_text(json.dumps(found))
+    shutil.copy(root / "a.json", root / f"{SUBMISSION}.json")
+    with zipfile.ZipFile(root / f"{SUBMISSION}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(root / "a.json", f"{SUBMISSION}.json")
+    (root / "info.json").write_text(json.dumps({**val, "annotations": []}))
+    (root / "a.csv").write_text("sample,prediction,label\nx,1,1\ny,0,1\nz,2,2\n")
+    shutil.copy(root / "a.csv", root / "b.csv")
+    samples = [
+        dict(img_path=name, pred_label=torch.tensor([p]), gt_label=torch.tensor([label]))
+        for name, p, label in (("x", 1, 1), ("y", 1, 1), ("z", 0, 2))
+    ]
+    (root / "b.pkl").write_bytes(pickle.dumps(samples))
+
+    options = {
+        "data_root": str(root),
+        "model.backbone.base_channels": 8,
+        "model.neck.in_channels": [8, 16, 32, 64],
+    }
+    cfg = engine.load_config(str(ROOT / "configs" / "demo_retinanet_softpool.py"), options)
+    cfg.dump(root / "config.py")
+    (root / "config.json").write_text(json.dumps(cfg.to_dict()))
+    model = engine.build_model(cfg)
+    torch.save(dict(state_dict=model.state_dict(), meta={}), root / "model.pth")
+    weights = dict(arch="resnet18", epoch=1, best_acc1=torch.tensor(70.0))
+    torch.save(dict(weights, state_dict=resnet18().half().state_dict()), root / "theirs.pth")
+    instances = dict(bboxes=rand(3, 4) * 64, scores=rand(3), labels=torch.tensor([0, 1, 2]))
+    predictions = [
+        dict(img_id=i, img_path=str(root / "val" / f"{i:06d}.jpg"), pred_instances=instances)
+        for i in range(2)
+    ]
+    (root / "predictions.pkl").write_bytes(pickle.dumps(predictions))
+    log = root / "run" / "20260101" / "vis_data" / "scalars.json"
+    log.parent.mkdir(parents=True)
+    log.write_text(
+        '{"loss": 2.0, "step": 1}\n{"loss": 1.0, "step": 2}\n{"coco/bbox_mAP": 0.5, "step": 1}\n'
+    )
+    columns = "image,kernel,method,ssim,psnr,match,scale,expectation,seed"
+    rows = [f"{i:06d}.jpg,2,average,0.9,30.0,original,1.0,False,0" for i in range(2)]
+    (root / "similarity.csv").write_text("".join(f"{line}\r\n" for line in [columns, *rows]))
+    return root
+
+
+VAL = "annotations/instances_val.json"
+#: For each tool, its arguments, of which those with a suffix are files, and the files to damage.
+CASES = {
+    "compare boxes": (
+        f"compare detectors {VAL} --a a.json --b a.json --resamples 2",
+        (VAL, "a.json"),
+        60,
+    ),
+    "compare masks": (
+        f"compare detectors {VAL} --a a.json --b a.json --resamples 2 --iou-type segm",
+        (VAL, "a.json"),
+        60,
+    ),
+    "compare classifiers": ("compare classifiers a.csv b.csv", ("a.csv", "b.csv"), 60),
+    "compare pickles": ("compare classifiers a.csv b.pkl", ("b.pkl",), 60),
+    "check JSON": (
+        f"test_dev --check {SUBMISSION}.json --ann-file info.json",
+        (f"{SUBMISSION}.json", "info.json"),
+        60,
+    ),
+    "check zip": (
+        f"test_dev --check {SUBMISSION}.zip --ann-file info.json",
+        (f"{SUBMISSION}.zip",),
+        60,
+    ),
+    "shapes": ("make_shapes . --train 2 --val 2 --size 64", (VAL,), 10),
+    "similarity": (
+        "image_similarity val/ --kernel 2 --methods average --csv similarity.csv --resume",
+        ("similarity.csv", "val/000000.jpg"),
+        20,
+    ),
+    "draw run": (
+        "draw_run config.py --work-dir run/ --predictions predictions.pkl",
+        ("run/20260101/vis_data/scalars.json", "predictions.pkl", VAL),
+        8,
+    ),
+    "draw pooling": (
+        "draw_pooling val/000000.jpg --out out.png --kernel 2 --methods average",
+        ("val/000000.jpg",),
+        4,
+    ),
+    "train": (
+        "train config.json",
+        ("config.json", "annotations/instances_train.json", VAL),
+        40,
+    ),
+    "train, a config in Python": ("train config.py", ("config.py",), 10),
+    "test": ("test config.json model.pth", ("config.json", "model.pth", VAL), 30),
+    "convert": ("convert_checkpoint theirs.pth out.pth", ("theirs.pth",), 6),
+}
+
+
+def run(line: str, folder: Path) -> tuple[int, str, str]:
+    """Runs a tool in this process; returns its exit status, stdout and stderr."""
+    name, *arguments = line.split()
+    tool = load_tool(ROOT / "tools" / f"{name}.py")
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    argv, sys.argv = sys.argv, [name, *arguments]
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.run(tool.main, tool.make_parser())
+    except SystemExit as error:
+        status = error.code
+    finally:
+        sys.argv = argv
+        os.chdir(here)
+    return status, out.getvalue(), err.getvalue()
+
+
+def copy(inputs: Path, work: Path, line: str) -> None:
+    """Copies the inputs, without the large one where the line does not name it."""
+    shutil.rmtree(work, ignore_errors=True)
+    ignored = ["theirs.pth"] if "theirs.pth" not in line else []
+    shutil.copytree(inputs, work, ignore=shutil.ignore_patterns(*ignored))
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    monkeypatch.setattr(engine.runner.Runner, "from_cfg", Runner)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", CASES)
+class TestDamage:
+    def test_the_undamaged_files_are_right(self, case, inputs, tmp_path, stub):
+        copy(inputs, tmp_path / "work", CASES[case][0])
+        status, _, err = run(CASES[case][0], tmp_path / "work")
+        assert status == 0, err
+
+    def test_damage_is_one_line(self, case, inputs, tmp_path, stub):
+        line, files, examples = CASES[case]
+
+        @settings(
+            max_examples=examples * LONGER,
+            derandomize=LONGER == 1,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],  # to make a failing example smaller would take minutes
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(st.data())
+        def damage(data):
+            work = tmp_path / "work"
+            copy(inputs, work, line)
+            damaged(data, work / data.draw(st.sampled_from(files)))
+            status, out, err = run(line, work)
+            if status == 0:
+                assert not re.search(r"\bnan\b|\binf\b", out), out
+            else:
+                assert (status, err.count("\n")) == (2, 1) and err.startswith("error: "), err
+
+        damage()
