@@ -72,16 +72,18 @@ wheel: env
 	PATH="$(abspath $(BIN)):$$PATH" $(PY) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
 	  -w dist build/wheel/mmsoftpool-*.whl
 
-# The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer; then the usual build again.
+# The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on every instruction set
+# that the machine has; then the usual build again.
 ASAN = LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
        ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 sanitize: env
 	CXXFLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" MMSOFTPOOL_CUDA=0 \
 	  $(PY) setup.py -q build_ext --inplace
-	$(ASAN) $(PY) -m pytest -q -p no:cacheprovider tests/ops/test_functional.py \
-	  tests/ops/test_autograd.py tests/ops/test_properties.py tests/ops/test_raw_operator.py \
-	  -k "not reference"; \
-	status=$$?; $(PY) -m pip install -q --no-build-isolation --no-deps -e .; exit $$status
+	status=0; for capability in default avx2 avx512; do \
+	  ATEN_CPU_CAPABILITY=$$capability $(ASAN) $(PY) -m pytest -q -p no:cacheprovider \
+	    tests/ops/test_functional.py tests/ops/test_autograd.py tests/ops/test_properties.py \
+	    tests/ops/test_raw_operator.py tests/ops/test_windows.py -k "not reference" || status=1; \
+	done; $(PY) -m pip install -q --no-build-isolation --no-deps -e .; exit $$status
 
 # The CUDA kernels under compute-sanitizer; needs a GPU.
 sanitize-cuda: env

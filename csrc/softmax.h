@@ -26,7 +26,7 @@ struct Exponent {
     const A rounded = alpha < double(max) ? A(alpha) : max;
     // A tap adds at most 1 / (e alpha) to the sum of w (x - max), and none if x - max overflows.
     const bool overflows = rounded < 1000 * A(taps) / max;
-    unit = overflows ? std::ldexp(A(1), -3 - std::ilogb(double(taps))) : A(1);
+    unit = overflows ? std::ldexp(A(1), -2 - std::ilogb(double(taps))) : A(1);
     per_unit = 1 / unit;
     alpha_per_unit = rounded * per_unit;
     log2e_alpha_per_unit = std::fmin(alpha_per_unit, max / 2) * A(1.4426950408889634);

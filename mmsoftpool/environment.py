@@ -299,6 +299,8 @@ def _facts(distributions, libraries: dict[str, Backend]) -> list[tuple[str, str]
     facts = [("mmsoftpool", f"{__version__} in {Path(__file__).parent}")]
     for device, backend in libraries.items():
         runs = f"{backend.path.name} ({backend.abi} ABI)" if backend.path else "reference"
+        if device == "cpu" and backend.path:
+            runs += f", {backends.cpu_capability()}"
         facts.append((f"  on {device}", f"{runs}: {backend.detail}" if backend.detail else runs))
     if "cuda" not in libraries:
         facts.append(("  on cuda", "reference: torch sees no GPU"))

@@ -131,7 +131,7 @@ def test_the_output_fits_one_screen_and_ends_with_status_0(run_script):
     assert len(out.splitlines()) < 40 and max(map(len, out.splitlines())) < 200
     for expected in (
         r"mmsoftpool +\d",
-        r"on cpu +libmmsoftpool_cpu.so \(stable ABI\)",
+        r"on cpu +libmmsoftpool_cpu.so \(stable ABI\), (default|avx2|avx512)",
         rf"torch +{re.escape(torch.__version__)}",
         r"mmdet +[\d.]+ \(.*mmdet",
         r"cpu +ok, compiled",

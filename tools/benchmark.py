@@ -274,6 +274,12 @@ def make_parser():
             help="the device to measure (default: cuda if there is a GPU)",
         )
         command.add_argument(
+            "--capability",
+            choices=["default", "avx2", "avx512"],
+            help="the instruction set of the CPU, for SoftPool and for torch (default: the widest "
+            "that the machine has)",
+        )
+        command.add_argument(
             "--threads",
             type=int,
             metavar="N",
@@ -295,12 +301,20 @@ def main(args):
     if args.command == "sass":
         return save(args.json, run_sass(args))
 
+    if args.capability:
+        os.environ["ATEN_CPU_CAPABILITY"] = args.capability  # read with the libraries
     import torch
 
     from mmsoftpool.analysis import benchmark
     from mmsoftpool.files import check_output
+    from mmsoftpool.ops import backends
     from mmsoftpool.visualization import check_picture
 
+    if args.capability not in (None, backends.cpu_capability()):
+        raise ValueError(
+            f"capability must be one that this machine has, such as {backends.cpu_capability()}, "
+            f"got {args.capability}"
+        )
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device must be cpu, because torch finds no GPU, got cuda")

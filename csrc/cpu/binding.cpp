@@ -66,6 +66,15 @@ Tensor soft_pool_backward(
 }  // namespace
 }  // namespace mmsoftpool::cpu
 
+// The name of the instruction set in use, as ATEN_CPU_CAPABILITY has it; for Python, by ctypes.
+extern "C" __attribute__((visibility("default"))) const char* mmsoftpool_cpu_capability() {
+  using mmsoftpool::cpu::Capability;
+  const Capability capability = mmsoftpool::cpu::capability();
+  return capability == Capability::avx512 ? "avx512"
+         : capability == Capability::avx2 ? "avx2"
+                                          : "default";
+}
+
 MMSOFTPOOL_LIBRARY_IMPL(mmsoftpool, CPU, library) {
   library.impl("soft_pool", MMSOFTPOOL_KERNEL(&mmsoftpool::cpu::soft_pool));
   library.impl("soft_pool_backward", MMSOFTPOOL_KERNEL(&mmsoftpool::cpu::soft_pool_backward));

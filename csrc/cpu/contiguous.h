@@ -13,7 +13,8 @@
 namespace mmsoftpool::cpu {
 
 // A row of the input, split by column modulo the stride. Column c is at place p = c + padding;
-// places p, p + stride, p + 2 stride ... are neighbours. `slack` elements at the end of each part
+// places p, p + stride, p + 2 stride ... are neighbours and form a part. Parts that no tap touches
+// are left out, so that a large stride takes no memory. `slack` elements at the end of each part
 // may be read and written beyond the last window.
 struct SplitRow {
   SplitRow(const Axis& width, int64_t slack)
@@ -22,30 +23,44 @@ struct SplitRow {
             std::max(
                 (width.out - 1) * width.stride + width.span() - 1, width.in - 1 + width.padding) /
                 width.stride +
-            1 + slack),
-        size(part * width.stride) {}
+            1 + slack) {
+    for (int64_t k = 0; k < std::min(width.kernel_size, width.stride); ++k) {
+      phases.push_back(k * width.dilation % width.stride);
+    }
+    std::sort(phases.begin(), phases.end());
+    phases.erase(std::unique(phases.begin(), phases.end()), phases.end());
+    size = part * phases.size();
+  }
+
+  // Whether some columns are in no part.
+  bool has_gaps() const { return static_cast<int64_t>(phases.size()) < width.stride; }
 
   // Where tap k of the first window is; that of the next window follows it.
   int64_t offset(int64_t k) const {
     const int64_t place = k * width.dilation;
-    return place % width.stride * part + place / width.stride;
+    const auto phase = std::lower_bound(phases.begin(), phases.end(), place % width.stride);
+    return (phase - phases.begin()) * part + place / width.stride;
   }
+
+  // The largest distance, in its part, of a tap from the first one of a window.
+  int64_t offset_in_part(int64_t k) const { return k * width.dilation / width.stride; }
 
   // Calls visit(first column, its place in the split row, number) for the columns of every part.
   template <typename Visit>
   MMSOFTPOOL_INLINE void for_each_run(Visit&& visit) const {
-    for (int64_t phase = 0; phase < width.stride; ++phase) {
-      int64_t column = (phase - width.padding) % width.stride;
+    for (size_t i = 0; i < phases.size(); ++i) {
+      int64_t column = (phases[i] - width.padding) % width.stride;
       column += column < 0 ? width.stride : 0;
       if (column < width.in) {
         const int64_t number = (width.in - 1 - column) / width.stride + 1;
-        visit(column, phase * part + (column + width.padding) / width.stride, number);
+        visit(column, i * part + (column + width.padding) / width.stride, number);
       }
     }
   }
 
   const Axis& width;
   int64_t part, size;
+  std::vector<int64_t> phases;  // places modulo the stride, ascending
 };
 
 template <typename S, typename T>
@@ -83,6 +98,9 @@ template <typename S, typename T>
 MMSOFTPOOL_INLINE void merge_row(const SplitRow& layout, Compute<T>* split, T* row) {
   using A = Compute<T>;
   const int64_t stride = layout.width.stride;
+  if (layout.has_gaps()) {
+    std::fill_n(row, layout.width.in, T{});
+  }
   layout.for_each_run([&](int64_t column, int64_t place, int64_t number) MMSOFTPOOL_INLINE_LAMBDA {
     const A* const from = split + place;
     T* const to = row + column;
@@ -121,17 +139,23 @@ class SplitInput {
     taps_.reserve(pooling.taps());
   }
 
+  // Row (d, h) of a plane.
+  MMSOFTPOOL_INLINE const A* row(const T* input, int64_t plane, int64_t d, int64_t h) {
+    A* const row = rows_.row(d, h);
+    if (!rows_.contains(plane, d, h)) {
+      rows_.claim(plane, d, h);
+      const int64_t number = (plane * pooling_.depth.in + d) * pooling_.height.in + h;
+      split_row<S>(layout_, input + number * pooling_.width.in, row);
+    }
+    return row;
+  }
+
   // The taps of the first window of output row (od, oh); those of the next window follow them.
   MMSOFTPOOL_INLINE const Pointers<const A>& taps(
       const T* input, int64_t plane, int64_t od, int64_t oh) {
     taps_.clear();
     for_each_row(pooling_, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
-      A* const row = rows_.row(d, h);
-      if (!rows_.contains(plane, d, h)) {
-        rows_.claim(plane, d, h);
-        const int64_t number = (plane * pooling_.depth.in + d) * pooling_.height.in + h;
-        split_row<S>(layout_, input + number * pooling_.width.in, row);
-      }
+      const A* const row = this->row(input, plane, d, h);
       for (const int64_t offset : offsets_) {
         taps_.push_back(row + offset);
       }
@@ -192,10 +216,7 @@ MMSOFTPOOL_INLINE void backward_contiguous(
   Pointers<A> grads;  // as the taps, in gradient_rows
   grads.reserve(pooling.taps());
   std::vector<A> scratch(pooling.taps() * S::lanes);
-  Vec lane{};
-  for (int64_t i = 0; i < S::lanes; ++i) {
-    lane[i] = A(i);
-  }
+  const Vec lane = S::lane_numbers();
   const int64_t width = pooling.width.out;
 
   for (int64_t plane = begin; plane < end; ++plane) {

@@ -44,6 +44,14 @@ struct Simd {
     return load(buffer);
   }
 
+  static MMSOFTPOOL_INLINE Vec lane_numbers() {
+    Vec v{};
+    for (int64_t i = 0; i < lanes; ++i) {
+      v[i] = A(i);
+    }
+    return v;
+  }
+
   static MMSOFTPOOL_INLINE Vec load(const A* p) {
     Vec v;
     std::memcpy(&v, p, sizeof(v));
@@ -68,17 +76,39 @@ struct Simd {
     store_halves((Bits)(v == v ? rounded : rounded * 0u + 0x7fc0u), p);
   }
 
+  // float16. AVX2 and AVX-512 machines have instructions for it, which keep subnormal numbers
+  // whatever the mode of the processor.
   static MMSOFTPOOL_INLINE Vec load(const Half* p) {
+#if defined(__x86_64__)
+    if constexpr (Bytes >= 32) {
+      Halves h;
+      std::memcpy(&h, p, sizeof(h));
+      Vec v;
+      asm("vcvtph2ps %1, %0" : "=v"(v) : "v"(h));
+      return v;
+    }
+#endif
     const Bits h = load_halves(p);
-    // Shift the exponent and mantissa into place and correct the exponent's bias by a
-    // multiplication, which is right for subnormal numbers too; infinity and NaN keep all exponent
-    // bits.
     const Bits magnitude = (h & 0x7fffu) << 13;
-    const Bits scaled = (Bits)((Vec)magnitude * 0x1p112f);
+    // Normal: shift the exponent and mantissa into place and correct the exponent's bias; infinity
+    // and NaN keep all exponent bits.
+    const Bits normal = magnitude + 0x38000000u;
     const Bits special = magnitude | 0x7f800000u;
-    return (Vec)((Bits)(magnitude >= 0x0f800000u ? special : scaled) | ((h & 0x8000u) << 16));
+    // Subnormal: with one more in the exponent it is 2^-14 too much.
+    const Bits subnormal = (Bits)((Vec)(normal + 0x00800000u) - 0x1p-14f);
+    Bits bits = (Bits)(magnitude >= 0x0f800000u ? special : normal);
+    bits = (Bits)(magnitude < 0x00800000u ? subnormal : bits);
+    return (Vec)(bits | ((h & 0x8000u) << 16));
   }
   static MMSOFTPOOL_INLINE void store(Vec v, Half* p) {
+#if defined(__x86_64__)
+    if constexpr (Bytes >= 32) {
+      Halves h;
+      asm("vcvtps2ph $0, %1, %0" : "=v"(h) : "v"(v));  // to nearest, ties to even
+      std::memcpy(p, &h, sizeof(h));
+      return;
+    }
+#endif
     const Bits b = (Bits)v;
     const Bits magnitude = b & 0x7fffffffu;
     // To nearest, ties to even. Normal: rebias the exponent, add just under half, drop 13 bits.
@@ -106,6 +136,20 @@ struct Simd {
     std::memcpy(p, buffer, n * sizeof(T));
   }
 
+  // Combines all lanes in a fixed order: halves, then their halves, and so on.
+  template <typename Combine>
+  static MMSOFTPOOL_INLINE A reduce(Vec v, Combine&& combine) {
+    if constexpr (lanes == 2) {
+      return combine(v[0], v[1]);
+    } else {
+      using Narrow = Simd<A, Bytes / 2>;
+      typename Narrow::Vec low, high;
+      std::memcpy(&low, &v, sizeof(low));
+      std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(high));
+      return Narrow::reduce(combine(low, high), combine);
+    }
+  }
+
   // 2^x for x between the base 2 logarithm of the smallest normal number and 0; NaN stays NaN.
   // 1 at 0, and within 1.4 units of 2^-24 in float.
   static MMSOFTPOOL_INLINE Vec exp2(Vec x) {
@@ -119,15 +163,19 @@ struct Simd {
       // leaves it in the low bits of the sum; a conversion would be undefined for NaN.
       const Vec shifted = x + 12582912.0f;
       const Vec f = x - (shifted - 12582912.0f);
-      // 2^f: 1 + f q(f), the q of degree 5 with the smallest relative error, 2e-9.
-      Vec p = f * 1.5353362e-4f + 1.3398875e-3f;
-      p = p * f + 9.6184374e-3f;
-      p = p * f + 5.5503325e-2f;
-      p = p * f + 2.4022648e-1f;
-      p = p * f + 6.9314720e-1f;
-      p = p * f + 1.0f;
-      return p * (Vec)(((Bits)shifted + 127u) << 23);  // times 2^n
+      return exp2_fraction(f) * (Vec)(((Bits)shifted + 127u) << 23);  // times 2^n
     }
+  }
+
+  // 2^f for |f| <= 1/2 in float: 1 + f q(f), the q of degree 5 with the smallest relative error,
+  // 2e-9.
+  static MMSOFTPOOL_INLINE Vec exp2_fraction(Vec f) {
+    Vec p = f * 1.5353362e-4f + 1.3398875e-3f;
+    p = p * f + 9.6184374e-3f;
+    p = p * f + 5.5503325e-2f;
+    p = p * f + 2.4022648e-1f;
+    p = p * f + 6.9314720e-1f;
+    return p * f + 1.0f;
   }
 };
 

@@ -6,6 +6,11 @@
 
 namespace mmsoftpool::cpu {
 
+// The instruction set that the kernels run on; baseline is what every machine of its kind has.
+enum class Capability { baseline, avx2, avx512 };
+
+Capability capability();
+
 // The work comes in independent items, which the caller hands out in ranges [begin, end). What an
 // item computes does not depend on the range that it is in, so neither do the results.
 // T is float, double, Half or BFloat16.

@@ -19,14 +19,21 @@ inline constexpr double exp_floor<double> = -708.3964185322641;
 // An Exponent in all lanes. Made once, outside of the loops.
 template <typename S>
 struct Exponents {
-  typename S::Vec unit, per_unit, alpha, log2e_alpha, floor;
+  typename S::Vec unit, alpha, log2e_alpha, floor;
+  // An output is computed in halves where there is a unit: the difference to the maximum could be
+  // too large. Dividing by the unit last would round small numbers more.
+  typename S::Vec half_unit, per_half_unit, halves;
 
   MMSOFTPOOL_INLINE explicit Exponents(const Exponent<typename S::Scalar>& exponent)
       : unit(S::broadcast(exponent.unit)),
-        per_unit(S::broadcast(exponent.per_unit)),
         alpha(S::broadcast(exponent.alpha_per_unit)),
         log2e_alpha(S::broadcast(exponent.log2e_alpha_per_unit)),
-        floor(S::broadcast(exponent.floor)) {}
+        floor(S::broadcast(exponent.floor)) {
+    const bool is_one = exponent.unit == 1;
+    half_unit = S::broadcast(is_one ? 1 : 2 * exponent.unit);
+    per_half_unit = S::broadcast(is_one ? 1 : exponent.per_unit / 2);
+    halves = S::broadcast(is_one ? 1 : 2);
+  }
 
   MMSOFTPOOL_INLINE explicit Exponents(const Pooling& pooling)
       : Exponents(
@@ -59,9 +66,17 @@ class Softmax {
     return weight;
   }
 
+  // Makes one window of those of all lanes, which have the same max.
+  MMSOFTPOOL_INLINE void merge_lanes() {
+    const auto add = [](auto a, auto b) MMSOFTPOOL_INLINE_LAMBDA { return a + b; };
+    sum_ = S::broadcast(S::reduce(sum_, add));
+    mean_ = S::broadcast(S::reduce(mean_, add));
+  }
+
   // Eq. 2. No weight at all means nothing but -inf.
   MMSOFTPOOL_INLINE Vec output() const {
-    const Vec y = (max_ + mean_ / sum_) * exponents_.per_unit;
+    const Vec below = mean_ / (sum_ * exponents_.half_unit);
+    const Vec y = (max_ * exponents_.per_half_unit + below) * exponents_.halves;
     return sum_ == Vec{} ? S::splat(-std::numeric_limits<typename S::Scalar>::infinity()) : y;
   }
 

@@ -4,6 +4,7 @@ The CPU's is loaded with the package. The CUDA library is loaded when the first 
 until then nothing here touches the driver, so that a process can still be forked.
 """
 
+import ctypes
 import os
 import re
 import warnings
@@ -102,6 +103,20 @@ def load(device: str) -> Backend:
             stacklevel=2,
         )
     return backend
+
+
+def cpu_capability() -> str | None:
+    """The instruction set that the CPU's library uses, None where the reference runs.
+
+    ``'default'``, ``'avx2'`` or ``'avx512'``: the widest of the machine, up to what the environment
+    variable ``ATEN_CPU_CAPABILITY`` allows. torch's own kernels obey it too; both read it once.
+    """
+    path = load("cpu").path
+    if path is None:
+        return None
+    function = ctypes.CDLL(str(path)).mmsoftpool_cpu_capability
+    function.restype = ctypes.c_char_p
+    return function().decode()
 
 
 def _try_out(device: str) -> None:

@@ -1,0 +1,146 @@
+// The softmax of windows that overlap, with one exponential for every input instead of one for
+// every tap of every window. In float alone.
+//
+// A weight e^(alpha x) is the power 2^(c x), c = alpha log2 e. Powers are kept relative to an
+// integer exponent, the reference, which each row of inputs has of its own, near its largest power.
+// Powers of two are exact: rows with different references are merged without a rounding error, and
+// what a window gets does not depend on them. They only set the range: a window whose taps are too
+// far below the reference, or which has a tap that is not a finite number, is computed in the
+// general way.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "softmax.h"
+
+namespace mmsoftpool::cpu {
+
+// The sums of powers and of powers times inputs of windows are right if there is as much as this.
+// Taps that count as 0 are below 2^-126.
+constexpr float smallest_sum = 0x1p-88f;
+
+template <typename S>
+class Powers {
+ public:
+  using Vec = typename S::Vec;
+  using Bits = typename S::Bits;
+
+  // What the powers of a row are relative to.
+  struct Reference {
+    Vec exponent;  // an integer
+    Vec scale;     // c, or NaN for a row with numbers too large
+    Vec floor;     // inputs of a power of 0
+    Bits bias;     // of the exponent of a float, with the reference
+  };
+
+  MMSOFTPOOL_INLINE explicit Powers(const Pooling& pooling)
+      : c_(S::broadcast(factor(pooling))), per_c_(S::broadcast(1 / factor(pooling))) {}
+
+  // Whether the numbers of these windows fit: a tiny or a huge alpha has other limits.
+  static bool fits(const Pooling& pooling) { return pooling.alpha > 1e-20 && pooling.alpha < 1e20; }
+
+  // max: the largest input, NaN passed over. Each lane has a reference of its own.
+  MMSOFTPOOL_INLINE Reference reference(Vec max) const {
+    const Vec lowest = per_c_ * -limit;
+    const Vec x = lowest > max ? lowest : max;
+    const auto fits = x * c_ <= S::splat(limit);
+    const Vec shifted = (fits ? x * c_ : Vec{}) + magic;
+    const Vec exponent = shifted - magic;
+    return {
+        exponent, c_ + (fits ? Vec{} : S::splat(std::numeric_limits<float>::quiet_NaN())),
+        (exponent - 127.0f) * per_c_, 127u - (Bits)shifted};
+  }
+
+  // 2^(c x - reference), 0 if that is below 2^-126, and that times a factor: c x - reference, or x.
+  template <bool Relative>
+  MMSOFTPOOL_INLINE void power(const Reference& reference, Vec x, Vec& power, Vec& product) const {
+    x = reference.floor > x ? reference.floor : x;  // NaN stays
+    // c x = n + f. The magic number leaves n in the low bits of the sum.
+    const Vec shifted = x * reference.scale + magic;
+    const Vec n = shifted - magic;
+    const Vec f = fraction(x, reference.scale, n);
+    power = S::exp2_fraction(f) * (Vec)(((Bits)shifted + reference.bias) << 23);
+    product = power * (Relative ? (n - reference.exponent) + f : x);
+  }
+
+  // 2^difference of two references, where that is not positive.
+  static MMSOFTPOOL_INLINE Vec ratio(Vec difference) {
+    const Vec lowest = S::splat(-127);
+    const Vec n = lowest > difference ? lowest : difference;
+    return (Vec)(((Bits)(n + magic) + 127u) << 23);
+  }
+
+ private:
+  static constexpr float magic = 12582912.0f;  // 1.5 * 2^23
+  static constexpr float limit = 0x1p20f;      // of exponents
+
+  static float factor(const Pooling& pooling) {
+    return static_cast<float>(pooling.alpha * 1.4426950408889634);
+  }
+
+  // c x - n without the rounding error of c x.
+  static MMSOFTPOOL_INLINE Vec fraction(Vec x, Vec c, Vec n) {
+#if defined(__x86_64__)
+    if constexpr (sizeof(Vec) == 16) {
+      // No fused multiply-add: exact products of halves of the digits.
+      const Vec x_high = (Vec)((Bits)x & 0xfffff000u), c_high = (Vec)((Bits)c & 0xfffff000u);
+      const Vec x_low = x - x_high, c_low = c - c_high;
+      return ((x_high * c_high - n) + x_high * c_low) + x_low * c;
+    }
+#endif
+    return x * c - n;
+  }
+
+  Vec c_, per_c_;
+};
+
+// Whether all lanes of a comparison hold.
+template <typename Mask>
+MMSOFTPOOL_INLINE bool all_of(Mask mask) {
+  uint64_t words[sizeof(mask) / 8];
+  std::memcpy(words, &mask, sizeof(mask));
+  uint64_t all = ~uint64_t(0);
+  for (const uint64_t word : words) {
+    all &= word;
+  }
+  return all == ~uint64_t(0);
+}
+
+constexpr float ln2 = 0.69314718f;
+
+// What the backward spreads over a window's taps. With the power p_i = 2^(v_i), the gradient of tap
+// i is g p_i / S (1 + alpha (x_i - y)) = p_i (a + ln 2 v_i b): the sums of a and of b over the
+// windows of an input are separable. In a row whose reference is lower by d the v_i are larger by
+// d.
+template <typename S>
+struct Shares {
+  using Vec = typename S::Vec;
+  Vec a, b;
+  // sum: of the p_i. product: of the p_i v_i.
+  MMSOFTPOOL_INLINE Shares(Vec sum, Vec product, Vec grad_output, Gradient gradient)
+      : a(grad_output / sum), b(a) {
+    if (gradient == Gradient::exact) {
+      a = b * (1.0f - ln2 * (product / sum));
+    }
+  }
+  MMSOFTPOOL_INLINE auto are_right(Vec sum) const {
+    const Vec most = S::splat(0x1p100f);
+    return (sum >= S::splat(smallest_sum)) & (b <= most) & (b >= -most);
+  }
+
+  // The gradient of an input with the sums of a and of b over its windows. Where the power is NaN
+  // all of its windows are computed in the general way.
+  static MMSOFTPOOL_INLINE Vec gradient(
+      const float* power, const float* product, const float* a, const float* b, Gradient gradient) {
+    const Vec p = S::load(power);
+    Vec v = p * S::load(a);
+    if (gradient == Gradient::exact) {
+      v += ln2 * S::load(product) * S::load(b);
+    }
+    return p == p ? v : Vec{};
+  }
+};
+
+}  // namespace mmsoftpool::cpu

@@ -1,0 +1,74 @@
+"""The CPU kernels on every instruction set that the machine has (ATEN_CPU_CAPABILITY)."""
+
+import pytest
+import torch
+
+from mmsoftpool import soft_pool1d, soft_pool2d
+from mmsoftpool.ops import backends
+
+from ..common import randn
+
+CAPABILITIES = ["default", "avx2", "avx512"]
+# Runs some of the tests of values, gradients and special numbers in a process of its own.
+RUN = """
+import sys, pytest
+from mmsoftpool.ops import backends
+print("capability:", backends.cpu_capability())
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+# Those of them that take little time.
+SUBSET = "TestValue or TestAlpha or TestNotFinite or up_to_15 or stay_in or wide_range or no_weight"
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_the_variable_of_torch_chooses_and_the_results_are_right(run_script, capability):
+    if capability == backends.cpu_capability():
+        pytest.skip("all other tests run on it")
+    # Of this process; the variable may hold it to less than the machine has.
+    widest = backends.cpu_capability() or "default"
+    if CAPABILITIES.index(capability) > CAPABILITIES.index(widest):
+        pytest.skip(f"{capability} is not available here, the widest is {widest}")
+    result = run_script(
+        *("-c", RUN, "-q", "-p", "no:cacheprovider"),
+        *("tests/ops/test_functional.py", "tests/ops/test_windows.py"),
+        *("-k", f"({SUBSET}) and not reference"),
+        check=False,
+        ATEN_CPU_CAPABILITY=capability,
+    )
+    assert result.returncode == 0, result.stdout
+    assert f"capability: {capability}\n" in result.stdout and " passed" in result.stdout
+
+
+def test_an_unknown_instruction_set_counts_for_nothing(run_script):
+    code = "from mmsoftpool.ops import backends; print(backends.cpu_capability())"
+    result = run_script("-c", code, ATEN_CPU_CAPABILITY="mmx")
+    assert CAPABILITIES.index(result.stdout.strip()) >= CAPABILITIES.index(
+        backends.cpu_capability()
+    )
+
+
+def test_the_reference_has_no_instruction_set(monkeypatch):
+    monkeypatch.setattr(backends, "load", lambda device: backends.Backend(None, None, "forced"))
+    assert backends.cpu_capability() is None
+
+
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_float16_keeps_subnormal_numbers_where_float32_flushes_them(format):
+    # All of them, with both signs, as F.max_pool2d does.
+    x = torch.arange(1024, dtype=torch.int16).view(torch.float16).reshape(1, 64, 4, 4)
+    x = torch.cat([x, -x], 2).contiguous(memory_format=format)
+    torch.set_flush_denormal(True)
+    try:
+        y = soft_pool2d(x, 1)
+    finally:
+        torch.set_flush_denormal(False)
+    assert y.equal(x)
+
+
+def test_memory_does_not_grow_with_the_stride():
+    x = randn(1, 1, 8).requires_grad_()
+    y = soft_pool1d(x, 2, 10**9)
+    assert y.equal(soft_pool1d(x[..., :2], 2))
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert grad[..., :2].sum().item() == pytest.approx(1, abs=1e-6)
+    assert (grad[..., 2:] == 0).all()

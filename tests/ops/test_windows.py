@@ -1,0 +1,182 @@
+"""Windows of every size: the definition in float64, whichever way the CPU kernels take."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmsoftpool import soft_pool2d, soft_pool3d
+
+from ..common import rand, randn
+from . import definition
+
+inf, nan = math.inf, math.nan
+FORMATS = [torch.contiguous_format, torch.channels_last]
+EPSILON = {torch.float64: 2e-15, torch.float32: 6e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+@st.composite
+def cases(draw):
+    kernel, stride = (
+        draw(st.lists(st.integers(1, high), min_size=2, max_size=2)) for high in (15, 4)
+    )
+    dilation = draw(st.lists(st.sampled_from([1, 1, 1, 2]), min_size=2, max_size=2))
+    padding = [draw(st.integers(0, k // 2)) for k in kernel]
+    ceil_mode = draw(st.booleans())
+    # With small ones among them, where a window covers the map, and rows of several vectors.
+    sizes = [
+        max(1, (k - 1) * d + 1 - 2 * p) + draw(st.sampled_from([0, 1, 3, 8]))
+        for k, d, p in zip(kernel, dilation, padding, strict=True)
+    ]
+    sizes[1] += draw(st.sampled_from([0, 0, 40]))
+    channels = draw(st.sampled_from([1, 2, 17]))
+    x = randn(1, channels, *sizes, seed=draw(st.integers(0, 99))).double()
+    x = x * draw(st.sampled_from([1e-3, 1.0, 20.0])) + draw(st.sampled_from([0.0, 0.0, -500.0]))
+    x = x.to(draw(st.sampled_from(list(EPSILON))))
+    x = x.contiguous(memory_format=draw(st.sampled_from(FORMATS)))
+    pooling = (tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), ceil_mode)
+    return (
+        *(x, pooling, draw(st.sampled_from(definition.ALPHAS))),
+        draw(st.sampled_from(["exact", "paper"])),
+    )
+
+
+def fold(x, pooling, alpha, grad_output, gradient):
+    """Value and gradient in float64 by F.unfold, faster than the loop of the definition."""
+    kernel, stride, padding, dilation, ceil_mode = pooling
+    x = x.detach().double().contiguous()
+    out = F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode).shape[2:]
+    grid = [
+        torch.arange(o)[:, None] * s - p + torch.arange(k) * d
+        for o, s, p, k, d in zip(out, stride, padding, kernel, dilation, strict=True)
+    ]
+    rows, columns = grid
+    place = rows[:, None, :, None] * x.shape[3] + columns[None, :, None, :]
+    inside = ((rows >= 0) & (rows < x.shape[2]))[:, None, :, None]
+    inside = inside & ((columns >= 0) & (columns < x.shape[3]))[None, :, None, :]
+    place, inside = place.flatten(2), inside.flatten(2)
+    taps = x.flatten(2)[..., place.clamp(0, x.shape[2] * x.shape[3] - 1)]
+    taps = taps.masked_fill(~inside, -inf)
+    largest = taps.amax(-1, keepdim=True)
+    weights = ((taps - largest) * alpha).exp().masked_fill(taps == -inf, 0)
+    weights = weights / weights.sum(-1, keepdim=True)
+    below = (taps - largest).masked_fill(taps == -inf, 0)
+    mean = (weights * below).sum(-1, keepdim=True)
+    y = (largest + mean)[..., 0]
+    slope = 1 + alpha * (below - mean) if gradient == "exact" else 1
+    share = grad_output.double()[..., None] * weights * slope
+    grad = torch.zeros_like(x).flatten(2)
+    grad.index_add_(2, place.clamp(0, grad.shape[2] - 1).flatten(), share.flatten(2))
+    return y, grad.view_as(x)
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(cases())
+def test_windows_up_to_15_are_the_definition(case):
+    x, pooling, alpha, gradient = case
+    kernel, *_ = pooling
+    x.requires_grad_()
+    y = soft_pool2d(x, *pooling, alpha=alpha, gradient=gradient)
+    g = randn(*y.shape, seed=1).to(x.dtype)
+    (grad,) = torch.autograd.grad(y, x, g)
+    value, slope = fold(x, pooling, alpha, g, gradient)
+    outside = value.isnan()  # a dilated window can lie in the padding as a whole
+    assert (y[outside] == -inf).all()
+    epsilon, scale = EPSILON[x.dtype], x.detach().abs().amax().item()
+    torch.testing.assert_close(
+        y[~outside].double(), value[~outside], rtol=epsilon, atol=epsilon * scale
+    )
+    if outside.any():
+        return
+    # Of the sum over an input's windows of g w (1 + alpha (x - y)).
+    spread = (x.detach().amax() - x.detach().amin()).item()
+    magnitude = 1 + alpha * min(spread, 8 / max(alpha, 1e-9))
+    torch.testing.assert_close(
+        grad.double(), slope, rtol=epsilon, atol=4 * epsilon * magnitude * math.prod(kernel) ** 0.5
+    )
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("kernel_size", [3, 5, 13])
+def test_value_of_one_sign_is_right_to_1e_6(format, kernel_size):
+    x = (rand(2, 17, 21, 37) * 6).contiguous(memory_format=format)
+    pooling = (kernel_size, 1, kernel_size // 2, 1, False)
+    y, _ = definition.soft_pool2d(x[:1, :1], pooling)
+    torch.testing.assert_close(soft_pool2d(x, *pooling)[:1, :1].double(), y, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("gradient", ["exact", "paper"])
+@pytest.mark.parametrize("bad", [nan, inf])
+def test_nan_and_infinity_stay_in_their_windows(format, gradient, bad):
+    x = randn(1, 17, 19, 40)
+    x[0, 3, 4, 10] = bad
+    x = x.contiguous(memory_format=format).requires_grad_()
+    y = soft_pool2d(x, 5, 1, 2, gradient=gradient)
+    expected = torch.zeros_like(y, dtype=torch.bool)
+    expected[0, 3, 2:7, 8:13] = True
+    assert y.isnan().equal(expected)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    expected[0, 3, 0:9, 6:15] = True
+    assert grad.isnan().equal(expected)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_minus_infinity_has_no_weight_in_large_windows(format):
+    x = randn(1, 17, 19, 40)
+    x[..., 2:12, 5:20] = -inf
+    x = x.contiguous(memory_format=format).requires_grad_()
+    y = soft_pool2d(x, 5, 1, 2)
+    assert (y[..., 4:10, 7:18] == -inf).all() and y[..., :4, :].isfinite().all()
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert (grad[x == -inf] == 0).all()
+    assert grad.sum().item() == pytest.approx((y > -inf).sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("alpha", [1.0, 30.0])
+def test_a_wide_range_of_values_in_neighbouring_windows(format, alpha):
+    # No number of float32 reaches from the weights of one side to those of the other.
+    x = randn(1, 17, 19, 40)
+    x = x + torch.linspace(-300, 3000, 40)
+    x[..., 8:12, :] *= 1e30
+    x = x.contiguous(memory_format=format).requires_grad_()
+    pooling = (5, 1, 2, 1, False)
+    y = soft_pool2d(x, *pooling, alpha=alpha)
+    value, slope = definition.soft_pool2d(x[:, :2], pooling, alpha=alpha)
+    torch.testing.assert_close(y[:, :2].double(), value, rtol=2e-6, atol=0)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    # Where the inputs are not larger than 1e4; a difference of those is exact to 1e-3 only.
+    torch.testing.assert_close(grad[:, :2].double(), slope, rtol=0, atol=4e-3 * alpha)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("pooling", [(3, 2, 1), (5, 1, 2), (13, 1, 6), (9, 4, 4)])
+def test_the_same_bits_for_every_number_of_threads(format, pooling):
+    x = (randn(3, 70, 33, 90) * 3).contiguous(memory_format=format).requires_grad_()
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            y = soft_pool2d(x, *pooling)
+            results.append((y.detach(), *torch.autograd.grad(y.square().sum(), x)))
+    finally:
+        torch.set_num_threads(before)
+    for y, grad in results[1:]:
+        assert y.equal(results[0][0]) and grad.equal(results[0][1])
+
+
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last_3d])
+def test_windows_that_overlap_in_three_dimensions(format):
+    x = (rand(1, 17, 9, 9, 20) * 6).contiguous(memory_format=format).requires_grad_()
+    y = soft_pool3d(x, 5, 1, 2)
+    value, slope = definition.soft_pool(
+        *(x.detach()[:, :1], y.shape[2:], [5] * 3, [1] * 3, [2] * 3, [1] * 3),
+    )
+    torch.testing.assert_close(y[:, :1].double(), value, rtol=1e-6, atol=0)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(grad[:, :1].double(), slope, rtol=0, atol=2e-5)
