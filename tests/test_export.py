@@ -107,7 +107,7 @@ def test_a_checkpoint_that_is_missing_or_of_another_model_is_refused(checkpoint,
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at /.*missing\.pth"):
         export.build_network(cfg, "missing.pth")
     torch.save({"state_dict": {"x": torch.zeros(1)}}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="does not fit the model or is damaged"):
+    with pytest.raises(ValueError, match="does not fit the model"):
         export.build_network(cfg, str(tmp_path / "other.pth"))
 
 
