@@ -41,7 +41,7 @@ class Powers {
   // Whether the numbers of these windows fit: a tiny or a huge alpha has other limits.
   static bool fits(const Pooling& pooling) { return pooling.alpha > 1e-20 && pooling.alpha < 1e20; }
 
-  // max: the largest input, NaN passed over. Each lane has a reference of its own.
+  // max: the largest input, ignoring NaN. Each lane has a reference of its own.
   MMSOFTPOOL_INLINE Reference reference(Vec max) const {
     const Vec lowest = per_c_ * -limit;
     const Vec x = lowest > max ? lowest : max;

@@ -114,7 +114,7 @@ class Softmax {
 // In the functions below, K is the number of taps of a window where it is known when compiling,
 // else 0, and load(t) returns tap t of a vector of windows.
 
-// The largest tap of each window; NaN is passed over.
+// The largest tap of each window, ignoring NaN.
 template <int K, typename S, typename Load>
 MMSOFTPOOL_INLINE typename S::Vec window_max(int64_t taps, Load&& load) {
   const int64_t n = K ? K : taps;

@@ -102,7 +102,7 @@ def in_processes(
 ) -> Iterable[tuple[tuple, list[dict] | str]]:
     """Calls a function for one case after the other in another process.
 
-    Where that process ends early, a new one goes on with the next case.
+    Where that process ends early, a new one continues with the next case.
 
     Args:
         function: Of a module, takes a case's items, returns what can be pickled.
@@ -323,7 +323,7 @@ def operator_table(rows: list[dict], predictions: list[dict]) -> list[str]:
 
     Args:
         rows: From :func:`benchmark.benchmark_pooling`, of several cases.
-        predictions: From :func:`roofline.roofline`; those of other kernels are passed over.
+        predictions: From :func:`roofline.roofline`; those of other kernels are ignored.
     """
     predicted = {
         tuple(row[key] for key in ("direction", "dtype", "layout", "kernel")): min(
