@@ -1,0 +1,227 @@
+"""The swap without training: a network trained with max pooling, evaluated with SoftPool (the
+paper's column "pre-trained" in Table 2), over the sharpness alpha."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from mmengine.runner import Runner, set_random_seed
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
+
+from ..engine import build_runner, check_data, load_model
+from ..files import check_output, read_json, write_atomically
+from ..ops.pooling import Pooling
+from ..replace import replace_pooling
+from ..visualization import save_figure
+
+#: The values of alpha that are tried by default.
+ALPHAS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Result of :func:`evaluate_swap`; all scores are of ``metric``, COCO's in percent.
+
+    Attributes:
+        metric: Name of the metric, such as ``'coco/bbox_mAP'``.
+        alphas: The values of alpha.
+        trained: (checkpoints,) scores with the pool of the training.
+        swapped: (checkpoints, alphas) scores with SoftPool.
+        renewed: (checkpoints, 1 + alphas) the same with new statistics of batch norm, first with
+            the pool of the training; None if they were not asked for.
+    """
+
+    metric: str
+    alphas: tuple[float, ...]
+    trained: np.ndarray
+    swapped: np.ndarray
+    renewed: np.ndarray | None = None
+
+    def markdown(self) -> str:
+        """Formats the means over the checkpoints as a table, and the scores of each below it."""
+        columns = [("", "right"), (self.metric, "right"), ("change", "right")]
+        scores = np.column_stack([self.trained, self.swapped])
+        curves = [scores] if self.renewed is None else [scores, self.renewed]
+        if self.renewed is not None:
+            columns += [("new batch norm", "right"), ("change", "right")]
+        names = ["pool of the training", *(f"alpha {alpha:g}" for alpha in self.alphas)]
+        lines = [
+            f"| | {' | '.join(name for name, _ in columns[1:])} |",
+            f"|---|{'---:|' * (len(columns) - 1)}",
+        ]
+        for i, name in enumerate(names):
+            cells = []
+            for curve in curves:
+                change = (curve[:, i] - self.trained).mean()
+                cells += [
+                    f"{curve[:, i].mean():.1f}",
+                    f"{change:+.1f}" if (i or len(cells)) else "",
+                ]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        if len(self.trained) > 1:
+            lines += ["", "Each checkpoint:", ""]
+            for i, name in enumerate(names):
+                each = (", ".join(f"{score:.1f}" for score in curve[:, i]) for curve in curves)
+                lines.append(f"- {name}: {'; new batch norm '.join(each)}")
+        return "\n".join(lines) + "\n"
+
+    def plot(self, out) -> None:
+        """Draws the change of the score over alpha into the picture file ``out``.
+
+        A line is the mean of the checkpoints, a dot one of them.
+        """
+        figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(0, color="0.6", lw=1)
+        places = np.arange(len(self.alphas))
+        curves = [("statistics of the training", self.swapped)]
+        if self.renewed is not None:
+            curves.append(("new batch norm statistics", self.renewed[:, 1:]))
+        for i, (label, curve) in enumerate(curves):
+            change = curve - self.trained[:, None]
+            axes.plot(places, change.mean(0), color=f"C{i}", label=label)
+            for one in change:
+                axes.plot(places, one, ".", color=f"C{i}", ms=5, alpha=0.6)
+        if len(curves) > 1:
+            axes.legend(frameon=False, loc="lower right")
+        axes.set(
+            xticks=places,
+            xticklabels=[f"{alpha:g}" for alpha in self.alphas],
+            xlabel="alpha (0: average pooling)",
+            ylabel=f"change of {self.metric}",
+            title="SoftPool in place of the pool of the training",
+        )
+        axes.grid(axis="y", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        save_figure(figure, out)
+
+
+def evaluate_swap(
+    cfg: Config,
+    checkpoints: Sequence[str],
+    results: str | Path,
+    alphas: Sequence[float] = ALPHAS,
+    *,
+    include="torch.nn.MaxPool2d",
+    batch_norm: int = 0,
+) -> Swap:
+    """Evaluates trained networks on the val split with their own pool and with SoftPool instead.
+
+    Args:
+        cfg: The config of the training, from :func:`~mmsoftpool.engine.load_config`.
+        checkpoints: Files or URLs of weights that fit it, such as those of several seeds.
+        results: JSON file for the scores, written after each evaluation. A later call takes from it
+            what has the same config, weights and settings, and goes on with the rest.
+        alphas: Values of alpha. Defaults to :data:`ALPHAS`.
+        include: The pools of the backbone to replace, for :func:`~mmsoftpool.replace_pooling`.
+            Defaults to ``'torch.nn.MaxPool2d'``, its max pools.
+        batch_norm: Number of training batches from which the statistics of batch norm are estimated
+            anew for a second curve. Defaults to 0, no second curve.
+
+    Raises:
+        FileNotFoundError: If the data set or a checkpoint is missing.
+        ValueError: If an argument is out of its range, a checkpoint does not fit the config, the
+            backbone has no such pool, or the config lacks a part that is needed.
+    """
+    if not checkpoints:
+        raise ValueError("checkpoints must be at least one file or URL, got none")
+    if not alphas or len(set(alphas)) != len(alphas):
+        raise ValueError(f"alphas must be different numbers, at least one, got {list(alphas)}")
+    for alpha in alphas:
+        Pooling.check(2, 1, alpha=alpha)
+    if batch_norm < 0:
+        raise ValueError(f"batch_norm must be at least 0, got {batch_norm}")
+    parts = ["val_dataloader", "val_evaluator", "val_cfg"]
+    for part in parts + ["train_dataloader"] * bool(batch_norm):
+        if not isinstance(cfg.get(part), (dict, list)):
+            raise ValueError(f"{cfg.filename} must have {part}, a dict, got {cfg.get(part)!r}")
+    check_data(cfg, "val", *["train"] * bool(batch_norm))
+    check_output(results)
+    known = read_json(results, "results of the swap") if Path(results).exists() else {}
+    if not isinstance(known, dict):
+        raise ValueError(f"{results} must hold the results of the swap, a JSON object; delete it")
+    settings = hashlib.sha256(f"{cfg.pretty_text}{include}".encode()).hexdigest()[:16]
+
+    curves = []
+    for checkpoint in checkpoints:
+        load_model(cfg, checkpoint)  # mmengine would report a mistake after hundreds of lines
+        identity = checkpoint
+        if "://" not in checkpoint:
+            identity = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:16]
+        runner, pools, scores = None, {}, []
+        for batches in [0, batch_norm] if batch_norm else [0]:
+            for alpha in (None, *alphas):
+                key = f"{settings} {identity} alpha={alpha} batch_norm={batches}"
+                if key not in known:
+                    if runner is None or alpha is None:  # with the pool of the training again
+                        runner, pools = _load(cfg, checkpoint), {}
+                    if alpha is not None and not pools:
+                        pools = replace_pooling(runner.model.backbone, include=include)
+                    for pool in pools.values():
+                        pool.alpha = alpha
+                    if batches:
+                        _renew_batch_norm(runner, batches)
+                    name = "the pool of the training" if alpha is None else f"alpha {alpha:g}"
+                    print(f"== {checkpoint}: {name}{', new batch norm' if batches else ''}")
+                    known[key] = {k: float(v) for k, v in runner.val().items()}
+                    with write_atomically(results) as temporary:
+                        temporary.write_text(json.dumps(known, indent=1))
+                scores.append(known[key])
+        curves.append(scores)
+    metric = next(iter(curves[0][0]))
+    scale = 100 if metric.startswith("coco/") else 1
+    table = scale * np.array([[scores[metric] for scores in curve] for curve in curves])
+    count = 1 + len(alphas)
+    return Swap(
+        metric=metric,
+        alphas=tuple(alphas),
+        trained=table[:, 0],
+        swapped=table[:, 1:count],
+        renewed=table[:, count:] if batch_norm else None,
+    )
+
+
+def _load(cfg: Config, checkpoint: str) -> Runner:
+    """The Runner of a config with the weights of a checkpoint."""
+    runner = build_runner(cfg.copy())
+    runner.load_checkpoint(checkpoint, strict=True)
+    return runner
+
+
+class _BatchNormOnly(nn.Module):
+    """A network whose training mode is that of its batch norm alone, frozen stages included."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def train(self, mode: bool = True):
+        for module in self.network.modules():
+            if isinstance(module, _BatchNorm):
+                nn.Module.train(module, mode)
+        return self
+
+    def forward(self, inputs):
+        return self.network(inputs)
+
+
+def _renew_batch_norm(runner: Runner, batches: int) -> None:
+    """Estimates the statistics of the backbone's batch norm from the first training batches."""
+    model = runner.model
+    set_random_seed(0)  # the same images, in the same augmentation, for every pool
+
+    def inputs() -> Iterable[torch.Tensor]:
+        # A new loader: one that has been iterated would go on with other random numbers.
+        loader = Runner.build_dataloader(runner.cfg.train_dataloader, seed=0)
+        for _, data in zip(range(batches), loader, strict=False):
+            yield model.data_preprocessor(data, True)["inputs"]
+
+    update_bn(inputs(), _BatchNormOnly(model.backbone))
