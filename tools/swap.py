@@ -57,20 +57,15 @@ def make_parser():
 def main(args):
     from mmsoftpool.engine import load_config
     from mmsoftpool.evaluation.swap import ALPHAS, evaluate_swap
-    from mmsoftpool.files import write_atomically
 
-    work_dir = Path(args.work_dir or f"work_dirs/{Path(args.config).stem}_swap")
+    work_dir = args.work_dir or f"work_dirs/{Path(args.config).stem}_swap"
     swap = evaluate_swap(
-        load_config(args.config, args.cfg_options, str(work_dir)),
+        load_config(args.config, args.cfg_options, work_dir),
         args.checkpoints,
-        work_dir / "swap.json",
         args.alphas or ALPHAS,
         include=args.include or "torch.nn.MaxPool2d",
         batch_norm=args.batch_norm,
     )
-    with write_atomically(work_dir / "swap.md") as temporary:
-        temporary.write_text(swap.markdown())
-    swap.plot(work_dir / "swap.png")
     print(f"\n{swap.markdown()}\nThe table and the picture are in {work_dir}.")
 
 

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from ..engine import build_runner, check_data, load_model
-from ..files import check_output, read_json, write_atomically
+from ..files import read_json, write_atomically
 from ..ops.pooling import Pooling
 from ..replace import replace_pooling
 from ..visualization import save_figure
@@ -107,7 +107,6 @@ class Swap:
 def evaluate_swap(
     cfg: Config,
     checkpoints: Sequence[str],
-    results: str | Path,
     alphas: Sequence[float] = ALPHAS,
     *,
     include="torch.nn.MaxPool2d",
@@ -115,16 +114,20 @@ def evaluate_swap(
 ) -> Swap:
     """Evaluates trained networks on the val split with their own pool and with SoftPool instead.
 
+    The scores are kept in ``swap.json`` in the config's ``work_dir``. A later call takes from there
+    what has the same config, weights and settings, and goes on with the rest.
+
     Args:
         cfg: The config of the training, from :func:`~mmsoftpool.engine.load_config`.
         checkpoints: Files or URLs of weights that fit it, such as those of several seeds.
-        results: JSON file for the scores, written after each evaluation. A later call takes from it
-            what has the same config, weights and settings, and goes on with the rest.
         alphas: Values of alpha. Defaults to :data:`ALPHAS`.
         include: The pools of the backbone to replace, for :func:`~mmsoftpool.replace_pooling`.
             Defaults to ``'torch.nn.MaxPool2d'``, its max pools.
         batch_norm: Number of training batches from which the statistics of batch norm are estimated
             anew for a second curve. Defaults to 0, no second curve.
+
+    Returns:
+        The scores, also written to ``swap.md`` and ``swap.png`` in ``work_dir``.
 
     Raises:
         FileNotFoundError: If the data set or a checkpoint is missing.
@@ -144,11 +147,15 @@ def evaluate_swap(
         if not isinstance(cfg.get(part), (dict, list)):
             raise ValueError(f"{cfg.filename} must have {part}, a dict, got {cfg.get(part)!r}")
     check_data(cfg, "val", *["train"] * bool(batch_norm))
-    check_output(results)
-    known = read_json(results, "results of the swap") if Path(results).exists() else {}
+    work_dir = Path(cfg.work_dir)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    results = work_dir / "swap.json"
+    known = read_json(results, "results of the swap") if results.exists() else {}
     if not isinstance(known, dict):
-        raise ValueError(f"{results} must hold the results of the swap, a JSON object; delete it")
-    settings = hashlib.sha256(f"{cfg.pretty_text}{include}".encode()).hexdigest()[:16]
+        raise ValueError(f"{results} must hold a JSON object; delete it to start again")
+    settings = cfg.copy()
+    settings.work_dir = ""
+    settings = hashlib.sha256(f"{settings.pretty_text}{include}".encode()).hexdigest()[:16]
 
     curves = []
     for checkpoint in checkpoints:
@@ -180,19 +187,24 @@ def evaluate_swap(
     scale = 100 if metric.startswith("coco/") else 1
     table = scale * np.array([[scores[metric] for scores in curve] for curve in curves])
     count = 1 + len(alphas)
-    return Swap(
+    swap = Swap(
         metric=metric,
         alphas=tuple(alphas),
         trained=table[:, 0],
         swapped=table[:, 1:count],
         renewed=table[:, count:] if batch_norm else None,
     )
+    with write_atomically(work_dir / "swap.md") as temporary:
+        temporary.write_text(swap.markdown())
+    swap.plot(work_dir / "swap.png")
+    return swap
 
 
 def _load(cfg: Config, checkpoint: str) -> Runner:
     """The Runner of a config with the weights of a checkpoint."""
     runner = build_runner(cfg.copy())
     runner.load_checkpoint(checkpoint, strict=True)
+    runner.model.eval()
     return runner
 
 
@@ -204,6 +216,7 @@ class _BatchNormOnly(nn.Module):
         self.network = network
 
     def train(self, mode: bool = True):
+        self.training = mode
         for module in self.network.modules():
             if isinstance(module, _BatchNorm):
                 nn.Module.train(module, mode)
@@ -224,4 +237,4 @@ def _renew_batch_norm(runner: Runner, batches: int) -> None:
         for _, data in zip(range(batches), loader, strict=False):
             yield model.data_preprocessor(data, True)["inputs"]
 
-    update_bn(inputs(), _BatchNormOnly(model.backbone))
+    update_bn(inputs(), _BatchNormOnly(model.backbone).eval())

@@ -13,6 +13,7 @@ from mmengine.dataset import Compose
 from torch import Tensor
 
 from ..analysis.similarity import check_methods, enlarge, pool_image
+from ..analysis.stem import pool_arguments, pool_input, stem_pool
 from ..engine import load_model
 from ..models.pooling_methods import METHODS
 from ..ops.functional import soft_pool2d
@@ -207,12 +208,7 @@ def stem_activations(cfg, checkpoint: str, image_file: str) -> tuple[np.ndarray,
             "has none"
         )
     model = load_model(cfg, checkpoint)
-    pool = getattr(model.backbone, "maxpool", None)
-    if pool is None:
-        raise ValueError(
-            f"the backbone must have a stem pool named maxpool, {type(model.backbone).__name__} "
-            "has none"
-        )
+    pool = stem_pool(model)
     steps = [
         step
         for step in get_test_pipeline_cfg(cfg)
@@ -223,16 +219,14 @@ def stem_activations(cfg, checkpoint: str, image_file: str) -> tuple[np.ndarray,
     batch = model.data_preprocessor(
         dict(inputs=[data["inputs"]], data_samples=[data["data_samples"]])
     )
-    seen = []
-    pool.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    with torch.no_grad():
-        model.backbone(batch["inputs"])
+    before = pool_input(model, batch["inputs"])
     height, width = data["data_samples"].img_shape[:2]
     shown = data["inputs"].permute(1, 2, 0).numpy()[..., ::-1] / 255
-    keys = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "alpha")
-    arguments = {key: getattr(pool, key) for key in keys if hasattr(pool, key)}
-    stride = batch["inputs"].shape[-1] / seen[0].shape[-1]
-    activations = seen[0][0, :, : math.ceil(height / stride), : math.ceil(width / stride)]
+    arguments = pool_arguments(pool)
+    if hasattr(pool, "alpha"):
+        arguments["alpha"] = pool.alpha
+    stride = batch["inputs"].shape[-1] / before.shape[-1]
+    activations = before[0, :, : math.ceil(height / stride), : math.ceil(width / stride)]
     return shown, activations, arguments
 
 

@@ -1,0 +1,235 @@
+"""What the pool in a trained stem does to its activations, over the sharpness alpha.
+
+Three properties that the paper argues with (sections 1 to 3), measured instead of drawn: how much
+of the activations is kept, how many of them get a gradient, and how much the output changes when
+the image moves by a pixel (Zhang, "Making Convolutional Networks Shift-Invariant Again", 2019).
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from mmengine.runner import Runner
+from rich.progress import track
+from torch import Tensor, nn
+
+from ..engine import check_data, load_model
+from ..ops.functional import soft_pool2d
+from ..visualization import save_figure
+
+#: The values of alpha that are measured by default; infinity is max pooling.
+ALPHAS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, math.inf)
+_LABELS = {0.0: "avg", math.inf: "max"}
+
+
+def stem_pool(model: nn.Module) -> nn.Module:
+    """The pool in the stem of a detector whose backbone is one of mmdet's ResNets.
+
+    Raises:
+        ValueError: If the backbone has none.
+    """
+    pool = getattr(model.backbone, "maxpool", None)
+    if pool is None:
+        raise ValueError(
+            f"the backbone must have a stem pool named maxpool, {type(model.backbone).__name__} "
+            "has none"
+        )
+    return pool
+
+
+def pool_arguments(pool: nn.Module) -> dict:
+    """The arguments of a pool that all pools have, for ``soft_pool2d`` and ``F.max_pool2d``."""
+    keys = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    return {key: getattr(pool, key) for key in keys if hasattr(pool, key)}
+
+
+@torch.no_grad()
+def pool_input(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The input of the pool in the stem, (N, C, h, w), for images (N, 3, H, W)."""
+    seen = []
+    hook = stem_pool(model).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        model.backbone(inputs)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+@dataclass(frozen=True)
+class StemMeasurement:
+    """Result of :func:`measure_stem`, each array over ``alphas``.
+
+    Attributes:
+        alphas: The pools, infinity for max pooling.
+        trained: The alpha of the stem's own pool, if it is one of them.
+        energy: Mean square of the outputs over that of the inputs.
+        gradient: Share of the inputs that the gradient reaches: (sum |d|)^2 / (n sum d^2) of the n
+            inputs' gradients d, which is 1 if all get the same and 1 / n if one gets everything,
+            for a gradient of 1 in every output.
+        shift: Root mean square change of the outputs when the image moves by one pixel, over their
+            standard deviation in their channel.
+        edges: (bins + 1,) edges of the histograms, over the inputs of the first batch.
+        before: (bins,) share of the inputs in each bin.
+        after: (alphas, bins) the same for the outputs.
+    """
+
+    alphas: tuple[float, ...]
+    trained: float | None
+    energy: np.ndarray
+    gradient: np.ndarray
+    shift: np.ndarray
+    edges: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+    def markdown(self) -> str:
+        """Formats the three measurements as a table."""
+        lines = ["| pool | energy | gradient | shift |", "|---|---:|---:|---:|"]
+        for i, alpha in enumerate(self.alphas):
+            name = _LABELS.get(alpha, f"alpha {alpha:g}")
+            cells = (self.energy[i], self.gradient[i], self.shift[i])
+            lines.append(f"| {name} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
+        return "\n".join(lines) + "\n"
+
+
+def measure_stem(
+    cfg: Config,
+    checkpoint: str,
+    alphas: Sequence[float] = ALPHAS,
+    images: int = 32,
+    bins: int = 60,
+) -> StemMeasurement:
+    """Measures pools of different sharpness on the activations of one trained stem.
+
+    Args:
+        cfg: The config of the detector, from :func:`~mmsoftpool.engine.load_config`. Its backbone
+            is one of mmdet's ResNets.
+        checkpoint: File or URL of its weights.
+        alphas: The pools, infinity for max pooling. Defaults to :data:`ALPHAS`.
+        images: Number of images of the val split. Defaults to 32.
+        bins: Number of bins of the histograms. Defaults to 60.
+
+    Raises:
+        FileNotFoundError: If the data set or the checkpoint is missing.
+        ValueError: If an argument is out of its range, the checkpoint does not fit, the backbone
+            has no ``maxpool``, or the config has no ``val_dataloader``.
+    """
+    if not alphas or not all(alpha >= 0 for alpha in alphas):
+        raise ValueError(f"alphas must be numbers of at least 0, at least one, got {list(alphas)}")
+    for name, value in (("images", images), ("bins", bins)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not isinstance(cfg.get("val_dataloader"), dict):
+        raise ValueError(f"{cfg.filename} must have val_dataloader, a dict")
+    check_data(cfg, "val")
+    model = load_model(cfg, checkpoint)
+    own = stem_pool(model)
+    arguments = pool_arguments(own)
+    trained = math.inf if isinstance(own, nn.MaxPool2d) else getattr(own, "alpha", None)
+    if isinstance(own, nn.AvgPool2d):
+        trained = 0.0
+
+    def pool(x: Tensor, alpha: float) -> Tensor:
+        if alpha == math.inf:
+            return F.max_pool2d(x, **arguments)
+        return soft_pool2d(x, **arguments, alpha=alpha)
+
+    sums = np.zeros((len(alphas), 5))  # of y^2, |d|, d^2, change^2, variance
+    counts = np.zeros((len(alphas), bins))
+    before, edges = np.zeros(bins), None
+    total, elements, outputs, squares = 0, 0, 0, 0.0
+    loader = Runner.build_dataloader(cfg.val_dataloader)
+    batches = min(len(loader), math.ceil(images / loader.batch_size))
+    for data in track(itertools.islice(loader, batches), "stem", total=batches):
+        inputs = model.data_preprocessor(data, False)["inputs"][: images - total]
+        total += len(inputs)
+        # The image without its last and without its first column.
+        x, other = (pool_input(model, part) for part in (inputs[..., :-1], inputs[..., 1:]))
+        if edges is None:
+            edges = np.linspace(float(x.min()), float(x.max()), bins + 1)
+        before += np.histogram(x.numpy(force=True), edges)[0]
+        squares += float(x.double().square().sum())
+        elements += x.numel()
+        for i, alpha in enumerate(alphas):
+            leaf = x.detach().requires_grad_()
+            y = pool(leaf, alpha)
+            (gradient,) = torch.autograd.grad(y.sum(), leaf)
+            y = y.detach()
+            # Without the borders, where padding takes the place of what has moved out.
+            change = (pool(other, alpha) - y)[..., 2:-2, 2:-2].double()
+            sums[i] += [
+                float(y.double().square().sum()),
+                float(gradient.double().abs().sum()),
+                float(gradient.double().square().sum()),
+                float(change.square().sum()),
+                float(y[..., 2:-2, 2:-2].double().var((0, 2, 3), correction=0).sum())
+                * change[:, 0].numel(),
+            ]
+            counts[i] += np.histogram(y.numpy(force=True), edges)[0]
+        outputs += y.numel()
+    return StemMeasurement(
+        alphas=tuple(alphas),
+        trained=trained,
+        energy=sums[:, 0] / outputs / (squares / elements),
+        gradient=sums[:, 1] ** 2 / (elements * sums[:, 2]),
+        shift=np.sqrt(sums[:, 3] / sums[:, 4]),
+        edges=edges,
+        before=before / elements,
+        after=counts / outputs,
+    )
+
+
+def draw_stems(stems: dict[str, StemMeasurement], out) -> None:
+    """Draws the measurements of one or more stems.
+
+    The last panel has the histograms of the first one.
+
+    Args:
+        stems: The measurements by the name of the stem, all of the same alphas.
+        out (str | Path): Picture file.
+    """
+    figure = Figure(figsize=(9.6, 5.6), layout="constrained")
+    grid = figure.subplots(2, 2)
+    first = next(iter(stems.values()))
+    places = np.arange(len(first.alphas))
+    labels = [_LABELS.get(alpha, f"{alpha:g}") for alpha in first.alphas]
+    panels = (
+        ("energy", "Energy kept: mean square, output / input"),
+        ("gradient", "Share of the inputs that the gradient reaches"),
+        ("shift", "Change when the image moves by a pixel"),
+    )
+    for axes, (name, title) in zip(grid.flat, panels, strict=False):
+        for i, (stem, measured) in enumerate(stems.items()):
+            values = getattr(measured, name)
+            axes.plot(places, values, color=f"C{i}", label=stem)
+            if measured.trained in measured.alphas:
+                own = measured.alphas.index(measured.trained)
+                axes.plot(own, values[own], "o", color=f"C{i}", ms=7)
+        axes.set(xticks=places, xticklabels=labels, xlabel="alpha", title=title)
+        axes.set_ylim(bottom=0)
+    if len(stems) > 1:
+        grid[0, 0].legend(frameon=False, title="stem (dot: its own pool)")
+    axes = grid[1, 1]
+    axes.stairs(first.before, first.edges, color="0.7", fill=True, label="before")
+    for i, alpha in enumerate((0.0, 1.0, 4.0, math.inf)):
+        if alpha in first.alphas:
+            name = _LABELS.get(alpha, rf"$\alpha$ = {alpha:g}")
+            share = first.after[first.alphas.index(alpha)]
+            axes.stairs(share, first.edges, color=f"C{i + 4}", label=name)
+    axes.set(
+        yscale="log",
+        xlabel="activation",
+        ylabel="share",
+        title="Activations" + (f" ({next(iter(stems))})" if len(stems) > 1 else ""),
+    )
+    axes.legend(frameon=False)
+    for axes in grid.flat:
+        axes.grid(axis="y", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, out)
