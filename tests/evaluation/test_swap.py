@@ -98,7 +98,7 @@ def test_new_statistics_are_those_of_the_training_images(
     model.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
     seen = []
     model.backbone.bn1.register_forward_pre_hook(lambda module, args: seen.append(args[0].double()))
-    loader = Runner.build_dataloader(cfg.train_dataloader)
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     model.eval()
     with torch.no_grad():
         for data in loader:
