@@ -50,6 +50,11 @@ def since(*version: int):
     )
 
 
+def blocks(path: Path, language: str) -> list[str]:
+    """The code blocks of a Markdown page in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
 def config_path(name: str) -> str:
     """The path of one of the project's configs."""
     return str(ROOT / "configs" / f"{name}.py")

@@ -11,7 +11,7 @@ from mmsoftpool import engine
 
 from .common import TABLE_8, config_path
 
-PAIRS = [*TABLE_8, "demo_retinanet"]
+PAIRS = [*TABLE_8, "demo_retinanet", "bccd_retinanet"]
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -37,6 +37,28 @@ def test_configs_build_the_detector_with_the_pool_of_their_name(name):
     assert repr(backbone.maxpool).startswith(f"{pool}(kernel_size=3, stride=2, padding=1")
     depth = re.search(r"_r(\d+)_", name)
     assert backbone.depth == int(depth[1] if depth else 18)
+
+
+@pytest.mark.parametrize(
+    ("name", "pool"),
+    [
+        ("bccd_retinanet_avgpool", "AvgPool2d(kernel_size=3, stride=2, padding=1)"),
+        ("bccd_retinanet_softpool_alpha4", "alpha=4.0, gradient='exact'"),
+        ("bccd_retinanet_softpool_paper", "alpha=1.0, gradient='paper'"),
+        ("demo_retinanet_softpool_alpha4", "alpha=4.0, gradient='exact'"),
+    ],
+)
+def test_a_variant_differs_from_its_base_in_the_pool_alone(name, pool):
+    from mmdet.registry import MODELS
+
+    base, variant = (
+        Config.fromfile(config_path(n)) for n in (f"{name.split('_')[0]}_retinanet_softpool", name)
+    )
+    init_default_scope("mmdet")
+    with torch.device("meta"):
+        assert pool in repr(MODELS.build(variant.model.backbone).maxpool)
+    variant.model.backbone.pop("stem_pool")
+    assert base._cfg_dict == variant._cfg_dict
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,114 @@
+"""docs/own_data.md from top to bottom, on a Pascal VOC folder like the one that it downloads."""
+
+import json
+
+import cv2
+import mmdet.apis
+import numpy as np
+import pytest
+import torch
+
+from mmsoftpool.engine import build_model, check_data, load_config
+from mmsoftpool.export import build_network, export
+
+from .common import ROOT, SHARED, blocks
+
+CONFIG = "configs/bccd_retinanet_softpool.py"
+PHOTOS = {"train": "BloodImage_00001", "val": "BloodImage_00000", "test": "BloodImage_00007"}
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """The page's Python blocks, in a folder with the data that the first of them has converted."""
+    voc = tmp_path / "BCCD_Dataset" / "BCCD"
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (voc / folder).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, name in PHOTOS.items():
+        (voc / "ImageSets" / "Main" / f"{split}.txt").write_text(f"{name}\n")
+        photo = cv2.resize(rng.integers(0, 256, (30, 40, 3), np.uint8), (640, 480))
+        cv2.imwrite(str(voc / "JPEGImages" / f"{name}.jpg"), photo)
+        objects = "".join(
+            f"<object><name>{cell}</name><bndbox><xmin>{x}</xmin><ymin>101</ymin>"
+            f"<xmax>{x + 79}</xmax><ymax>160</ymax></bndbox></object>"
+            for cell, x in (("RBC", 11), ("WBC", 201), ("Platelets", 401))
+        )
+        (voc / "Annotations" / f"{name}.xml").write_text(
+            f"<annotation><filename>{name}.jpg</filename><size><width>640</width>"
+            f"<height>480</height><depth>3</depth></size>{objects}</annotation>"
+        )
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    convert, *others = blocks(ROOT / "docs" / "own_data.md", "python")
+    exec(convert, {})
+    for block in others:
+        if block.startswith("# "):
+            (tmp_path / block.partition("\n")[0][2:]).write_text(block)
+    return others
+
+
+def test_the_conversion_keeps_every_box_in_its_split(page):
+    for split, name in PHOTOS.items():
+        with open(f"data/bccd/annotations/instances_{split}.json") as file:
+            data = json.load(file)
+        assert [image["file_name"] for image in data["images"]] == [f"{name}.jpg"]
+        assert cv2.imread(f"data/bccd/{split}/{name}.jpg").shape == (480, 640, 3)
+        names = {category["id"]: category["name"] for category in data["categories"]}
+        # Pascal VOC counts pixels from 1 and names the last one.
+        assert [(names[a["category_id"]], a["bbox"]) for a in data["annotations"]] == [
+            ("RBC", [10, 100, 80, 60]),
+            ("WBC", [200, 100, 80, 60]),
+            ("Platelets", [400, 100, 80, 60]),
+        ]
+        assert min(annotation["id"] for annotation in data["annotations"]) == 1
+
+
+@pytest.mark.parametrize("config", ["cells.py", "cells_maxpool.py", CONFIG])
+def test_the_configs_fit_the_data(page, config):
+    cfg = load_config(config)
+    check_data(cfg, "train", "val", "test")
+    with torch.device("meta"):
+        model = build_model(cfg)
+    assert type(model.backbone.maxpool).__name__ == (
+        "MaxPool2d" if config == "cells_maxpool.py" else "SoftPool2d"
+    )
+    assert cfg.test_evaluator.ann_file == "data/bccd/annotations/instances_test.json"
+    assert "end" not in cfg.param_scheduler[1]
+
+
+def test_the_exported_file_detects_what_the_detector_detects(page, capsys):
+    cfg = load_config(CONFIG)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    torch.nn.init.normal_(model.bbox_head.retina_cls.weight, std=0.5)
+    torch.save(dict(state_dict=model.state_dict()), "weights.pth")
+    export(build_network(cfg, "weights.pth"), "onnx", "cells.onnx")
+
+    namespace = {}
+    exec(page[-1], namespace)
+    model.cfg = cfg
+    (expected,) = mmdet.apis.inference_detector(
+        model.eval(), [f"data/bccd/test/{PHOTOS['test']}.jpg"]
+    )
+    expected, found = expected.pred_instances, namespace["cells"]
+    assert len(found) == len(expected) > 10
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.bboxes, expected.bboxes, rtol=0, atol=1e-2)
+    assert len(capsys.readouterr().out.splitlines()) == (expected.scores > 0.5).sum() > 0
+
+
+@pytest.mark.skipif(not (SHARED / "data" / "bccd").exists(), reason="no BCCD photos there")
+def test_the_small_detector_learns_from_the_photos(run_tool, tmp_path):
+    options = (
+        *("--cfg-options", f"data_root={SHARED / 'data' / 'bccd'}", "train_cfg.max_epochs=1"),
+        *("train_dataloader.dataset.indices=32", "train_dataloader.batch_size=4"),
+        *("val_dataloader.dataset.indices=2", "param_scheduler.0.end=4"),
+        *("param_scheduler.1.begin=0", "default_hooks.logger.interval=1"),
+        "model.test_cfg.score_thr=0",
+    )
+    status, out, _ = run_tool("train", ROOT / CONFIG, "--work-dir", tmp_path, *options)
+    assert status == 0 and "coco/bbox_mAP" in out
+    (log,) = tmp_path.glob("*/vis_data/scalars.json")
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    losses = [entry["loss"] for entry in entries if "loss" in entry]
+    assert len(losses) == 8 and sum(losses[-3:]) < 0.95 * sum(losses[:3])
