@@ -1,17 +1,4 @@
-# DenseNet-161 with SoftPool, pre-trained on ImageNet-1K (paper, section 4.1). As in the paper, the
-# max pool after the first layer and the average pools between the dense blocks are replaced.
-_base_ = "_base_/pretrain_in1k.py"
+# DenseNet-161 with SoftPool, pre-trained on ImageNet-1K (paper, section 4.1).
+_base_ = "pretrain_densenet121_softpool_in1k.py"
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type="SoftPoolBackbone",
-        backbone=dict(
-            type="mmpretrain.TIMMBackbone",
-            model_name="densenet161",
-            features_only=True,
-            out_indices=(4,),
-        ),
-    ),
-    head=dict(in_channels=2208),
-)
+model = dict(backbone=dict(backbone=dict(model_name="densenet161")), head=dict(in_channels=2208))

@@ -1,6 +1,7 @@
 # Inception v3 with SoftPool, pre-trained on ImageNet-1K (paper, section 4.1; Tables 4 and 6). All
-# its 13 pools are replaced, which is column VII of Table 6; backbones.md has the other columns.
-# Without auxiliary classifiers and dropout, which the paper does not mention.
+# its 13 pools are replaced, column VII of Table 6; column III, for example, has
+# include=["timm_model.Pool?", "timm_model.Mixed_5*"]. Without auxiliary classifiers and dropout,
+# which the paper does not mention.
 _base_ = "_base_/pretrain_in1k.py"
 
 model = dict(
