@@ -11,6 +11,7 @@ from .. import registry
 from ..ops import SoftPool1d, SoftPool2d, SoftPool3d
 from ..ops.library import forward_flops
 from .backbone import soft_pool_backbone  # noqa: F401
+from .googlenet import GoogLeNet  # noqa: F401
 from .pooling_methods import (
     GatedPool2d,
     LearnedNormPool2d,
