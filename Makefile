@@ -1,6 +1,7 @@
 # make env    set up .venv (torch, mmcv, mmdet, the compiled operator); the others do it first if needed
 # make demo   train and evaluate a small SoftPool detector on data it draws itself, in under 10 minutes
 # make test   lint, documentation and tests
+# make test-slow    the tests that take minutes: every network, the wheel for every GPU
 # make docs   the documentation as HTML, in build/docs/html
 # make wheel  dist/*.whl for every Python, and for every torch from 2.10 on
 # make format rewrite the sources in the project's style
@@ -15,7 +16,7 @@ BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 CSRC   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: env demo test fuzz docs lint format wheel sanitize sanitize-cuda gpu-report clean
+.PHONY: env demo test test-slow fuzz docs lint format wheel sanitize sanitize-cuda gpu-report clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.built
@@ -44,7 +45,10 @@ demo: env
 # processes on two cores wait for each other. JOBS=8 where there are more cores.
 JOBS ?= 2
 test: env lint docs
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+
+test-slow: env
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m slow
 
 fuzz: env
 	MMSOFTPOOL_FUZZ=100 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) tests/test_fuzz.py

@@ -27,7 +27,12 @@ SMALL_OPTIONS = [f"{key}={value}" for key, value in SMALL.items()]
     ("config", "score_thr", "metrics"),
     [
         ("configs/retinanet_r50_softpool.py", "model.test_cfg.score_thr=0", ["bbox"]),
-        ("configs/mask_rcnn_r50_softpool.py", "model.test_cfg.rcnn.score_thr=0", ["bbox", "segm"]),
+        pytest.param(
+            "configs/mask_rcnn_r50_softpool.py",
+            "model.test_cfg.rcnn.score_thr=0",
+            ["bbox", "segm"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_r50_trains_saves_resumes_and_evaluates_on_coco(

@@ -141,7 +141,15 @@ def test_a_classifier_has_the_detectors_backbone(name):
     assert pools[0] == pools[1]
 
 
-@every_network
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("resnet18", "densenet121", "inception_v1")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in CLASSIFIERS
+    ],
+)
 def test_it_trains_and_its_checkpoint_starts_the_detector(run_tool, image_folder, work_dir, name):
     size = 75 if name == "inception_v3" else 32
     options = [
