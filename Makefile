@@ -25,8 +25,11 @@ $(VENV)/.installed: constraints.txt pyproject.toml scripts/setup_env.sh
 	PYTHON=$(PYTHON) scripts/setup_env.sh $(VENV)
 	touch $@
 
-$(VENV)/.built: $(VENV)/.installed setup.py $(CSRC)
-	$(PY) -m pip install -q --no-build-isolation --no-deps -e .
+# The set-up has just compiled the libraries, where it had to run; they are not compiled twice.
+LIBRARY := mmsoftpool/libmmsoftpool_cpu.so
+$(VENV)/.built: setup.py $(CSRC) | $(VENV)/.installed
+	[ -e $(LIBRARY) ] && [ -z "$$(find $^ -newer $(LIBRARY))" ] || \
+	  $(PY) -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
 # `train --resume` resumes an interrupted demo, and skips a training that is complete.
