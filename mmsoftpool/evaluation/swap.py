@@ -157,9 +157,11 @@ def evaluate_swap(
     settings.work_dir = ""
     settings = hashlib.sha256(f"{settings.pretty_text}{include}".encode()).hexdigest()[:16]
 
+    for checkpoint in checkpoints:  # mistakes are found before the first evaluation
+        replace_pooling(load_model(cfg, checkpoint).backbone, include=include)
+
     curves = []
     for checkpoint in checkpoints:
-        load_model(cfg, checkpoint)  # mmengine would report a mistake after hundreds of lines
         identity = checkpoint
         if "://" not in checkpoint:
             identity = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:16]

@@ -176,6 +176,17 @@ def test_a_wrong_argument_is_named(load, checkpoint, evaluations, arguments, mes
     arguments = dict(checkpoints=[checkpoint], alphas=[1.0]) | arguments
     with pytest.raises(ValueError, match=message):
         evaluate_swap(load(), **arguments)
+    assert not evaluations
+
+
+def test_a_network_without_max_pools_is_refused_before_the_evaluation(
+    load, checkpoint, evaluations
+):
+    with pytest.raises(
+        ValueError, match=r"no pool to replace .* has the pools maxpool \(SoftPool2d\)"
+    ):
+        evaluate_swap(load("demo_retinanet_softpool"), [checkpoint])
+    assert not evaluations
 
 
 def test_a_config_without_a_val_split_is_named(load, checkpoint):
