@@ -151,8 +151,8 @@ def evaluate_swap(
     work_dir.mkdir(parents=True, exist_ok=True)
     results = work_dir / "swap.json"
     known = read_json(results, "results of the swap") if results.exists() else {}
-    if not isinstance(known, dict):
-        raise ValueError(f"{results} must hold a JSON object; delete it to start again")
+    if not (isinstance(known, dict) and all(map(_are_scores, known.values()))):
+        raise ValueError(f"{results} is damaged; delete it to evaluate everything again")
     settings = cfg.copy()
     settings.work_dir = ""
     settings = hashlib.sha256(f"{settings.pretty_text}{include}".encode()).hexdigest()[:16]
@@ -200,6 +200,15 @@ def evaluate_swap(
         temporary.write_text(swap.markdown())
     swap.plot(work_dir / "swap.png")
     return swap
+
+
+def _are_scores(value) -> bool:
+    """Whether a value in the file of the results has the form of an evaluation's metrics."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(x, float) for x in value.values())
+    )
 
 
 def _load(cfg: Config, checkpoint: str) -> Runner:

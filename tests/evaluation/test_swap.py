@@ -1,5 +1,7 @@
 """tools/swap.py: a network trained with max pooling, evaluated with SoftPool over alpha."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.runner import Runner
@@ -131,6 +133,17 @@ def test_a_later_call_evaluates_only_what_is_new(load, checkpoint, evaluations):
     assert len(evaluations) == 6  # another config
 
 
+@pytest.mark.parametrize("content", ["[]", '{"a": 1}', '{"a": {}}', '{"a": {"score": "1"}}', "{"])
+def test_damaged_results_are_refused(load, checkpoint, evaluations, content):
+    cfg = load()
+    path = Path(cfg.work_dir, "swap.json")
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"{path} is (damaged|not JSON)"):
+        evaluate_swap(cfg, [checkpoint])
+    assert not evaluations
+
+
 def test_the_tool_prints_means_and_scores_of_several_checkpoints(
     run_tool, shapes, tmp_path, checkpoint, monkeypatch
 ):
@@ -182,9 +195,7 @@ def test_a_wrong_argument_is_named(load, checkpoint, evaluations, arguments, mes
 def test_a_network_without_max_pools_is_refused_before_the_evaluation(
     load, checkpoint, evaluations
 ):
-    with pytest.raises(
-        ValueError, match=r"no pool to replace .* has the pools maxpool \(SoftPool2d\)"
-    ):
+    with pytest.raises(ValueError, match=r"has the pools maxpool \(SoftPool2d\)"):
         evaluate_swap(load("demo_retinanet_softpool"), [checkpoint])
     assert not evaluations
 
