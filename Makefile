@@ -6,6 +6,7 @@
 # make wheel  dist/*.whl for every Python, and for every torch from 2.10 on
 # make format rewrite the sources in the project's style
 # make fuzz   damaged files for every tool, for an hour; make test has half a minute of it
+# make aarch64    the CPU kernels on an emulated 64-bit ARM against those of this machine
 # make sanitize, make sanitize-cuda    the operator's tests under the sanitizers
 # make gpu-report    test and measure on a GPU, in under 9 minutes; needs nvcc, torch and pytest
 
@@ -16,7 +17,7 @@ BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 CSRC   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: env demo test test-slow fuzz docs lint format wheel sanitize sanitize-cuda gpu-report clean
+.PHONY: env demo test test-slow fuzz docs lint format wheel aarch64 sanitize sanitize-cuda gpu-report clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.built
@@ -91,6 +92,12 @@ sanitize: env
 	    tests/ops/test_functional.py tests/ops/test_autograd.py tests/ops/test_properties.py \
 	    tests/ops/test_raw_operator.py tests/ops/test_windows.py -k "not reference" || status=1; \
 	done; $(PY) -m pip install -q --no-build-isolation --no-deps -e .; exit $$status
+
+aarch64: env
+	command -v aarch64-linux-gnu-g++ qemu-aarch64 || { \
+	  echo "error: needs a cross compiler and qemu (on Debian: apt-get install g++-aarch64-linux-gnu" \
+	    "qemu-user)" >&2; exit 1; }
+	$(PY) -m pytest -q tests/ops/test_aarch64.py
 
 # The CUDA kernels under compute-sanitizer; needs a GPU.
 sanitize-cuda: env
