@@ -94,7 +94,7 @@ sanitize: env
 	done; $(PY) -m pip install -q --no-build-isolation --no-deps -e .; exit $$status
 
 aarch64: env
-	command -v aarch64-linux-gnu-g++ qemu-aarch64 || { \
+	command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64 || { \
 	  echo "error: needs a cross compiler and qemu (on Debian: apt-get install g++-aarch64-linux-gnu" \
 	    "qemu-user)" >&2; exit 1; }
 	$(PY) -m pytest -q tests/ops/test_aarch64.py
