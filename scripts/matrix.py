@@ -130,7 +130,8 @@ class Runner:
             packages.append("setuptools")
         status, output = self.uv("pip", "install", "--no-build", "--python", self.python, *packages)
         if status:
-            reason = re.search(r"Because (.*?)(?: and | we can |$)", " ".join(output.split()))
+            text = " ".join(output.split())
+            reason = re.search(r"Because (.*?)(?: and you require|,? we can conclude)", text)
             raise Skip(reason[1] if reason else output.strip().splitlines()[-1])
 
     def build(self):
@@ -265,9 +266,8 @@ def table():
             result.get("demo", ""),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(
-        [*lines, "", f"Run on {' to '.join(sorted(dates)[:: max(len(dates) - 1, 1)])}."]
-    )
+    days = " to ".join(sorted({min(dates), max(dates)})) if dates else "no day"
+    return "\n".join([*lines, "", f"Run on {days}."])
 
 
 def main(names):
