@@ -71,7 +71,7 @@ wheel: env
 	rm -rf build/wheel
 	MMSOFTPOOL_GLIBC=2.28 $(PY) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
 	PATH="$(abspath $(BIN)):$$PATH" $(PY) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
-	  --plat manylinux_2_28_$(shell uname -m) -w dist build/wheel/mmsoftpool-*.whl
+	  --only-plat --plat manylinux_2_28_$(shell uname -m) -w dist build/wheel/mmsoftpool-*.whl
 
 # The package with other versions of Python, torch, numpy and OpenMMLab's packages: hours, and 5 GB of
 # disk. Call it again to resume it; `make matrix ROWS="torch2.4 onedl"` runs only these.

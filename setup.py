@@ -220,9 +220,9 @@ class BuildLibraries(build_ext):
             link += shlex.split(os.environ.get("CXXFLAGS", ""))
             link += ["-fopenmp"] if use_aten() else []
         if glibc:
-            # zig knows the symbols of every glibc but has no libstdc++: the compiler's. -s removes
-            # the debug information of the code that zig adds.
-            for name in ("libstdc++.so.6", "libgcc_s.so.1"):
+            # zig knows the symbols of every glibc but not the compiler's libraries: with its own in
+            # place of libgcc.a, __builtin_cpu_supports finds no AVX. -s removes debug information.
+            for name in ("libgcc.a", "libstdc++.so.6", "libgcc_s.so.1"):
                 find = [*cxx, f"-print-file-name={name}"]
                 link.append(subprocess.check_output(find, text=True).strip())
             link.append("-Wl,-s")

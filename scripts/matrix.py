@@ -96,25 +96,19 @@ class Runner:
         self.folder = FOLDER / row.name
         self.python = self.folder / "venv" / "bin" / "python"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.log = open(self.folder / "log.txt", "w")  # noqa: SIM115 (closed with the process)
+        self.log = self.folder / "log.txt"
+        self.log.unlink(missing_ok=True)
 
-    def call(self, *command, **env):
+    def call(self, *command):
         """Runs a command in the row's folder; returns its exit status and its output."""
-        self.log.write(f"\n$ {' '.join(map(str, command))}\n")
-        output = []
-        with subprocess.Popen(
-            list(map(str, command)),
-            cwd=self.folder,
-            env={**os.environ, **env},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as process:
-            for line in process.stdout:
-                self.log.write(line)
-                self.log.flush()
-                output.append(line)
-        return process.returncode, "".join(output)
+        with open(self.log, "a+") as log:
+            print(f"\n$ {' '.join(map(str, command))}", file=log, flush=True)
+            start = log.tell()
+            status = subprocess.run(
+                list(map(str, command)), cwd=self.folder, stdout=log, stderr=subprocess.STDOUT
+            ).returncode
+            log.seek(start)
+            return status, log.read()
 
     def uv(self, *arguments):
         return self.call(sys.executable, "-m", "uv", *arguments)
@@ -128,7 +122,14 @@ class Runner:
         packages = [*row.packages, "wheel", "pytest"]
         if not any(package.startswith("setuptools") for package in packages):
             packages.append("setuptools")
-        status, output = self.uv("pip", "install", "--no-build", "--python", self.python, *packages)
+        install = ("pip", "install", "--python", self.python)
+        # What is compiled comes as a wheel; onedl-mmdetection has none, and its build needs torch.
+        for name in ("torch", "numpy", "mmcv", "onedl-mmcv"):
+            install += ("--no-build-package", name)
+        openmmlab = [package for package in packages if "mm" in package]
+        status, output = self.uv(*install, *(p for p in packages if p not in openmmlab))
+        if not status and openmmlab:
+            status, output = self.uv(*install, "--no-build-isolation", *packages)
         if status:
             text = " ".join(output.split())
             reason = re.search(r"Because (.*?)(?: and you require|,? we can conclude)", text)

@@ -33,7 +33,7 @@ def matrix(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(script.Runner, "uv", uv)
     monkeypatch.setattr(script.Runner, "build", lambda runner: None)
-    monkeypatch.setattr(script.Runner, "call", lambda *_, **__: (0, "Python 3.12.1\n"))
+    monkeypatch.setattr(script.Runner, "call", lambda *_: (0, "Python 3.12.1\n"))
     monkeypatch.setattr(script.Runner, "test_operator", lambda runner: "7 passed")
     # main changes the environment for its child processes.
     monkeypatch.setattr(script.os, "environ", {})
