@@ -17,6 +17,8 @@ TABLE_8 = [
     *(f"mask_rcnn_r{d}" for d in (34, 50, 101)),
 ]
 
+#: Options of a run that also keeps its best checkpoint.
+BEST = {"default_hooks.checkpoint.save_best": "AP", "default_hooks.checkpoint.rule": "greater"}
 #: Options that shrink a detector, with its real pipeline, until a CPU trains it in seconds.
 SMALL = {
     "model.backbone.init_cfg": None,

@@ -1,9 +1,11 @@
 """Training and evaluation of a detector from a config, on mmengine's Runner."""
 
 import errno
+import io
 import os
 import re
 import sys
+import traceback
 import urllib.error
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -15,9 +17,9 @@ from mmengine.runner import CheckpointLoader, Runner
 
 from ..files import check_input, check_output
 from .build import build_model
+from .checkpoints import find_intact_checkpoint
 from .config import dicts
 from .data import check_data
-from .resume import find_intact_checkpoint
 
 
 def _require(cfg: Config, *keys: str) -> None:
@@ -61,9 +63,20 @@ def _explain_errors(cfg: Config) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise OSError(
-            f"cannot write to {cfg.work_dir}: {error.strerror}; free some space, then resume from "
-            "the last intact checkpoint"
+            f"cannot write {_file_of(error) or cfg.work_dir}: {error.strerror}; free some space, "
+            "then resume from the last intact checkpoint"
         ) from error
+
+
+def _file_of(error: OSError) -> str | None:
+    """The file that could not be written; Python names it if it cannot be opened only."""
+    if error.filename:
+        return str(error.filename)
+    names = []
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        files = [value for value in frame.f_locals.values() if isinstance(value, io.IOBase)]
+        names += [getattr(file, "name", None) for file in files]
+    return next((name for name in reversed(names) if isinstance(name, str)), None)
 
 
 def read_weights(checkpoint: str, what: str = "checkpoint") -> OrderedDict:
@@ -130,6 +143,26 @@ def load_model(cfg: Config, checkpoint: str) -> torch.nn.Module:
     return model
 
 
+def _save_atomically(cfg: Config) -> None:
+    """Replaces mmengine's CheckpointHook and, for a loop of iterations, checks its settings."""
+    hooks = dict(cfg.get("default_hooks") or {})
+    hook = dict(hooks.get("checkpoint", dict(type="CheckpointHook", interval=1)) or {})
+    loop = cfg.train_cfg
+    by_epoch = loop.get("by_epoch", loop.get("type") != "IterBasedTrainLoop")
+    if hook and not by_epoch:
+        if hook.get("by_epoch", True):
+            raise ValueError(
+                f"default_hooks.checkpoint.by_epoch of {cfg.filename} must be False, because "
+                "train_cfg counts iterations and would save no checkpoint before the last one"
+            )
+        # Else the log gives all validations the number 0.
+        logger = hooks.get("logger", dict(type="LoggerHook"))
+        hooks["logger"] = logger and {"log_metric_by_epoch": False, **logger}
+    if hook.get("type") == "CheckpointHook":
+        hooks["checkpoint"] = dict(hook, type="AtomicCheckpointHook")
+    cfg.default_hooks = hooks
+
+
 def train(
     cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: bool | str | None = None
 ) -> Runner:
@@ -177,7 +210,12 @@ def train(
         if node.get("type") == "Pretrained" and "://" not in node.get("checkpoint", "://"):
             read_weights(node["checkpoint"], "pretrained weights")
     build_model(cfg)  # mmengine would report a mistake after hundreds of lines
-    hooks = [*cfg.get("custom_hooks", []), dict(type="EpochSeedHook")]
+    _save_atomically(cfg)
+    hooks = [
+        *cfg.get("custom_hooks", []),
+        dict(type="EpochSeedHook"),
+        dict(type="MissedValidationHook"),
+    ]
     if cfg.launcher != "none":
         # The same batch norm statistics in all processes, so that they evaluate the saved model.
         hooks.append(dict(type="SyncBuffersHook"))
