@@ -4,7 +4,8 @@
 # make docs   the documentation as HTML, in build/docs/html
 # make wheel  dist/*.whl for every Python, and for every torch from 2.10 on
 # make format rewrite the sources in the project's style
-# make fuzz   damaged files for every tool, for an hour; make test has half a minute of it
+# make fuzz   damaged files for every tool, for an hour, and a demo that is killed ten times; make test
+#             has half a minute of the one and two kills
 # make sanitize, make sanitize-cuda    the operator's tests under the sanitizers
 # make gpu-report    test and measure on a GPU, in under 9 minutes; needs nvcc, torch and pytest
 
@@ -47,7 +48,7 @@ test: env lint docs
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 fuzz: env
-	MMSOFTPOOL_FUZZ=100 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) tests/test_fuzz.py
+	MMSOFTPOOL_FUZZ=100 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) tests/test_fuzz.py tests/test_kill.py
 
 # -W: a broken link, or a docstring that is not valid reStructuredText, is an error.
 docs: env

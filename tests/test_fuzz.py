@@ -26,9 +26,8 @@ import cli
 from mmsoftpool import engine
 from mmsoftpool.datasets.shapes import make_shapes
 
-from .common import ROOT, load_tool, rand
+from .common import LONGER, ROOT, load_tool, rand
 
-LONGER = int(os.environ.get("MMSOFTPOOL_FUZZ", 1))
 SUBMISSION = "detections_test-dev2017_x_results"
 #: What a value of a JSON file is replaced with; a text between two @ becomes JSON itself.
 VALUES = [

@@ -47,6 +47,10 @@ class EpochSeedHook(Hook):
         if isinstance(runner.train_loop, IterBasedTrainLoop):
             _seed(runner.seed, runner.iter, get_rank(), 0)
 
+    def after_train(self, runner):
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            runner.train_loop.dataloader_iterator = None  # ends the workers
+
 
 def _seed(*sequence: int) -> None:
     set_random_seed(int(np.random.SeedSequence(sequence).generate_state(1)[0]))

@@ -3,6 +3,7 @@
 import difflib
 import fcntl
 import os
+import re
 import subprocess
 import sys
 import time
@@ -218,9 +219,9 @@ def _execute(command: list[str], run: _Run, title: str, lock) -> None:
                 for line in process.stdout:
                     log.write(line)
                     log.flush()
-                    if " Epoch(" in line or " Iter(" in line:
-                        progress = line[line.find(" Epoch(") :] if " Epoch(" in line else line
-                        print(f"[{title}]{progress.rstrip()}", flush=True)
+                    progress = re.search(r" (Epoch|Iter)\(.*", line)
+                    if progress:
+                        print(f"[{title}]{progress[0].rstrip()}", flush=True)
             except KeyboardInterrupt:
                 process.wait()  # the terminal has interrupted it as well
                 raise
