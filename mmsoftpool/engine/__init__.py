@@ -2,7 +2,7 @@
 
 from .build import build_model
 from .checkpoints import AtomicCheckpointHook, find_intact_checkpoint
-from .config import coco_metrics, load_config
+from .config import coco_metrics, load_config, require
 from .data import check_data
 from .resume import EpochSeedHook, MissedValidationHook, keep_torch_seed
 from .runner import build_runner, load_model, read_weights, test, train
@@ -20,6 +20,7 @@ __all__ = [
     "load_config",
     "load_model",
     "read_weights",
+    "require",
     "test",
     "train",
 ]

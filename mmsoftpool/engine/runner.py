@@ -18,19 +18,24 @@ from mmengine.runner import CheckpointLoader, Runner
 from ..files import check_input, check_output
 from .build import build_model
 from .checkpoints import find_intact_checkpoint
-from .config import dicts
+from .config import dicts, require
 from .data import check_data
 
 
-def _require(cfg: Config, *keys: str) -> None:
-    """Checks that a config has the given parts."""
-    for key in keys:
-        if not isinstance(cfg.get(key), (dict, list)):
-            raise ValueError(f"{cfg.filename} must have {key}, a dict, got {cfg.get(key)!r}")
-
-
 def build_runner(cfg: Config) -> Runner:
-    """Builds mmengine's Runner; distributed processes without GPUs use gloo."""
+    """Builds mmengine's Runner; distributed processes without GPUs use gloo.
+
+    Raises:
+        ValueError: If the config has only some of the parts for training, validation or testing.
+    """
+    for split, last in (
+        ("train", "optim_wrapper"),
+        ("val", "val_evaluator"),
+        ("test", "test_evaluator"),
+    ):
+        names = (f"{split}_dataloader", f"{split}_cfg", last)
+        if any(cfg.get(name) is not None for name in names):
+            require(cfg, *names)
     if cfg.launcher == "pytorch" and not torch.cuda.is_available():
         # mmengine would ask for a CUDA device, and DistributedDataParallel for none.
         if not torch.distributed.is_initialized():
@@ -184,7 +189,7 @@ def train(
         OSError: If the disk is full.
         ValueError: If ``amp`` or ``auto_scale_lr`` is set where it cannot work.
     """
-    _require(cfg, "train_dataloader", "train_cfg", "optim_wrapper")
+    require(cfg, "train_dataloader.dataset", "train_cfg", "optim_wrapper")
     check_data(cfg, "train", *(["val"] if cfg.get("val_cfg") else []))
     if amp:
         if not torch.cuda.is_available():
@@ -270,7 +275,7 @@ def test(
     from mmdet.engine.hooks.utils import trigger_visualization_hook
     from mmdet.evaluation import DumpDetResults
 
-    _require(cfg, "test_dataloader", "test_evaluator", "test_cfg")
+    require(cfg, "test_dataloader.dataset", "test_evaluator", "test_cfg")
     check_data(cfg, "test")
     if out is not None and not out.endswith((".pkl", ".pickle")):
         raise ValueError(f"out must end in .pkl or .pickle, got {out}")

@@ -135,6 +135,9 @@ def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[
     """
     cfg = load_config(config, cfg_options, work_dir=str(folder))
     metrics = tuple(coco_metrics(cfg))
+    ann_file = cfg.test_evaluator.get("ann_file")
+    if not isinstance(ann_file, str):
+        raise ValueError(f"test_evaluator.ann_file of {config} must be a file, got {ann_file!r}")
     record, settings = folder / "config.py", cfg.pretty_text
     if not record.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +151,7 @@ def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[
             f"{folder} has runs of {config} with other settings; choose another work_dir or delete "
             "it. The changes: " + " ".join(list(changes)[2:])
         )
-    return cfg.test_evaluator.ann_file, metrics
+    return ann_file, metrics
 
 
 def _run_all(
