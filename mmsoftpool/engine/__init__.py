@@ -1,6 +1,6 @@
 """Training and evaluation of detectors from configs, on mmengine's Runner."""
 
-from .build import build_model
+from .build import build_model, build_optimizer
 from .checkpoints import AtomicCheckpointHook, find_intact_checkpoint
 from .config import coco_metrics, load_config, require
 from .data import check_data
@@ -12,6 +12,7 @@ __all__ = [
     "EpochSeedHook",
     "MissedValidationHook",
     "build_model",
+    "build_optimizer",
     "build_runner",
     "check_data",
     "coco_metrics",

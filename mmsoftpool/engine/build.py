@@ -5,16 +5,18 @@ import inspect
 import re
 import sysconfig
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, TRANSFORMS, Registry, init_default_scope
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import MODELS, OPTIMIZERS, TRANSFORMS, Registry, init_default_scope
 from torch import nn
 
 from .config import dicts
 
-_UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
+_UNEXPECTED = re.compile(r"unexpected keyword argument '(.*?)'")
 
 
 def build(registry: Registry, node: dict, cfg: Config, what: str):
@@ -37,10 +39,17 @@ def build(registry: Registry, node: dict, cfg: Config, what: str):
             an unknown type or argument.
     """
     init_default_scope(cfg.get("default_scope") or "mmdet")
-    try:
+    with _explained(registry, node, cfg, what):
         return registry.build(node)
+
+
+@contextmanager
+def _explained(registry: Registry, node: dict, cfg: Config, what: str) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)[1:]
+        frames = traceback.extract_tb(error.__traceback__)
+        frames = [frame for frame in frames if frame.filename != __file__]
         if _is_bug(error, frames, node):
             raise
         calls = [frame for frame in frames[:-1] if not _is_installed(frame.filename)]
@@ -53,6 +62,12 @@ def build(registry: Registry, node: dict, cfg: Config, what: str):
 def build_model(cfg: Config) -> nn.Module:
     """Builds the model of a config; errors as for :func:`build`."""
     return build(MODELS, cfg.model, cfg, "model")
+
+
+def build_optimizer(cfg: Config, model: nn.Module) -> OptimWrapper:
+    """Builds the optimizer of a config for a model; errors as for :func:`build`."""
+    with _explained(OPTIMIZERS, cfg.optim_wrapper, cfg, "optim_wrapper"):
+        return build_optim_wrapper(model, cfg.optim_wrapper)
 
 
 def _is_bug(error: Exception, frames: list[traceback.FrameSummary], node: dict) -> bool:

@@ -16,7 +16,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import CheckpointLoader, Runner
 
 from ..files import check_input, check_output
-from .build import build_model
+from .build import build_model, build_optimizer
 from .checkpoints import find_intact_checkpoint
 from .config import dicts, require
 from .data import check_data
@@ -214,7 +214,9 @@ def train(
     for node in dicts(cfg.model):
         if node.get("type") == "Pretrained" and "://" not in node.get("checkpoint", "://"):
             read_weights(node["checkpoint"], "pretrained weights")
-    build_model(cfg)  # mmengine would report a mistake after hundreds of lines
+    build_optimizer(
+        cfg, build_model(cfg)
+    )  # mmengine would report a mistake after hundreds of lines
     _save_atomically(cfg)
     hooks = [
         *cfg.get("custom_hooks", []),
