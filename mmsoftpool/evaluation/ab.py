@@ -139,11 +139,15 @@ def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[
     if not isinstance(ann_file, str):
         raise ValueError(f"test_evaluator.ann_file of {config} must be a file, got {ann_file!r}")
     record, settings = folder / "config.py", cfg.pretty_text
-    if not record.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with write_atomically(record) as temporary:
-            temporary.write_text(settings)
-    elif (earlier := read_text(record, "record of the settings")) != settings:
+    folder.mkdir(parents=True, exist_ok=True)
+    # Two calls with other settings that start at the same time must not both find no record.
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not record.exists():
+            with write_atomically(record) as temporary:
+                temporary.write_text(settings)
+        earlier = read_text(record, "record of the settings")
+    if earlier != settings:
         changes = difflib.unified_diff(
             earlier.splitlines(), settings.splitlines(), n=0, lineterm=""
         )
