@@ -67,6 +67,10 @@ def build_model(cfg: Config) -> nn.Module:
 def build_optimizer(cfg: Config, model: nn.Module) -> OptimWrapper:
     """Builds the optimizer of a config for a model; errors as for :func:`build`."""
     with _explained(OPTIMIZERS, cfg.optim_wrapper, cfg, "optim_wrapper"):
+        kind = (cfg.optim_wrapper.get("optimizer") or {}).get("type")
+        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+            if isinstance(kind, str) and registry.get(kind) is None:
+                raise KeyError(f"{kind} is not in the optimizer registry")
         return build_optim_wrapper(model, cfg.optim_wrapper)
 
 

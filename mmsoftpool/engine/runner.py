@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import os
 import re
 import sys
@@ -58,6 +59,8 @@ def build_runner(cfg: Config) -> Runner:
 @contextmanager
 def _explain_errors(cfg: Config) -> Iterator[None]:
     """Explains the errors of a run that the user can correct."""
+    # On a full disk, logging would print a traceback for every line that it cannot write.
+    report, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         yield
     except OSError as error:
@@ -71,6 +74,8 @@ def _explain_errors(cfg: Config) -> Iterator[None]:
             f"cannot write {_file_of(error) or cfg.work_dir}: {error.strerror}; free some space, "
             "then resume from the last intact checkpoint"
         ) from error
+    finally:
+        logging.raiseExceptions = report
 
 
 def _file_of(error: OSError) -> str | None:
@@ -230,9 +235,9 @@ def train(
     # New workers, and with them new seeds, for every epoch; see EpochSeedHook.
     cfg.train_dataloader.persistent_workers = False
     cfg.train_dataloader.setdefault("worker_init_fn", dict(type="keep_torch_seed"))
-    runner = build_runner(cfg)
     try:
         with _explain_errors(cfg):
+            runner = build_runner(cfg)
             runner.train()
     except (urllib.error.URLError, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name != "torchvision":
@@ -299,9 +304,9 @@ def test(
             cfg = trigger_visualization_hook(
                 cfg, ConfigDict(show=show, show_dir=show_dir, wait_time=wait_time)
             )
-    runner = build_runner(cfg)
-    runner.load_checkpoint(checkpoint, strict=True)
-    if out is not None:
-        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
     with _explain_errors(cfg):
+        runner = build_runner(cfg)
+        runner.load_checkpoint(checkpoint, strict=True)
+        if out is not None:
+            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
         return runner.test()

@@ -32,6 +32,14 @@ def test_a_mistake_in_the_model_is_named(options, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_mistake_in_the_optimizer_is_named():
+    options = {"optim_wrapper.optimizer.type": "AdamWW"}
+    cfg = engine.load_config(config_path("demo_retinanet_softpool"), options)
+    message = "the optim_wrapper of .* type 'AdamWW' is not registered; did you mean 'AdamW'"
+    with pytest.raises(ValueError, match=message):
+        engine.build_optimizer(cfg, nn.Linear(1, 1))
+
+
 @MODELS.register_module()
 class Users(nn.Module):
     """A module of the user's; each ``fault`` raises another kind of error."""

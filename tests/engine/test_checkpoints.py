@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 from mmsoftpool import engine
 from mmsoftpool.engine import find_intact_checkpoint
@@ -43,6 +44,16 @@ class TestSaving:
         )
         assert saved(cfg) == ["epoch_1.pth"]
         assert find_intact_checkpoint(cfg.work_dir) == (f"{cfg.work_dir}/epoch_1.pth", [])
+
+    def test_a_log_that_cannot_be_written_is_named_in_one_line(self, toy, capsys):
+        logger = MMLogger.get_current_instance()  # that of an earlier test, which has a file too
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+        cfg = toy("run")
+        message = rf"cannot write {cfg.work_dir}/.*\.(py|json): File too large"
+        with files_limited_to(64), pytest.raises(OSError, match=message):
+            engine.train(cfg)
+        assert "Traceback" not in capsys.readouterr().err
 
     def test_a_best_one_that_cannot_be_written_leaves_the_earlier_best(self, toy):
         engine.train(toy("run", (0.1,), **BEST, **{"train_cfg.max_epochs": 1}))
