@@ -5,7 +5,8 @@
 # make docs   the documentation as HTML, in build/docs/html
 # make wheel  dist/*.whl for every Python, and for every torch from 2.10 on
 # make format rewrite the sources in the project's style
-# make fuzz   damaged files for every tool, for an hour; make test has half a minute of it
+# make fuzz   damaged files for every tool, for an hour, and a demo that is killed ten times; make test
+#             has half a minute of the one and two kills
 # make aarch64    the CPU kernels on an emulated 64-bit ARM against those of this machine
 # make matrix  the operator and the demo with other versions of Python, torch, numpy, mmcv and mmdet
 # make sanitize, make sanitize-cuda    the operator's tests under the sanitizers
@@ -56,7 +57,7 @@ test-slow: env $(VENV)/.wheel-tools
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m slow
 
 fuzz: env
-	MMSOFTPOOL_FUZZ=100 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) tests/test_fuzz.py
+	MMSOFTPOOL_FUZZ=100 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) tests/test_fuzz.py tests/test_kill.py
 
 # -W: a broken link, or a docstring that is not valid reStructuredText, is an error.
 docs: env

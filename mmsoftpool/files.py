@@ -143,7 +143,7 @@ def check_output(path: str | Path) -> None:
 
 
 @contextmanager
-def write_atomically(path: str | Path) -> Iterator[Path]:
+def write_atomically(path: str | Path, exclusive: bool = False) -> Iterator[Path]:
     """Gives a temporary file name for a file to be written, and renames the file at the end.
 
     A reader finds the earlier file or the complete new one, never a part of it, and an error or an
@@ -152,10 +152,13 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: The file to write; its folder must exist. A symbolic link stays a link.
+        exclusive: Whether no other process writes the same file. The temporary name is then always
+            the same, so that the next call overwrites what a killed process left. Defaults to
+            False.
 
     Yields:
-        Path: A file in the same folder and with the same suffix, not there yet, to write to. It is
-        removed if the block raises.
+        Path: A file in the same folder and with the same suffix to write to. It is removed if the
+        block raises.
 
     Raises:
         OSError: As :func:`check_output`.
@@ -170,8 +173,8 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         return
     check_output(path)
     path = Path(os.path.realpath(path))
-    # The process's number, because two runs may write the same file at the same time.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    mark = "unfinished" if exclusive else os.getpid()
+    temporary = path.with_name(f".{path.stem}.{mark}{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)

@@ -1,6 +1,7 @@
 """Helpers of several test modules. Need torch and pytest alone."""
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +34,11 @@ CLASSIFIERS = {
     "inception_v1": None,
     "inception_v3": None,
 }
+
+#: `make fuzz` makes random tests that many times as long, and random each time.
+LONGER = int(os.environ.get("MMSOFTPOOL_FUZZ", 1))
+#: Options of a run that also keeps its best checkpoint.
+BEST = {"default_hooks.checkpoint.save_best": "AP", "default_hooks.checkpoint.rule": "greater"}
 
 #: Options that shrink a detector, with its real pipeline, until a CPU trains it in seconds.
 SMALL = {

@@ -26,6 +26,17 @@ def test_an_error_keeps_the_earlier_file_and_leaves_no_other(tmp_path, error):
     assert list(tmp_path.iterdir()) == [path] and path.read_text() == "earlier"
 
 
+def test_of_an_exclusive_file_a_kill_leaves_one_temporary_at_most(tmp_path):
+    for _ in range(2):  # as if killed in the block, and started again
+        killed = write_atomically(tmp_path / "epoch_1.pth", exclusive=True)
+        killed.__enter__().write_text("half")
+        (leftover,) = tmp_path.iterdir()
+    with write_atomically(tmp_path / "epoch_1.pth", exclusive=True) as temporary:
+        assert temporary == leftover
+        temporary.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch_1.pth"]
+
+
 def test_a_symbolic_link_stays_a_link(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "file")
     for text in ("one", "two"):  # also where the target does not exist yet

@@ -23,12 +23,13 @@ from pycocotools import mask as mask_utils
 from torchvision.models import resnet18
 
 import cli
-from mmsoftpool import engine
+from mmsoftpool import engine, export
+from mmsoftpool.analysis import benchmark
 from mmsoftpool.datasets.shapes import make_shapes
+from mmsoftpool.evaluation import ab
 
-from .common import ROOT, load_tool, rand
+from .common import LONGER, ROOT, load_tool, rand
 
-LONGER = int(os.environ.get("MMSOFTPOOL_FUZZ", 1))
 SUBMISSION = "detections_test-dev2017_x_results"
 #: What a value of a JSON file is replaced with; a text between two @ becomes JSON itself.
 VALUES = [
@@ -118,7 +119,7 @@ def damaged(data, path: Path) -> None:
     if path.suffix == ".json" and path.name != "scalars.json" and data.draw(st.booleans()):
         # A network of 10^30 layers is a config's right, and would be built.
         small = [value for value in VALUES if value != 10**30]
-        values = small if path.stem == "config" else VALUES
+        values = small if path.stem in ("config", "other") else VALUES
         path.write_bytes(damaged_json(data, content, values))
     elif path.suffix == ".zip" and data.draw(st.booleans()):
         with zipfile.ZipFile(path) as archive:
@@ -204,6 +205,13 @@ def inputs(tmp_path_factory):
     cfg = engine.load_config(str(ROOT / "configs" / "demo_retinanet_softpool.py"), options)
     cfg.dump(root / "config.py")
     (root / "config.json").write_text(json.dumps(cfg.to_dict()))
+    shutil.copy(root / "config.json", root / "other.json")
+    for name in ("config", "other"):
+        (root / "ab" / name / "seed_0").mkdir(parents=True)
+        shutil.copy(root / "a.json", root / "ab" / name / "seed_0" / "results.bbox.json")
+        # As tools/ab.py notes it: the path is that in the copies, which run() works in.
+        noted = engine.load_config(str(root / f"{name}.json"), work_dir=f"ab/{name}")
+        (root / "ab" / name / "config.py").write_text(noted.pretty_text)
     model = engine.build_model(cfg)
     torch.save(dict(state_dict=model.state_dict(), meta={}), root / "model.pth")
     weights = dict(arch="resnet18", epoch=1, best_acc1=torch.tensor(70.0))
@@ -226,6 +234,7 @@ def inputs(tmp_path_factory):
 
 
 VAL = "annotations/instances_val.json"
+RESULTS = "ab/other/seed_0/results.bbox.json"
 #: For each tool, its arguments, of which those with a suffix are files, and the files to damage.
 CASES = {
     "compare boxes": (
@@ -273,13 +282,24 @@ CASES = {
     ),
     "train, a config in Python": ("train config.py", ("config.py",), 10),
     "test": ("test config.json model.pth", ("config.json", "model.pth", VAL), 30),
+    "ab": (
+        "ab config.json other.json --seeds 0 --work-dir ab/ --resamples 2",
+        ("config.json", "other.json", VAL, RESULTS, "ab/config/config.py"),
+        10,
+    ),
+    "export": ("export config.json model.pth --format pt2", ("config.json", "model.pth"), 10),
+    "benchmark": (
+        "benchmark model config.json other.json --size 64 64 --rounds 1 --device cpu",
+        ("config.json", "other.json"),
+        10,
+    ),
     "convert": ("convert_checkpoint theirs.pth out.pth", ("theirs.pth",), 6),
 }
 
 
-def run(line: str, folder: Path) -> tuple[int, str, str]:
+def run(line: str | list[str], folder: Path) -> tuple[int, str, str]:
     """Runs a tool in this process; returns its exit status, stdout and stderr."""
-    name, *arguments = line.split()
+    name, *arguments = line.split() if isinstance(line, str) else line
     tool = load_tool(ROOT / "tools" / f"{name}.py")
     out, err, status = io.StringIO(), io.StringIO(), 0
     argv, sys.argv = sys.argv, [name, *arguments]
@@ -303,9 +323,22 @@ def copy(inputs: Path, work: Path, line: str) -> None:
     shutil.copytree(inputs, work, ignore=shutil.ignore_patterns(*ignored))
 
 
+def no_run(command, run, title, lock):
+    """Instead of a process of tools/train.py or test.py, which the other cases damage."""
+    raise ChildProcessError(f"{run.name} failed")
+
+
 @pytest.fixture
 def stub(monkeypatch):
     monkeypatch.setattr(engine.runner.Runner, "from_cfg", Runner)
+    monkeypatch.setattr(ab, "_execute", no_run)
+    # What takes seconds once a detector is built, or a picture pooled.
+    monkeypatch.setattr(export, "export", lambda network, format, out: Path(out).touch() or 0.0)
+    monkeypatch.setattr(
+        benchmark, "medians", lambda functions, *_, **__: dict.fromkeys(functions, 1.0)
+    )
+    monkeypatch.setattr(benchmark, "peak_memory", lambda function, device: 0)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -339,3 +372,40 @@ class TestDamage:
                 assert (status, err.count("\n")) == (2, 1) and err.startswith("error: "), err
 
         damage()
+
+
+#: Values for any argument of a tool.
+WORDS = ["", "0", "-1", "1", "1.5", "nan", "1e400", "9" * 30, "x", "a,b", "x=", "=", "\u00e9", "/"]
+#: For each of some tools, a command line, and the places of the arguments to replace.
+LINES = {
+    "ab": "ab config.json other.json --seeds 0 --work-dir ab/ --resamples 2 --gpus 1",
+    "export": "export config.json model.pth --format pt2 --out out.pt2",
+    "benchmark": "benchmark op --kernel 2,2,0 --shape 1 2 4 4 --rounds 1 --threads 1 --device cpu "
+    "--dtype float32 --layout contiguous --json out.json",
+    "benchmark sass": "benchmark sass --arch 9.0 --library x.so --sms 1 --clock 1 --json out.json",
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", LINES)
+def test_a_wrong_argument_is_one_line(case, inputs, tmp_path, stub):
+    words = LINES[case].split()
+    places = [i for i in range(1, len(words)) if not words[i].startswith("--")]
+    copy(inputs, tmp_path / "work", LINES[case])
+
+    @settings(
+        max_examples=10 * LONGER,
+        derandomize=LONGER == 1,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.sampled_from(places), st.sampled_from(WORDS))
+    def replace(place, word):
+        line = [*words[:place], word, *words[place + 1 :]]
+        status, _, err = run(line, tmp_path / "work")
+        last = err.rstrip("\n").split("\n")[-1]  # argparse prints the usage before it
+        assert status == 0 or (status == 2 and "error: " in last and "Traceback" not in err), err
+
+    replace()

@@ -16,7 +16,7 @@ from mmsoftpool.analysis import benchmark
 from mmsoftpool.datasets.shapes import make_shapes
 from mmsoftpool.models.pooling_methods import METHODS
 
-from .common import ROOT, SMALL, load_tool
+from .common import ROOT, SMALL, config_path, load_tool
 
 DEMO = "configs/demo_retinanet_softpool.py"
 
@@ -249,3 +249,36 @@ class TestBenchmark:
         run_script("tools/benchmark.py", "model", DEMO, *options, *output)
         (row,) = json.loads((tmp_path / "model.json").read_text())["rows"]
         assert min(row["train"], row["inference"], row["train_memory"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "lacking"),
+    [
+        ("train", "CONFIG", ["train_dataloader", "train_cfg", "optim_wrapper", "val_evaluator"]),
+        ("test", "CONFIG x.pth", ["test_dataloader", "test_evaluator", "test_cfg"]),
+        ("test_dev", "CONFIG x.pth", ["test_dataloader", "test_evaluator", "test_cfg"]),
+        ("test_dev", "CONFIG x.pth", ["test_dataloader.dataset"]),
+        ("ab", "CONFIG OTHER", ["test_evaluator", "test_evaluator.ann_file"]),
+    ],
+)
+def test_a_config_without_a_part_is_one_line(run_tool, tmp_path, tool, arguments, lacking):
+    make_shapes(tmp_path / "shapes", train=1, val=1)
+    info = json.loads((tmp_path / "shapes/annotations/instances_val.json").read_text())
+    (tmp_path / "info.json").write_text(json.dumps({**info, "annotations": []}))
+    torch.save(dict(state_dict={}), tmp_path / "x.pth")
+    options = ["--work-dir", tmp_path / "work", "--cfg-options", f"data_root={tmp_path}/shapes"]
+    if tool == "test_dev":
+        options[:0] = ["--ann-file", tmp_path / "info.json", "--image-dir", tmp_path / "shapes/val"]
+    for part in lacking:
+        name, _, key = part.partition(".")
+        content = {} if key == "dataset" else dict(type="CocoMetric")
+        for config in ("CONFIG", "OTHER"):
+            (tmp_path / f"{config}.py").write_text(
+                f"_base_ = {config_path('demo_retinanet_softpool')!r}\n"
+                + (f"{name} = dict(_delete_=True, **{content})\n" if key else f"{name} = None\n")
+            )
+        names = {"CONFIG": "CONFIG.py", "OTHER": "OTHER.py", "x.pth": "x.pth"}
+        paths = [tmp_path / names[word] for word in arguments.split()]
+        status, _, err = run_tool(tool, *paths, *options)
+        assert status == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+        assert part in err

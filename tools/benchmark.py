@@ -318,8 +318,8 @@ def main(args):
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device must be cpu, because torch finds no GPU, got cuda")
-    if args.threads is not None and args.threads < 1:
-        raise ValueError(f"threads must be at least 1, got {args.threads}")
+    if args.threads is not None and not 1 <= args.threads <= 1024:
+        raise ValueError(f"threads must be from 1 to 1024, got {args.threads}")
     if args.json:
         check_output(args.json)
     if args.command != "model" and args.plot:

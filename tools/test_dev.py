@@ -64,6 +64,7 @@ def main(args):
     data_root = "data/coco"
     if args.config:
         cfg = engine.load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+        engine.require(cfg, "test_dataloader.dataset")
         data_root = cfg.test_dataloader.dataset.get("data_root") or data_root
     ann_file = args.ann_file or Path(data_root, "annotations", "image_info_test-dev2017.json")
     if args.check:

@@ -206,7 +206,10 @@ def benchmark_pooling(
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
     _check_counts(shape=shape, rounds=(rounds,))
     Pooling.check(2, *pooling)
-    x = torch.randn(shape, device=device).to(DTYPES[dtype])
+    try:
+        x = torch.randn(shape, device=device).to(DTYPES[dtype])
+    except (TypeError, RuntimeError) as error:  # beyond 64 bits, beyond the memory
+        raise ValueError(f"shape must fit into the memory, got {tuple(shape)}") from error
     x = x.contiguous(memory_format=LAYOUTS[layout])
     target = torch.empty_like(x)
     leaf = x.clone().requires_grad_()
@@ -287,17 +290,17 @@ def benchmark_models(
         FileNotFoundError: If a config is missing.
     """
     from mmdet.testing import demo_mm_inputs
-    from mmengine.optim import build_optim_wrapper
 
-    from ..engine import build_model, load_config
+    from ..engine import build_model, build_optimizer, load_config, require
 
     _check_counts(size=size, batch_size=(batch_size,), rounds=(rounds,))
     train, inference, rows = {}, {}, []
     for path in configs:
         cfg = load_config(path)
+        require(cfg, "model.backbone", "optim_wrapper")
         cfg.model.backbone.init_cfg = None
         model = build_model(cfg).to(device)
-        optim = build_optim_wrapper(model, cfg.optim_wrapper)
+        optim = build_optimizer(cfg, model)
         inputs = demo_mm_inputs(
             batch_size,
             image_shapes=[(3, *size)] * batch_size,

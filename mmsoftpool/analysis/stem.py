@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from rich.progress import track
 from torch import Tensor, nn
 
-from ..engine import check_data, load_model
+from ..engine import check_data, load_model, require
 from ..ops.functional import soft_pool2d
 from ..visualization import save_figure
 
@@ -125,8 +125,7 @@ def measure_stem(
     for name, value in (("images", images), ("bins", bins)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if not isinstance(cfg.get("val_dataloader"), dict):
-        raise ValueError(f"{cfg.filename} must have val_dataloader, a dict")
+    require(cfg, "model.backbone", "val_dataloader.dataset")
     check_data(cfg, "val")
     model = load_model(cfg, checkpoint)
     own = stem_pool(model)

@@ -85,7 +85,9 @@ def read_annotations(path: str | Path, what: str, advice: str = "") -> dict:
         faults.add("id not an integer", [type(entry["id"]) is not int for entry in entries])
         for name in names:
             kind, allowed = (str, "a text") if "name" in name else (int, "a positive integer")
-            wrong = [type(e[name]) is not kind or (kind is int and e[name] < 1) for e in entries]
+            wrong = [type(e[name]) is not kind for e in entries]
+            if kind is int:  # from 2**31 on, no image has this size and arithmetic may overflow
+                wrong = [w or not 0 < e[name] < 2**31 for w, e in zip(wrong, entries, strict=True)]
             faults.add(f"{name} not {allowed}", wrong)
         faults.report()
         first = {entry["id"]: i for i, entry in reversed(list(enumerate(entries)))}

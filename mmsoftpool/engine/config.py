@@ -124,6 +124,20 @@ def _move_data_root(node, old: str, new: str):
     return node
 
 
+def require(cfg: Config, *names: str) -> None:
+    """Checks that a config has the given parts, such as ``'test_dataloader.dataset'``.
+
+    Raises:
+        ValueError: If one is missing, or is neither a dict nor a list.
+    """
+    for name in names:
+        part = cfg
+        for key in name.split("."):
+            part = part.get(key) if isinstance(part, (dict, Config)) else None
+        if not isinstance(part, (dict, list)):
+            raise ValueError(f"{cfg.filename} must have {name}, a dict, got {part!r}")
+
+
 def coco_metrics(cfg: Config) -> list[str]:
     """Metrics of a config's ``test_evaluator``: ``'bbox'``, ``'segm'`` or both.
 
@@ -136,8 +150,8 @@ def coco_metrics(cfg: Config) -> list[str]:
             f"{cfg.filename} must have one test_evaluator, a CocoMetric, got {evaluator}"
         )
     metrics = evaluator.get("metric", "bbox")
-    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-    if not set(metrics) <= {"bbox", "segm"}:
+    metrics = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
+    if not metrics or not all(metric in ("bbox", "segm") for metric in metrics):
         raise ValueError(
             f"test_evaluator.metric of {cfg.filename} must be bbox or segm, got {metrics}"
         )

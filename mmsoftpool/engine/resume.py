@@ -1,14 +1,18 @@
-"""Resuming an interrupted run: one seed per epoch, the latest intact checkpoint."""
+"""Resuming an interrupted run: random numbers without a history, missed validations."""
 
-import os
-import zipfile
+from bisect import bisect
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from mmengine.dist import get_rank
+from mmengine.dataset import DefaultSampler
+from mmengine.dist import broadcast_object_list, get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import FUNCTIONS, HOOKS
-from mmengine.runner import find_latest_checkpoint, set_random_seed
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, set_random_seed
+from torch.utils.data import BatchSampler, DataLoader, get_worker_info
+
+from ..files import write_atomically
 
 
 @HOOKS.register_module()
@@ -19,6 +23,8 @@ class EpochSeedHook(Hook):
     seed of the run, the epoch and the rank, and not on the epochs before: a run that resumes from a
     checkpoint ends in the same weights as an uninterrupted one. torch derives the seeds of the data
     loader's workers from this seed; see :func:`keep_torch_seed`.
+
+    In an ``IterBasedTrainLoop`` every iteration has its own seed, and every batch.
     """
 
     priority = "VERY_HIGH"
@@ -27,14 +33,32 @@ class EpochSeedHook(Hook):
         # A resumed run without a seed of its own takes the checkpoint's, after its sampler is made.
         if runner.cfg.get("randomness", {}).get("diff_rank_seed"):
             return  # the ranks' seeds differ, and samplers that differ would draw images twice
-        loader = runner.train_dataloader
-        for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
-            if hasattr(sampler, "seed"):
-                sampler.seed = runner.seed
+        sampler = _sampler(runner.train_dataloader)
+        if hasattr(sampler, "seed"):
+            sampler.seed = runner.seed
 
     def before_train_epoch(self, runner):
-        sequence = np.random.SeedSequence((runner.seed, runner.epoch, get_rank()))
-        set_random_seed(int(sequence.generate_state(1)[0]))
+        seed = (runner.seed, runner.epoch, get_rank())
+        _seed(*seed)
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            runner.train_loop.dataloader_iterator = SeededBatches(runner.train_dataloader, seed)
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            _seed(runner.seed, runner.iter, get_rank(), 0)
+
+    def after_train(self, runner):
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            runner.train_loop.dataloader_iterator = None  # ends the workers
+
+
+def _seed(*sequence: int) -> None:
+    set_random_seed(int(np.random.SeedSequence(sequence).generate_state(1)[0]))
+
+
+def _sampler(loader: DataLoader):
+    """The sampler of images, also that of a batch sampler."""
+    return getattr(loader.batch_sampler, "sampler", loader.sampler)
 
 
 @FUNCTIONS.register_module()
@@ -46,37 +70,125 @@ def keep_torch_seed(worker_id: int) -> None:
     """
 
 
-def find_intact_checkpoint(work_dir: str | Path) -> tuple[str | None, list[str]]:
-    """Finds the latest checkpoint in a run's folder that is not damaged.
+class SeededBatches:
+    """Endless iterator over a data loader, in which every batch has its own random numbers.
 
-    Only files in ``work_dir`` itself are considered. mmengine notes the full path of its latest
-    checkpoint in the file ``last_checkpoint``; in a copy of a run's folder that path still leads to
-    the original, so only the file name is taken from it.
+    It takes the place of mmengine's iterator in an ``IterBasedTrainLoop``. There, the random
+    numbers of a batch depend on all batches that the worker loaded before it.
 
     Args:
-        work_dir: Folder of the run.
-
-    Returns:
-        tuple: The path of the checkpoint, or None if there is none; and the paths of later
-        checkpoints that are damaged or missing.
+        loader: The data loader.
+        seed: Numbers that the seeds of all batches are derived from.
     """
-    saved = [*Path(work_dir).glob("epoch_*.pth"), *Path(work_dir).glob("iter_*.pth")]
-    candidates = sorted(map(str, saved), key=os.path.getmtime, reverse=True)
-    last = find_latest_checkpoint(str(work_dir))
-    if last:
-        candidates.insert(0, str(Path(work_dir, Path(last).name)))
-    skipped = []
-    for path in dict.fromkeys(candidates):
-        if _is_intact(path):
-            return path, skipped
-        skipped.append(path)
-    return None, skipped
+
+    def __init__(self, loader: DataLoader, seed: tuple[int, ...]):
+        self.loader = loader
+        self.seeds = _BatchSeeds(loader.collate_fn, seed)
+        loader.collate_fn, loader.worker_init_fn = self.seeds, self.seeds.start_worker
+        self.drawn = 0  # batches
+        self.passes = 0  # over the data
+        self.iterator = None
+
+    def __next__(self) -> dict:
+        if self.iterator is None:
+            self._start()
+        if self.loader.num_workers == 0:
+            self.seeds.apply(self.drawn)
+        try:
+            batch = next(self.iterator)
+        except StopIteration:
+            self._set_pass(self.passes + 1)
+            self._start()
+            batch = next(self.iterator)
+        self.drawn += 1
+        return batch
+
+    def skip_iter(self, count: int) -> None:
+        """Skips batches of earlier iterations; mmengine's loop calls it once, when it resumes."""
+        sampler = _sampler(self.loader)
+        if type(sampler) is DefaultSampler:  # whole passes need no loading
+            self._set_pass(count // len(self.loader))
+            self.drawn = self.passes * len(self.loader)
+        elif hasattr(sampler, "skip") and type(self.loader.batch_sampler) is BatchSampler:
+            sampler.skip(count * self.loader.batch_size)
+            self.drawn = count
+        while self.drawn < count:
+            next(self)
+
+    def _start(self) -> None:
+        self.seeds.number = self.drawn  # a worker starts with this state
+        self.iterator = iter(self.loader)
+
+    def _set_pass(self, number: int) -> None:
+        self.passes = number
+        with suppress(AttributeError):  # a sequential sampler has no order to change
+            _sampler(self.loader).set_epoch(number)
 
 
-def _is_intact(path: str) -> bool:
-    """Whether a file of torch.save is complete: a zip archive with correct checksums."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile):
-        return False
+class _BatchSeeds:
+    """A ``worker_init_fn``, and a ``collate_fn`` that sets the seed of the worker's next batch."""
+
+    def __init__(self, collate, seed: tuple[int, ...]):
+        self.collate, self.seed = collate, seed
+        self.number = 0  # of the next batch
+
+    def apply(self, number: int) -> None:
+        _seed(*self.seed, number, 1)
+
+    def start_worker(self, worker_id: int) -> None:
+        self.number += worker_id  # the workers take turns
+        self.apply(self.number)
+
+    def __call__(self, samples: list):
+        batch = self.collate(samples)
+        worker = get_worker_info()
+        if worker is not None:
+            self.number += worker.num_workers
+            self.apply(self.number)
+        return batch
+
+
+@HOOKS.register_module()
+class MissedValidationHook(Hook):
+    """Hook that repeats an interrupted validation when the run resumes.
+
+    mmengine saves a checkpoint and then validates it; a run that is killed between the two would
+    have no metrics for this epoch, and might keep a checkpoint as the best one that is not. The
+    file ``last_validation`` in the run's folder has the number of the latest validated epoch or
+    iteration.
+    """
+
+    priority = "LOWEST"  # the other hooks are ready for a validation, and have saved its results
+
+    def before_train(self, runner):
+        loop = runner.train_loop
+        if runner.val_loop is None or not isinstance(
+            loop, (EpochBasedTrainLoop, IterBasedTrainLoop)
+        ):
+            return
+        step, last = _step(loop)
+        interval = loop.dynamic_intervals[bisect(loop.dynamic_milestones, step + 1) - 1]
+        due = step >= max(loop.val_begin, 1) and (step % interval == 0 or step == last)
+        note = _note(runner)
+        missed = [due and not (note.is_file() and note.read_text() == str(step))]
+        broadcast_object_list(missed)  # all processes follow the first one
+        if missed[0]:
+            runner.logger.info("Repeating the interrupted validation")
+            runner.val_loop.run()
+        elif step == 0 and is_main_process():
+            note.unlink(missing_ok=True)  # that of an earlier run
+
+    def after_val_epoch(self, runner, metrics=None):
+        if is_main_process():
+            with write_atomically(_note(runner), exclusive=True) as temporary:
+                temporary.write_text(str(_step(runner.train_loop)[0]))
+
+
+def _step(loop) -> tuple[int, int]:
+    """The epochs or iterations that a loop has finished, and their final number."""
+    by_epoch = isinstance(loop, EpochBasedTrainLoop)
+    return (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
+
+
+def _note(runner) -> Path:
+    return Path(runner.work_dir, "last_validation")

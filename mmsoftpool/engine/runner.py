@@ -1,9 +1,12 @@
 """Training and evaluation of a detector from a config, on mmengine's Runner."""
 
 import errno
+import io
+import logging
 import os
 import re
 import sys
+import traceback
 import urllib.error
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -14,21 +17,26 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import CheckpointLoader, Runner
 
 from ..files import check_input, check_output
-from .build import build_model
-from .config import dicts
+from .build import build_model, build_optimizer
+from .checkpoints import find_intact_checkpoint
+from .config import dicts, require
 from .data import check_data
-from .resume import find_intact_checkpoint
-
-
-def _require(cfg: Config, *keys: str) -> None:
-    """Checks that a config has the given parts."""
-    for key in keys:
-        if not isinstance(cfg.get(key), (dict, list)):
-            raise ValueError(f"{cfg.filename} must have {key}, a dict, got {cfg.get(key)!r}")
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds mmengine's Runner; distributed processes without GPUs use gloo."""
+    """Builds mmengine's Runner; distributed processes without GPUs use gloo.
+
+    Raises:
+        ValueError: If the config has only some of the parts for training, validation or testing.
+    """
+    for split, last in (
+        ("train", "optim_wrapper"),
+        ("val", "val_evaluator"),
+        ("test", "test_evaluator"),
+    ):
+        names = (f"{split}_dataloader", f"{split}_cfg", last)
+        if any(cfg.get(name) is not None for name in names):
+            require(cfg, *names)
     if cfg.launcher == "pytorch" and not torch.cuda.is_available():
         # mmengine would ask for a CUDA device, and DistributedDataParallel for none.
         if not torch.distributed.is_initialized():
@@ -51,6 +59,8 @@ def build_runner(cfg: Config) -> Runner:
 @contextmanager
 def _explain_errors(cfg: Config) -> Iterator[None]:
     """Explains the errors of a run that the user can correct."""
+    # On a full disk, logging would print a traceback for every line that it cannot write.
+    report, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         yield
     except OSError as error:
@@ -61,9 +71,22 @@ def _explain_errors(cfg: Config) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise OSError(
-            f"cannot write to {cfg.work_dir}: {error.strerror}; free some space, then resume from "
-            "the last intact checkpoint"
+            f"cannot write {_file_of(error) or cfg.work_dir}: {error.strerror}; free some space, "
+            "then resume from the last intact checkpoint"
         ) from error
+    finally:
+        logging.raiseExceptions = report
+
+
+def _file_of(error: OSError) -> str | None:
+    """The file that could not be written; Python names it if it cannot be opened only."""
+    if error.filename:
+        return str(error.filename)
+    names = []
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        files = [value for value in frame.f_locals.values() if isinstance(value, io.IOBase)]
+        names += [getattr(file, "name", None) for file in files]
+    return next((name for name in reversed(names) if isinstance(name, str)), None)
 
 
 def read_weights(checkpoint: str, what: str = "checkpoint") -> OrderedDict:
@@ -130,6 +153,26 @@ def load_model(cfg: Config, checkpoint: str) -> torch.nn.Module:
     return model
 
 
+def _save_atomically(cfg: Config) -> None:
+    """Replaces mmengine's CheckpointHook and, for a loop of iterations, checks its settings."""
+    hooks = dict(cfg.get("default_hooks") or {})
+    hook = dict(hooks.get("checkpoint", dict(type="CheckpointHook", interval=1)) or {})
+    loop = cfg.train_cfg
+    by_epoch = loop.get("by_epoch", loop.get("type") != "IterBasedTrainLoop")
+    if hook and not by_epoch:
+        if hook.get("by_epoch", True):
+            raise ValueError(
+                f"default_hooks.checkpoint.by_epoch of {cfg.filename} must be False, because "
+                "train_cfg counts iterations and would save no checkpoint before the last one"
+            )
+        # Else the log gives all validations the number 0.
+        logger = hooks.get("logger", dict(type="LoggerHook"))
+        hooks["logger"] = logger and {"log_metric_by_epoch": False, **logger}
+    if hook.get("type") == "CheckpointHook":
+        hooks["checkpoint"] = dict(hook, type="AtomicCheckpointHook")
+    cfg.default_hooks = hooks
+
+
 def train(
     cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: bool | str | None = None
 ) -> Runner:
@@ -151,7 +194,7 @@ def train(
         OSError: If the disk is full.
         ValueError: If ``amp`` or ``auto_scale_lr`` is set where it cannot work.
     """
-    _require(cfg, "train_dataloader", "train_cfg", "optim_wrapper")
+    require(cfg, "train_dataloader.dataset", "train_cfg", "optim_wrapper")
     check_data(cfg, "train", *(["val"] if cfg.get("val_cfg") else []))
     if amp:
         if not torch.cuda.is_available():
@@ -176,8 +219,13 @@ def train(
     for node in dicts(cfg.model):
         if node.get("type") == "Pretrained" and "://" not in node.get("checkpoint", "://"):
             read_weights(node["checkpoint"], "pretrained weights")
-    build_model(cfg)  # mmengine would report a mistake after hundreds of lines
-    hooks = [*cfg.get("custom_hooks", []), dict(type="EpochSeedHook")]
+    build_optimizer(cfg, build_model(cfg))  # mmengine's report is hundreds of lines long
+    _save_atomically(cfg)
+    hooks = [
+        *cfg.get("custom_hooks", []),
+        dict(type="EpochSeedHook"),
+        dict(type="MissedValidationHook"),
+    ]
     if cfg.launcher != "none":
         # The same batch norm statistics in all processes, so that they evaluate the saved model.
         hooks.append(dict(type="SyncBuffersHook"))
@@ -185,9 +233,9 @@ def train(
     # New workers, and with them new seeds, for every epoch; see EpochSeedHook.
     cfg.train_dataloader.persistent_workers = False
     cfg.train_dataloader.setdefault("worker_init_fn", dict(type="keep_torch_seed"))
-    runner = build_runner(cfg)
     try:
         with _explain_errors(cfg):
+            runner = build_runner(cfg)
             runner.train()
     except (urllib.error.URLError, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name != "torchvision":
@@ -232,7 +280,7 @@ def test(
     from mmdet.engine.hooks.utils import trigger_visualization_hook
     from mmdet.evaluation import DumpDetResults
 
-    _require(cfg, "test_dataloader", "test_evaluator", "test_cfg")
+    require(cfg, "test_dataloader.dataset", "test_evaluator", "test_cfg")
     check_data(cfg, "test")
     if out is not None and not out.endswith((".pkl", ".pickle")):
         raise ValueError(f"out must end in .pkl or .pickle, got {out}")
@@ -254,9 +302,9 @@ def test(
             cfg = trigger_visualization_hook(
                 cfg, ConfigDict(show=show, show_dir=show_dir, wait_time=wait_time)
             )
-    runner = build_runner(cfg)
-    runner.load_checkpoint(checkpoint, strict=True)
-    if out is not None:
-        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
     with _explain_errors(cfg):
+        runner = build_runner(cfg)
+        runner.load_checkpoint(checkpoint, strict=True)
+        if out is not None:
+            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
         return runner.test()

@@ -3,6 +3,7 @@
 import difflib
 import fcntl
 import os
+import re
 import subprocess
 import sys
 import time
@@ -134,12 +135,19 @@ def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[
     """
     cfg = load_config(config, cfg_options, work_dir=str(folder))
     metrics = tuple(coco_metrics(cfg))
+    ann_file = cfg.test_evaluator.get("ann_file")
+    if not isinstance(ann_file, str):
+        raise ValueError(f"test_evaluator.ann_file of {config} must be a file, got {ann_file!r}")
     record, settings = folder / "config.py", cfg.pretty_text
-    if not record.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with write_atomically(record) as temporary:
-            temporary.write_text(settings)
-    elif (earlier := read_text(record, "record of the settings")) != settings:
+    folder.mkdir(parents=True, exist_ok=True)
+    # Two calls with other settings that start at the same time must not both find no record.
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not record.exists():
+            with write_atomically(record) as temporary:
+                temporary.write_text(settings)
+        earlier = read_text(record, "record of the settings")
+    if earlier != settings:
         changes = difflib.unified_diff(
             earlier.splitlines(), settings.splitlines(), n=0, lineterm=""
         )
@@ -147,7 +155,7 @@ def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[
             f"{folder} has runs of {config} with other settings; choose another work_dir or delete "
             "it. The changes: " + " ".join(list(changes)[2:])
         )
-    return cfg.test_evaluator.ann_file, metrics
+    return ann_file, metrics
 
 
 def _run_all(
@@ -218,9 +226,9 @@ def _execute(command: list[str], run: _Run, title: str, lock) -> None:
                 for line in process.stdout:
                     log.write(line)
                     log.flush()
-                    if " Epoch(" in line or " Iter(" in line:
-                        progress = line[line.find(" Epoch(") :] if " Epoch(" in line else line
-                        print(f"[{title}]{progress.rstrip()}", flush=True)
+                    progress = re.search(r" (Epoch|Iter)\(.*", line)
+                    if progress:
+                        print(f"[{title}]{progress[0].rstrip()}", flush=True)
             except KeyboardInterrupt:
                 process.wait()  # the terminal has interrupted it as well
                 raise

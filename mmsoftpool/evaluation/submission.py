@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from rich.progress import track
 
 from ..datasets.coco import Faults, is_box, is_mask, read_annotations
-from ..engine import build_runner, coco_metrics, load_model
+from ..engine import build_runner, coco_metrics, load_model, require
 from ..files import check_input, is_number, parse_json, read_json, write_atomically
 
 #: Number of images in test-dev2017.
@@ -90,6 +90,7 @@ def detect_test_dev(
         raise ValueError(f"name must have only letters, digits, '_', '.' and '-', got {name!r}")
     if part_size < 1:
         raise ValueError(f"part_size must be at least 1, got {part_size}")
+    require(cfg, "test_dataloader.dataset", "test_dataloader.dataset.pipeline", "test_cfg")
     info = read_image_info(ann_file)
     missing = [
         i["file_name"] for i in info["images"] if not Path(image_dir, i["file_name"]).exists()

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from ..engine import build_runner, check_data, load_model
+from ..engine import build_runner, check_data, load_model, require
 from ..files import read_json, write_atomically
 from ..ops.pooling import Pooling
 from ..replace import replace_pooling
@@ -142,10 +142,9 @@ def evaluate_swap(
         Pooling.check(2, 1, alpha=alpha)
     if batch_norm < 0:
         raise ValueError(f"batch_norm must be at least 0, got {batch_norm}")
-    parts = ["val_dataloader", "val_evaluator", "val_cfg"]
-    for part in parts + ["train_dataloader"] * bool(batch_norm):
-        if not isinstance(cfg.get(part), (dict, list)):
-            raise ValueError(f"{cfg.filename} must have {part}, a dict, got {cfg.get(part)!r}")
+    require(cfg, "model.backbone", "val_dataloader.dataset", "val_evaluator", "val_cfg")
+    if batch_norm:
+        require(cfg, "train_dataloader.dataset")
     check_data(cfg, "val", *["train"] * bool(batch_norm))
     work_dir = Path(cfg.work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,11 @@
 """A mistake in a config is one line, found before the run."""
 
+import re
+
 import pytest
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch import nn
 
 from mmsoftpool import engine
 
@@ -25,6 +30,64 @@ def test_a_mistake_in_the_model_is_named(options, message):
     with pytest.raises(ValueError) as error:
         engine.build_model(cfg)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_mistake_in_the_optimizer_is_named():
+    options = {"optim_wrapper.optimizer.type": "AdamWW"}
+    cfg = engine.load_config(config_path("demo_retinanet_softpool"), options)
+    message = "the optim_wrapper of .* type 'AdamWW' is not registered; did you mean 'AdamW'"
+    with pytest.raises(ValueError, match=message):
+        engine.build_optimizer(cfg, nn.Linear(1, 1))
+
+
+@MODELS.register_module()
+class Users(nn.Module):
+    """A module of the user's; each ``fault`` raises another kind of error."""
+
+    def __init__(self, fault, size=0):
+        super().__init__()
+        if fault == "raise":
+            raise RuntimeError("size must be even")
+        if fault == "assert":
+            raise AssertionError("size must be even")
+        if fault == "torch":
+            nn.Conv2d(3, size, 1)
+        if fault == "expression":
+            self.layers[0].weight  # noqa: B018
+        if fault == "index":
+            [][size]
+        if fault == "import":
+            import missing_package  # noqa: F401
+
+
+class TestAModuleOfTheUsers:
+    @staticmethod
+    def build(**arguments):
+        return engine.build_model(Config(dict(model=dict(type="Users", **arguments))))
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (dict(fault="raise"), "cannot be built: RuntimeError: size must be even"),
+            (dict(fault="assert"), "cannot be built: AssertionError: size must be even"),
+            (dict(falt="raise"), r"'falt'; did you mean 'fault'\?"),
+            (dict(), "missing 1 required positional argument: 'fault'"),
+            (dict(fault="torch", size=-1), rf"\(called from {re.escape(__file__)}, line \d+\)"),
+        ],
+    )
+    def test_wrong_arguments_are_one_line(self, arguments, message):
+        with pytest.raises(ValueError, match=message) as error:
+            self.build(**arguments)
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("fault", "kind"),
+        [("expression", AttributeError), ("index", IndexError), ("import", ModuleNotFoundError)],
+    )
+    def test_a_bug_keeps_its_type_and_traceback(self, fault, kind):
+        with pytest.raises(kind) as error:
+            self.build(fault=fault)
+        assert "__init__" in [frame.name for frame in error.traceback]
 
 
 class TestLoadModel:

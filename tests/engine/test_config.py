@@ -104,3 +104,6 @@ def test_other_metrics_than_cocos_are_refused():
         coco_metrics(load_config(RETINANET, {"test_evaluator.metric": "proposal"}))
     with pytest.raises(ValueError, match="must have one test_evaluator, a CocoMetric"):
         coco_metrics(load_config(RETINANET, {"test_evaluator.type": "VOCMetric"}))
+    for metric in ([], 5, [["bbox"]]):
+        with pytest.raises(ValueError, match=r"test_evaluator\.metric of .* must be bbox or segm"):
+            coco_metrics(load_config(RETINANET, {"test_evaluator.metric": metric}))

@@ -1,21 +1,20 @@
-"""Resuming after a kill, a damaged checkpoint, a full disk."""
+"""Resuming after an interruption, a damaged checkpoint, a full disk."""
 
-import os
-import re
-import shutil
-import signal
-import subprocess
-import sys
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 
+from mmsoftpool import engine
 from mmsoftpool.datasets.shapes import make_shapes
-from mmsoftpool.engine import EpochSeedHook, find_intact_checkpoint
+from mmsoftpool.engine import EpochSeedHook
+from mmsoftpool.engine.resume import SeededBatches
 
-from ..common import ROOT
+from ..common import BEST
 
 DEMO = "configs/demo_retinanet_softpool.py"
 
@@ -40,36 +39,6 @@ def options(tmp_path_factory):
     )
 
 
-def test_a_killed_run_ends_in_the_weights_of_an_uninterrupted_one(run_script, tmp_path, options):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_script("tools/train.py", DEMO, "--work-dir", whole, *options)
-
-    command = [sys.executable, "-u", "tools/train.py", DEMO, "--work-dir", str(killed), *options]
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        for line in process.stdout:
-            if re.search(r"Epoch\(train\) +\[2\]\[2/4\]", line):
-                os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    assert not (killed / "epoch_2.pth").exists()
-
-    out = run_script("tools/train.py", DEMO, "--work-dir", killed, "--resume", *options).stdout
-    assert f"resuming from {killed}/epoch_1.pth" in out
-    for epoch in (2, 3):
-        a, b = (
-            torch.load(path / f"epoch_{epoch}.pth", weights_only=False) for path in (whole, killed)
-        )
-        assert a["state_dict"].keys() == b["state_dict"].keys()
-        for name, value in a["state_dict"].items():
-            assert torch.equal(value, b["state_dict"][name]), name
-
-
 def test_a_full_disk_is_reported_and_a_damaged_checkpoint_skipped(run_script, tmp_path, options):
     run_script("tools/train.py", DEMO, "--work-dir", tmp_path, *options, "train_cfg.max_epochs=1")
     (tmp_path / "epoch_2.pth").symlink_to("/dev/full")  # every write to it fails with ENOSPC
@@ -78,7 +47,7 @@ def test_a_full_disk_is_reported_and_a_damaged_checkpoint_skipped(run_script, tm
     )
     assert result.returncode == 2
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"error: cannot write to {tmp_path}: No space left on device")
+    assert last.startswith(f"error: cannot write {tmp_path}/epoch_2.pth: No space left on device")
     assert "Traceback" not in result.stderr
 
     (tmp_path / "epoch_2.pth").unlink()
@@ -101,45 +70,115 @@ def test_all_ranks_draw_with_one_seed(diff_rank_seed):
     assert sampler.seed == (7 if diff_rank_seed else 8)
 
 
-class TestFindIntactCheckpoint:
-    @pytest.fixture
-    def saved(self, tmp_path):
-        """A run's folder with the checkpoints of epochs 1, 2 and 10, saved in this order."""
-        folder = tmp_path / "run"
-        folder.mkdir()
-        paths = [folder / f"epoch_{i}.pth" for i in (1, 2, 10)]
-        for age, path in enumerate(reversed(paths)):
-            torch.save(dict(state_dict={"w": torch.arange(1000.0)}), path)
-            os.utime(path, (1e9 - age, 1e9 - age))
-        return paths
+def weights(cfg) -> dict:
+    """The weights and the optimizer's state in the latest checkpoint of a run."""
+    path, skipped = engine.find_intact_checkpoint(cfg.work_dir)
+    assert not skipped
+    saved = torch.load(path, weights_only=False)
+    momentum = {n: s["momentum_buffer"] for n, s in saved["optimizer"]["state"].items()}
+    return dict(**saved["state_dict"], **{f"momentum {n}": value for n, value in momentum.items()})
 
-    def test_an_empty_folder_has_none(self, tmp_path):
-        assert find_intact_checkpoint(tmp_path) == (None, [])
 
-    def test_the_latest_is_taken(self, saved):
-        assert find_intact_checkpoint(saved[0].parent) == (str(saved[2]), [])
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
 
-    def test_one_wrong_bit_is_damage(self, saved):
-        content = bytearray(saved[2].read_bytes())
-        content[len(content) // 2] ^= 1
-        saved[2].write_bytes(content)
-        os.utime(saved[2], (1e9, 1e9))
-        assert find_intact_checkpoint(saved[0].parent) == (str(saved[1]), [str(saved[2])])
 
-    def test_last_checkpoint_comes_first(self, saved):
-        (saved[0].parent / "last_checkpoint").write_text(str(saved[0]))
-        assert find_intact_checkpoint(saved[0].parent) == (str(saved[0]), [])
+class TestMissedValidation:
+    """Each score is a validation; None interrupts the run there, after its checkpoint is saved."""
 
-    def test_a_missing_last_checkpoint_is_skipped(self, saved):
-        missing = saved[0].parent / "epoch_11.pth"
-        (saved[0].parent / "last_checkpoint").write_text(str(missing))
-        assert find_intact_checkpoint(saved[0].parent) == (str(saved[2]), [str(missing)])
+    @staticmethod
+    def validated(cfg) -> list[tuple[int, float]]:
+        found = {}
+        for log in sorted(Path(cfg.work_dir).glob("*/vis_data/scalars.json")):
+            for line in log.read_text().splitlines():
+                entry = json.loads(line)
+                if "AP" in entry:
+                    found.setdefault(entry["step"], []).append(entry["AP"])
+        return sorted((step, *values) for step, values in found.items())
 
-    def test_the_copy_of_a_run_resumes_from_its_own_weights(self, saved, tmp_path):
-        (saved[0].parent / "last_checkpoint").write_text(str(saved[1]))
-        shutil.copytree(saved[0].parent, tmp_path / "copy")
-        assert find_intact_checkpoint(tmp_path / "copy") == (str(tmp_path / "copy/epoch_2.pth"), [])
-        (tmp_path / "copy" / "epoch_2.pth").unlink()
-        found, skipped = find_intact_checkpoint(tmp_path / "copy")
-        assert found == str(tmp_path / "copy" / "epoch_10.pth")
-        assert skipped == [str(tmp_path / "copy" / "epoch_2.pth")]
+    def test_is_repeated(self, toy):
+        interrupted = toy("run", (0.1, None), **BEST)
+        with pytest.raises(KeyboardInterrupt):
+            engine.train(interrupted)
+        resumed = toy("run", (0.9, 0.5), **BEST)
+        engine.train(resumed, resume=True)
+        assert self.validated(resumed) == [(1, 0.1), (2, 0.9), (3, 0.5)]
+        names = {path.name for path in Path(resumed.work_dir).glob("*.pth")}
+        assert names == {"epoch_3.pth", "best_AP_epoch_2.pth"}
+
+    def test_of_the_last_epoch_is_repeated_with_its_best_score(self, toy):
+        with pytest.raises(KeyboardInterrupt):
+            engine.train(toy("run", (0.1, 0.2, None), **BEST))
+        engine.train(toy("run", (0.9,), **BEST), resume=True)
+        saved = torch.load(toy("run").work_dir + "/epoch_3.pth", weights_only=False)
+        assert saved["message_hub"]["runtime_info"]["best_score"] == 0.9
+
+    def test_a_complete_one_is_not_repeated(self, toy):
+        engine.train(toy("run", (0.1, 0.2, 0.3)))
+        engine.train(toy("run", ()), resume=True)
+        engine.train(toy("run", (0.4,), **{"train_cfg.max_epochs": 4}), resume=True)
+
+    def test_one_that_is_not_due_is_not_repeated(self, toy):
+        settings = {"train_cfg.val_begin": 2}
+        run = toy("run", (), **settings)
+        run.train_cfg.max_epochs = 1
+        engine.train(run)
+        engine.train(toy("run", (0.2, 0.3), **settings), resume=True)
+
+    def test_that_of_an_earlier_run_in_the_folder_does_not_count(self, toy):
+        engine.train(toy("run", (0.1,), **{"train_cfg.max_epochs": 1}))
+        with pytest.raises(KeyboardInterrupt):
+            engine.train(toy("run", (None,)))
+        cfg = toy("run", (0.3, 0.4, 0.5))
+        engine.train(cfg, resume=True)
+        assert [scores[-1] for scores in self.validated(cfg)] == [0.3, 0.4, 0.5]
+
+
+ITERATIONS = {
+    "train_cfg": dict(type="IterBasedTrainLoop", max_iters=14, val_interval=4),
+    "default_hooks.checkpoint.by_epoch": False,
+    "default_hooks.checkpoint.interval": 5,
+}
+
+
+class TestLoopOfIterations:
+    """Six batches are a pass over the data; checkpoints after 5, 10 and 14 iterations."""
+
+    @pytest.mark.parametrize("sampler", ["DefaultSampler", "InfiniteSampler"])
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_a_run_killed_twice_ends_in_the_same_weights(self, toy, sampler, workers):
+        settings = {
+            **ITERATIONS,
+            "train_dataloader.sampler.type": sampler,
+            "train_dataloader.num_workers": workers,
+        }
+        whole = toy("whole", **settings)
+        engine.train(whole)
+        for scores in ((0.5, None), (0.5, None)):  # after 8 iterations and, from 5 on, after 12
+            with pytest.raises(KeyboardInterrupt):
+                engine.train(toy("killed", scores, **settings), resume=True)
+        resumed = toy("killed", **settings)
+        runner = engine.train(resumed, resume=True)
+        assert runner.iter == 14
+        assert_same(weights(whole), weights(resumed))
+
+    def test_every_batch_has_random_numbers_of_its_own(self, toy):
+        cfg = toy("run", **ITERATIONS, **{"train_dataloader.num_workers": 2})
+        loader = Runner.build_dataloader(cfg.train_dataloader)
+        batches = SeededBatches(loader, (0, 0, 0))
+        numbers = torch.cat([torch.stack(next(batches)["inputs"])[:, 1:] for _ in range(13)])
+        assert len(numbers.flatten().unique()) == numbers.numel() == 13 * 2 * 3
+
+    def test_it_must_save_by_iteration(self, toy):
+        cfg = toy("run", **{**ITERATIONS, "default_hooks.checkpoint.by_epoch": True})
+        with pytest.raises(
+            ValueError, match=r"default_hooks\.checkpoint\.by_epoch of .* must be False"
+        ):
+            engine.train(cfg)
+
+    def test_validations_are_logged_by_iteration(self, toy):
+        cfg = toy("run", (0.1, 0.2, 0.3, 0.4), **ITERATIONS)
+        engine.train(cfg)
+        assert TestMissedValidation.validated(cfg) == [(4, 0.1), (8, 0.2), (12, 0.3), (14, 0.4)]

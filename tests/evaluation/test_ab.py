@@ -3,11 +3,17 @@
 import fcntl
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from mmsoftpool.datasets.shapes import make_shapes
+from mmsoftpool.engine import load_config
+from mmsoftpool.evaluation import ab
 from mmsoftpool.evaluation.ab import compare_configs
+from mmsoftpool.files import write_atomically
 
 from ..common import ROOT
 
@@ -130,6 +136,35 @@ def test_a_wrong_argument_is_named(tmp_path, monkeypatch, configs, arguments, er
     arguments = {**dict(seeds=[0], work_dir=tmp_path, tools="tools"), **arguments}
     with pytest.raises(error, match=message):
         compare_configs(list(configs), **arguments)
+
+
+@pytest.mark.parametrize(("thresholds", "refused"), [((0, 0), 0), ((0, 0.5), 1)])
+def test_of_two_calls_at_the_same_time_one_notes_its_settings(
+    tmp_path, monkeypatch, thresholds, refused
+):
+    cfgs = {
+        str(value): load_config(str(ROOT / CONFIGS[0]), {"model.test_cfg.score_thr": value})
+        for value in thresholds
+    }
+    both_write = threading.Barrier(2)
+
+    @contextmanager
+    def write(path):
+        with suppress(threading.BrokenBarrierError):  # the other call waits for this one
+            both_write.wait(timeout=0.5)
+        with write_atomically(path) as temporary:
+            yield temporary
+
+    monkeypatch.setattr(ab, "load_config", lambda config, *_, **__: cfgs[config])
+    monkeypatch.setattr(ab, "write_atomically", write)
+    with ThreadPoolExecutor() as pool:
+        calls = [
+            pool.submit(ab._check_settings, str(value), [], tmp_path / "run")
+            for value in thresholds
+        ]
+    errors = [call.exception() for call in calls if call.exception()]
+    assert [type(error) for error in errors] == [ValueError] * refused
+    assert all("with other settings" in str(error) for error in errors)
 
 
 def test_the_output_of_a_failing_run_is_shown(run_script, tmp_path):

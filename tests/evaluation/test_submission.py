@@ -279,3 +279,11 @@ class TestCheck:
         archive.write_bytes(archive.read_bytes()[:50])
         with pytest.raises(ValueError, match="is damaged or truncated"):
             check_submission(archive, ann_file)
+
+
+def test_an_image_of_impossible_size_is_refused(tmp_path):
+    image = dict(id=1, file_name="1.jpg", height=10**400, width=1)
+    info = dict(images=[image], categories=[dict(id=1, name="disc")])
+    (tmp_path / "info.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match="height not a positive integer"):
+        submission.read_image_info(tmp_path / "info.json")
