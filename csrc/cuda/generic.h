@@ -159,7 +159,6 @@ MMSOFTPOOL_BODY void backward_generic(
     const Pooling& pooling, const Exponent<Compute<T>>& exponent, const Compute<T>* workspace,
     const T* input, T* grad_input, int64_t i) {
   using A = Compute<T>;
-  const bool exact = pooling.gradient == Gradient::exact;
   const Position position =
       find_position(pooling, i, pooling.depth.in, pooling.height.in, pooling.width.in);
   const Range rd = outputs_around(pooling.depth, position.d);
@@ -177,9 +176,7 @@ MMSOFTPOOL_BODY void backward_generic(
       for (int64_t w = rw.begin; w < rw.end; ++w) {
         if (is_tap(pooling.width, w, position.w)) {
           const Window<A> window(exponent, summary[0]);
-          const A difference = window.difference(x);
-          const A slope = exact ? window.slope(difference, summary[2]) : A(1);
-          grad += summary[1] * window.weight(difference) * slope;
+          grad += summary[1] * window.share(x, summary[2], pooling.gradient);
         }
         summary += step;
       }

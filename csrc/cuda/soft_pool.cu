@@ -1,6 +1,7 @@
 #include "generic.h"
 #include "soft_pool.h"
 #include "strip.h"
+#include "tile.h"
 
 namespace mmsoftpool::cuda {
 namespace {
@@ -56,6 +57,93 @@ __global__ void backward_strip_kernel(
   }
 }
 
+// The block of a GPU, see tile.h.
+class Block {
+ public:
+  // The largest of a value that each thread has.
+  template <typename A>
+  struct Largest {
+    A value;
+    __device__ A operator[](int32_t) const { return value; }
+  };
+  template <typename A, typename Value>
+  __device__ Largest<A> max(int log2_lanes, const Value& value_of) const {
+    __shared__ A partial[max_warps << max_log2_lanes];
+    const int lanes = 1 << log2_lanes, thread = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const A value = max_of_warp(lanes, value_of(static_cast<int32_t>(threadIdx.x)));
+    if (thread < lanes) {
+      partial[warp * lanes + thread] = value;
+    }
+    __syncthreads();
+    A largest = value;
+    for (int i = thread; i < static_cast<int>(blockDim.x) / 32 * lanes; i += 32) {
+      largest = fmax(largest, partial[i]);
+    }
+    return {max_of_warp(lanes, largest)};
+  }
+
+  template <typename Run>
+  __device__ void each(const Run& run) const {
+    run(static_cast<int32_t>(threadIdx.x));
+    __syncthreads();
+  }
+  template <typename Is>
+  __device__ bool any(const Is& is) const {
+    return __syncthreads_or(is(static_cast<int32_t>(threadIdx.x))) != 0;
+  }
+
+ private:
+  static constexpr int max_warps = 8, max_log2_lanes = 3;
+
+  // Of the threads whose number is the same modulo `lanes`.
+  template <typename A>
+  static __device__ A max_of_warp(int lanes, A value) {
+    for (int offset = 16; offset >= lanes; offset /= 2) {
+      value = fmax(value, __shfl_xor_sync(0xffffffffu, value, offset));
+    }
+    return value;
+  }
+};
+
+template <typename T>
+__global__ void __launch_bounds__(Tile<T, false>::max_threads) forward_tile_kernel(
+    typename Tile<T, false>::Arguments a, const T* __restrict__ input, T* __restrict__ output) {
+  extern __shared__ double2 shared[];
+  Tile<T, false>::forward(
+      Block(), a, input, output, reinterpret_cast<Pair<Compute<T>>*>(shared), blockIdx.x,
+      blockIdx.y, blockIdx.z);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(Tile<T, true>::max_threads) backward_tile_kernel(
+    typename Tile<T, true>::Arguments a, const T* __restrict__ grad_output,
+    const T* __restrict__ input, T* __restrict__ grad_input) {
+  extern __shared__ double2 shared[];
+  Tile<T, true>::backward(
+      Block(), a, grad_output, input, grad_input, reinterpret_cast<Pair<Compute<T>>*>(shared),
+      blockIdx.x, blockIdx.y, blockIdx.z);
+}
+
+// Launches a block for each tile.
+template <typename Arguments, typename... Pointers>
+cudaError_t launch_tiles(
+    void (*kernel)(Arguments, Pointers...), cudaStream_t stream, const Arguments& arguments,
+    Pointers... pointers) {
+  const int bytes = static_cast<int>(arguments.shared());
+  if (bytes > 48 << 10) {
+    const auto error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error != cudaSuccess) {
+      return error;
+    }
+  }
+  const dim3 grid(
+      static_cast<unsigned>(arguments.planes()), static_cast<unsigned>(arguments.height.tiles),
+      static_cast<unsigned>(arguments.width.tiles));
+  kernel<<<grid, static_cast<unsigned>(arguments.threads), bytes, stream>>>(arguments, pointers...);
+  return cudaGetLastError();
+}
+
 // Launches threads 0 to `threads` - 1 of a kernel whose last argument is their number.
 template <typename Kernel, typename... Arguments>
 cudaError_t launch(
@@ -91,7 +179,9 @@ cudaError_t pool_forward(const Pooling& pooling, const T* input, T* output, cuda
     const auto arguments = S::forward_arguments(pooling, rows);
     error = launch(forward_strip_kernel<S, T>, arguments.threads, stream, arguments, input, output);
   });
-  if (launched) {
+  if (launched || with_tile<T, false>(pooling, [&](const auto& arguments) {
+        error = launch_tiles(forward_tile_kernel<T>, stream, arguments, input, output);
+      })) {
     return error;
   }
   return launch(
@@ -104,7 +194,8 @@ int64_t backward_workspace(
     const Pooling& pooling, const T* grad_output, const T* input, const T* grad_input) {
   const bool aligned = are_aligned(grad_output, input, grad_input);
   const bool has_strip = with_strip<T, true>(pooling, aligned, [](auto) {});
-  return has_strip ? 0 : 3 * pooling.planes() * pooling.out_plane();
+  const bool has_kernel = has_strip || with_tile<T, true>(pooling, [](const auto&) {});
+  return has_kernel ? 0 : 3 * pooling.planes() * pooling.out_plane();
 }
 
 template <typename T>
@@ -126,7 +217,10 @@ cudaError_t pool_backward(
         backward_strip_kernel<S, T>, arguments.threads, stream, arguments, grad_output, input,
         grad_input);
   });
-  if (launched) {
+  if (launched || with_tile<T, true>(pooling, [&](const auto& arguments) {
+        error = launch_tiles(
+            backward_tile_kernel<T>, stream, arguments, grad_output, input, grad_input);
+      })) {
     return error;
   }
   const auto exponent = make_exponent<Compute<T>>(pooling);

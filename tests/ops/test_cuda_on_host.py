@@ -1,4 +1,4 @@
-"""What the CUDA threads do, run on the host: windows, tiles and memory accesses without a GPU.
+"""What the CUDA threads do, run on the host: values and memory accesses without a GPU.
 
 Every tensor stands between margins of NaN: a read outside shows up in the result, a write outside
 in the margin.
@@ -6,6 +6,7 @@ in the margin.
 
 import ctypes
 import math
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,8 +21,15 @@ from ..common import randn
 
 MARGIN = 64
 ALPHAS = [0.0, 0.5, 1.0, 4.0, 30.0, 1e30]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-EPSILON = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]  # the strips'
+ALL_DTYPES = [*DTYPES, torch.float64]
+EPSILON = {
+    torch.float32: 2e-6,
+    torch.float16: 2e-3,
+    torch.bfloat16: 1.6e-2,
+    torch.float64: 1e-14,
+}
+KINDS = ("general", "strips", "tiles")
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +42,7 @@ def host_library(tmp_path_factory):
         [
             *(compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"),
             *("-fsanitize=undefined", "-fno-sanitize-recover"),
+            *os.environ.get("CXXFLAGS", "").split(),  # make sanitize
             *(str(Path(__file__).with_name("cuda_on_host.cpp")), "-o", str(path)),
         ],
         check=True,
@@ -60,8 +69,10 @@ def shape_argument(sizes, output_sizes, pooling, last):
     return (ctypes.c_int64 * len(shape))(*shape)
 
 
-def run_on_host(library, x, pooling, grad_output, *, rows=4, generic=False, shift=0):
-    """The value and gradient that the CUDA threads compute, and whether they worked in strips.
+def run_on_host(
+    library, x, pooling, grad_output, *, rows=4, generic=False, descending=False, shift=0
+):
+    """The value and gradient that the CUDA threads compute, and which kernels, one of KINDS.
 
     ``x`` and ``grad_output`` are in the order of memory: channels last if they say so.
     """
@@ -74,30 +85,30 @@ def run_on_host(library, x, pooling, grad_output, *, rows=4, generic=False, shif
     frames = [framed(t, shift) for t in (*in_memory, *in_memory)]
     frames[2][1].fill_(math.nan), frames[3][1].fill_(math.nan)
     pointers = [ctypes.c_void_p(inside.data_ptr()) for _, inside in frames]
-    strips = library.run_threads(
-        *(DTYPES.index(x.dtype), shape, ctypes.c_double(alpha), gradient == "exact"),
-        *(ctypes.c_int64(rows), generic, *pointers),
+    kind = library.run_threads(
+        *(ALL_DTYPES.index(x.dtype), shape, ctypes.c_double(alpha), gradient == "exact"),
+        *(ctypes.c_int64(rows), 1 if generic else 2 * descending, *pointers),
     )
-    assert strips in (0, 3)  # both or neither
+    assert kind >= 0  # the same ones in the forward and the backward
     for whole, inside in frames[2:]:
         margins = (whole[: MARGIN + shift], whole[MARGIN + shift + inside.numel() :])
         assert all(margin.isnan().all() for margin in margins), "written outside"
-    return frames[2][1].permute(back), frames[3][1].permute(back), strips == 3
+    return frames[2][1].permute(back), frames[3][1].permute(back), KINDS[kind]
 
 
 def check(library, x, pooling, *, alpha=1.0, gradient="exact", **options):
-    """Holds value and gradient of the host's run against the CPU's; returns whether in strips."""
+    """Holds value and gradient of the host's run against the CPU's; returns which kernels ran."""
     pooling = Pooling.check(x.dim() - 2, *pooling, alpha=alpha, gradient=gradient)
     y = torch.ops.mmsoftpool.soft_pool(x, *pooling)
     g = randn(*y.shape, seed=1).to(y)
     grad = torch.ops.mmsoftpool.soft_pool_backward(g, x, *pooling)
-    value, grad_input, strip = run_on_host(library, x, pooling, g, **options)
+    value, grad_input, kind = run_on_host(library, x, pooling, g, **options)
     epsilon = EPSILON[x.dtype]  # two roundings of the type
     torch.testing.assert_close(value, y, rtol=epsilon, atol=1e-6, equal_nan=True)
     # alpha (x - y) of the exact gradient makes up for the rounding of x - y.
     atol = 3e-6 * (1 + min(alpha, 100))
     torch.testing.assert_close(grad_input, grad, rtol=max(epsilon, 1e-5), atol=atol, equal_nan=True)
-    return strip
+    return kind
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -127,18 +138,19 @@ def test_strips(host_library, pooling, dtype, rows, gradient):
     for size in SIZES:
         x = randn(2, 3, *size)
         x[0, 0, 1, 1], x[1, 2, 1, 2] = math.nan, -math.inf
-        assert check(host_library, x.to(dtype), pooling, **options)
+        assert check(host_library, x.to(dtype), pooling, **options) == "strips"
         last = randn(2, 8, *size)
         last[0, 0, 1, 1], last[1, 2, 1, 2] = math.nan, -math.inf
         last = last.to(dtype, memory_format=torch.channels_last)
-        assert check(host_library, last, pooling, **options)
+        assert check(host_library, last, pooling, **options) == "strips"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pooling", STEMS)
 def test_strips_of_tensors_that_are_not_aligned(host_library, pooling, dtype):
     for shift in (1, 2, 4):
-        assert check(host_library, randn(2, 3, 9, 16).to(dtype), pooling, shift=shift)
+        x = randn(2, 3, 9, 16).to(dtype)
+        assert check(host_library, x, pooling, shift=shift) == "strips"
 
 
 @pytest.mark.parametrize("gradient", ["exact", "paper"])
@@ -159,8 +171,9 @@ def test_strips_and_the_general_way_with_any_sharpness(
         x[1, 3] *= 50
         x = x.to(dtype, memory_format=format)
         # An average of alpha 0 has to leave -inf out, which costs the strips too much.
-        assert check(host_library, x, pooling, **options) == (alpha != 0)
-        assert not check(host_library, x, pooling, generic=True, **options)
+        kind = "strips" if alpha else "general"
+        assert check(host_library, x, pooling, **options) == kind
+        assert check(host_library, x, pooling, generic=True, **options) == "general"
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1e-40, 1e-38, 1e-36, 1e-34, 1.0, 1e30, 1e38, 1e300])
@@ -170,8 +183,8 @@ def test_the_whole_range_of_float32_in_a_window(host_library, generic, alpha):
     x = torch.tensor([[high, low, high, 0.0], [high, low, 1.0, low]]).view(1, 1, 2, 4)
     pooling = Pooling.check(2, 2, 2, alpha=alpha)
     g = torch.ones(1, 1, 1, 2)
-    value, grad, strip = run_on_host(host_library, x, pooling, g, rows=1, generic=generic)
-    assert strip == (not generic and alpha > 1e-35)
+    value, grad, kind = run_on_host(host_library, x, pooling, g, rows=1, generic=generic)
+    assert kind == ("strips" if not generic and alpha > 1e-35 else "general")
     windows = x.double().view(2, 2, 2).transpose(0, 1).flatten(1)
     w = (min(alpha, high) * (windows - windows.amax(1, keepdim=True))).softmax(1)
     expected = (w * windows).sum(1)
@@ -184,18 +197,19 @@ def test_the_whole_range_of_float32_in_a_window(host_library, generic, alpha):
 def test_windows_of_one_value_give_that_value(host_library, pooling, value):
     x = torch.full((1, 4, 8, 16), value)
     y = torch.ops.mmsoftpool.soft_pool(x, *Pooling.check(2, *pooling))
-    result, _, strip = run_on_host(host_library, x, Pooling.check(2, *pooling), torch.ones_like(y))
-    assert strip and (result == torch.tensor(value)).all()
+    result, _, kind = run_on_host(host_library, x, Pooling.check(2, *pooling), torch.ones_like(y))
+    assert kind == "strips" and (result == torch.tensor(value)).all()
 
 
 @pytest.mark.parametrize("channels", [4, 6])
 def test_what_strips_cannot_take_goes_the_general_way(host_library, channels):
     x = randn(1, channels, 8, 8).to(memory_format=torch.channels_last)
     options = dict(rows=4, gradient="exact")
-    assert check(host_library, x, (3, 2, 1), **options) == (channels == 4)
-    assert not check(host_library, x, (3, 2, 1), shift=1, **options)
+    kind = "strips" if channels == 4 else "general"
+    assert check(host_library, x, (3, 2, 1), **options) == kind
+    assert check(host_library, x, (3, 2, 1), shift=1, **options) == "general"
     for pooling in ((3, 1), (5, 2, 2), (3, 2, 1, 2), ((3, 2), 2), (3, 3)):
-        assert not check(host_library, x.contiguous(), pooling, **options)
+        assert check(host_library, x.contiguous(), pooling, **options) == "general"
 
 
 @pytest.mark.parametrize(("channels", "strip"), [(65535, True), (65537, False)])
@@ -234,3 +248,68 @@ def test_any_pooling(host_library, size, pooling, format, gradient):
     x.view(-1)[5], x.view(-1)[-1] = -math.inf, math.inf
     x = x.contiguous(memory_format=format)
     check(host_library, x, pooling, rows=1, gradient=gradient, generic=True)
+
+
+LARGE = [
+    (5, 1, 2),
+    (4, 1, 0),
+    (4, 1, 2),
+    (9, 1, 4),
+    (13, 1, 6),
+    ((5, 8), 1, ((2, 2), (4, 3))),
+    ((7, 4), 1, (0, 2)),
+]
+
+
+@pytest.mark.parametrize("gradient", ["exact", "paper"])
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("pooling", LARGE)
+def test_large_windows_in_tiles(host_library, pooling, dtype, format, gradient):
+    for channels, height, width in ((1, 14, 13), (3, 20, 23), (10, 17, 20)):
+        x = (randn(2, channels, height, width) * 3).to(dtype).contiguous(memory_format=format)
+        assert check(host_library, x, pooling, gradient=gradient) == "tiles"
+
+
+@pytest.mark.parametrize("pooling", LARGE)
+@pytest.mark.parametrize(
+    ("size", "format"),
+    [((1, 1, 130, 101), torch.contiguous_format), ((1, 9, 43, 57), torch.channels_last)],
+)
+def test_a_map_larger_than_a_tile(host_library, pooling, size, format):
+    assert check(host_library, randn(*size).to(memory_format=format), pooling) == "tiles"
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("alpha", [1e-6, 0.5, 4.0, 30.0])
+def test_tiles_with_any_sharpness_and_special_values(host_library, alpha, format, dtype):
+    x = randn(2, 9, 16, 18)
+    x[0, 0, 1, 1], x[0, 1, 3, 3], x[1, 2, 2, 2] = math.nan, math.inf, -math.inf
+    x[0, 2, :9, :9] = x[1, 0] = -math.inf
+    x[1, 3] *= 50
+    x[1, 4, :8] -= 300
+    x[1, 5] += 1000
+    x = x.to(dtype).contiguous(memory_format=format)
+    for gradient in ("exact", "paper"):
+        assert check(host_library, x, (5, 1, 2), alpha=alpha, gradient=gradient) == "tiles"
+
+
+def test_threads_of_a_phase_do_not_depend_on_each_other(host_library):
+    for format in (torch.contiguous_format, torch.channels_last):
+        x = randn(1, 9, 20, 22).to(memory_format=format)
+        x[0, 0, 3, 4] = math.nan  # the general way, too
+        pooling = Pooling.check(2, 5, 1, 2)
+        ascending = run_on_host(host_library, x, pooling, x)
+        descending = run_on_host(host_library, x, pooling, x, descending=True)
+        assert ascending[2] == descending[2] == "tiles"
+        for one, other in zip(ascending[:2], descending[:2], strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "alpha"),
+    [((5, 2, 2), 1.0), ((5, 1, 4, 2), 1.0), ((3, 1, 0), 1.0), ((5, 1, 2), 0.0), ((5, 1, 2), 100.0)],
+)
+def test_what_tiles_cannot_take_goes_the_general_way(host_library, pooling, alpha):
+    assert check(host_library, randn(1, 2, 12, 12), pooling, alpha=alpha) == "general"
