@@ -76,8 +76,11 @@ class Block {
     }
     __syncthreads();
     A largest = value;
-    for (int i = thread; i < static_cast<int>(blockDim.x) / 32 * lanes; i += 32) {
-      largest = fmax(largest, partial[i]);
+    MMSOFTPOOL_UNROLL
+    for (int i = 0; i < max_warps << max_log2_lanes; i += 32) {
+      if (i + thread < static_cast<int>(blockDim.x) / 32 * lanes) {
+        largest = fmax(largest, partial[i + thread]);
+      }
     }
     return {max_of_warp(lanes, largest)};
   }
@@ -98,8 +101,11 @@ class Block {
   // Of the threads whose number is the same modulo `lanes`.
   template <typename A>
   static __device__ A max_of_warp(int lanes, A value) {
-    for (int offset = 16; offset >= lanes; offset /= 2) {
-      value = fmax(value, __shfl_xor_sync(0xffffffffu, value, offset));
+    MMSOFTPOOL_UNROLL
+    for (int offset = 16; offset > 0; offset /= 2) {
+      if (offset >= lanes) {
+        value = fmax(value, __shfl_xor_sync(0xffffffffu, value, offset));
+      }
     }
     return value;
   }

@@ -77,8 +77,11 @@ struct Powers {
   struct Power {
     A power, log2;
   };
+  static MMSOFTPOOL_BODY A floored(const Reference& reference, A x) {
+    return reference.floor > x ? reference.floor : x;  // NaN stays
+  }
+  // x: floored.
   static MMSOFTPOOL_BODY Power power(const Reference& reference, A x) {
-    x = reference.floor > x ? reference.floor : x;  // NaN stays
     const A shifted = std::fma(x, reference.scale, magic);
     const A n = shifted - magic;
     const A fraction = std::fma(x, reference.scale, -n);  // without the rounding error of c x
@@ -109,6 +112,34 @@ struct Divisor {
   }
   MMSOFTPOOL_BODY int32_t remainder(int32_t n, int32_t quotient) const {
     return n - quotient * static_cast<int32_t>(divisor);
+  }
+};
+
+// How the threads of a block, or those of a channel, share the elements of a rectangle: each has
+// some rows of a column, or of several if there are more columns than threads.
+struct Walk {
+  Divisor width;
+  int32_t rows, columns;  // from an element of a thread to the next
+
+  Walk(int32_t width, int32_t threads)
+      : width(std::min(width, threads)),
+        rows(threads / static_cast<int32_t>(this->width.divisor)),
+        columns(static_cast<int32_t>(this->width.divisor)) {}
+
+  // Calls visit(row, column) for the elements of thread i, or for each first one of `batch`.
+  template <typename Visit>
+  MMSOFTPOOL_BODY void for_each(
+      int32_t i, int32_t height, int32_t width_here, int batch, const Visit& visit) const {
+    const int32_t first = width.quotient(i);
+    if (first < rows) {
+      MMSOFTPOOL_NO_UNROLL
+      for (int32_t column = width.remainder(i, first); column < width_here; column += columns) {
+        MMSOFTPOOL_NO_UNROLL
+        for (int32_t row = first; row < height; row += batch * rows) {
+          visit(row, column);
+        }
+      }
+    }
   }
 };
 
@@ -158,26 +189,30 @@ struct TileAxis {
 
 constexpr int group = 4;  // windows that a thread sums at once
 
-// The sums over [first + j, first + j + count) for j in [0, group), of numbers that are 0 outside
-// [0, size). What the sums share is added up once. group <= count.
+// The sums over [first + j, first + j + count) for j in [0, group), group <= count, of the numbers
+// shared[at + i * step], which are 0 outside [0, size). What the sums share is added up once.
+// shared[0] is 0.
 template <typename A>
 MMSOFTPOOL_BODY void add_up(
-    const Pair<A>* from, int32_t step, int32_t first, int32_t size, int32_t count,
+    const Pair<A>* shared, int32_t at, int32_t step, int32_t first, int32_t size, int32_t count,
     Pair<A> (&sums)[group]) {
-  const auto read = [&](int32_t i) {
-    return uint32_t(i) < uint32_t(size) ? from[i * step] : Pair<A>{0, 0};
-  };
-  Pair<A> before[group - 1], after[group - 1], shared{0, 0};
+  // All positions are times the step.
+  first *= step;
+  size *= step;
+  count *= step;
+  const auto read = [&](int32_t i) { return shared[uint32_t(i) < uint32_t(size) ? at + i : 0]; };
+  Pair<A> before[group - 1], after[group - 1], middle{0, 0};
   MMSOFTPOOL_UNROLL
   for (int j = 0; j < group - 1; ++j) {
-    before[j] = read(first + j);
-    after[j] = read(first + count + j);
+    before[j] = read(first + j * step);
+    after[j] = read(first + count + j * step);
   }
-  const int32_t begin = first + group - 1 > 0 ? first + group - 1 : 0;
-  const int32_t end = first + count < size ? first + count : size;
+  const auto inside = [&](int32_t i) { return i < 0 ? 0 : i < size ? i : size; };
+  const Pair<A>* next = shared + at + inside(first + (group - 1) * step);
+  const Pair<A>* const last = shared + at + inside(first + count);
   MMSOFTPOOL_NO_UNROLL
-  for (int32_t i = begin; i < end; ++i) {
-    shared += from[i * step];
+  for (; next < last; next += step) {
+    middle += *next;
   }
   MMSOFTPOOL_UNROLL
   for (int j = 1; j < group - 1; ++j) {
@@ -186,7 +221,7 @@ MMSOFTPOOL_BODY void add_up(
   }
   MMSOFTPOOL_UNROLL
   for (int j = 0; j < group; ++j) {
-    sums[j] = shared;
+    sums[j] = middle;
     if (j < group - 1) {
       sums[j] += before[j];
     }
@@ -212,11 +247,15 @@ struct Tile {
     Powers<A> powers;
     A slope;  // d log(2^t) / dt for the exact gradient, 0 for the paper's
     TileAxis height, width;
-    int32_t step;                     // from a column to the next
-    int32_t log2_lanes, lane_blocks;  // neighbouring channels of a tile; blocks of them
-    int32_t pitch, sum_pitch, rows;   // of the two arrays in shared memory
+    int32_t step;                    // from a column to the next
+    int32_t lanes, log2_lanes;       // neighbouring channels of a tile
+    int32_t lane_blocks;             // blocks of them
+    int32_t rows, pitch, sum_pitch;  // of the two arrays in shared memory
     int32_t threads;
-    Divisor inputs_w, inputs_h, windows_w, windows_h, written_w;
+    Divisor inputs_h, windows_w, windows_h, written_w;
+    Walk inputs, windows, written;             // the elements of a tile
+    int32_t inputs_step, outputs_w, inputs_w;  // in memory: from an input of a thread to the next,
+                                               // from an output's row to the next, from an input's
 
     Arguments(const Pooling& pooling, int log2_lanes, int64_t tiles_h, int64_t tiles_w)
         : pooling(pooling),
@@ -227,26 +266,35 @@ struct Tile {
           width(pooling.width, Backward, tiles_w),
           step(
               pooling.layout == Layout::channels_last ? static_cast<int32_t>(pooling.channels) : 1),
+          lanes(1 << log2_lanes),
           log2_lanes(log2_lanes),
           lane_blocks(((step - 1) >> log2_lanes) + 1),
-          // Odd, so that neighbouring rows are in different banks.
-          pitch(std::max(width.inputs, width.windows) | 1),
-          sum_pitch(round_up(std::max(width.windows, width.written), group) | 1),
           rows(std::max(height.inputs, height.windows)),
-          inputs_w(width.inputs),
+          // Odd numbers of columns, so that neighbouring rows are in different banks.
+          pitch((std::max(width.inputs, width.windows) | 1) << log2_lanes),
+          sum_pitch((round_up(std::max(width.windows, width.written), group) | 1) << log2_lanes),
+          threads(count_threads()),
           inputs_h(height.inputs),
           windows_w(width.windows),
           windows_h(height.windows),
-          written_w(width.written) {
-      // Whole warps, each thread with several items so that finding its place costs little.
+          written_w(width.written),
+          inputs(width.inputs, threads >> log2_lanes),
+          windows(width.windows, threads >> log2_lanes),
+          written(width.written, threads >> log2_lanes),
+          inputs_step(static_cast<int32_t>(int64_t(inputs.rows) * width.in * step)),
+          outputs_w(width.out * step),
+          inputs_w(width.in * step) {}
+
+    // Whole warps, each thread with several items so that finding its place costs little.
+    int32_t count_threads() const {
       const int64_t items = int64_t(height.inputs) * ((width.windows + group - 1) / group)
                             << log2_lanes;
-      const int64_t rounds = std::max<int64_t>(2, (items + max_threads - 1) / max_threads);
-      threads = round_up(static_cast<int32_t>((items + rounds - 1) / rounds), 32);
+      const int64_t rounds = std::max<int64_t>(4, (items + max_threads - 1) / max_threads);
+      return round_up(static_cast<int32_t>((items + rounds - 1) / rounds), 32);
     }
 
     int64_t shared() const {
-      return int64_t(rows) * (pitch + sum_pitch) * sizeof(Numbers) << log2_lanes;
+      return (lanes + int64_t(rows) * (pitch + sum_pitch)) * sizeof(Numbers);
     }
     // Of the grid: planes, or blocks of neighbouring channels.
     int64_t planes() const {
@@ -266,9 +314,10 @@ struct Tile {
   struct Place {
     Part inputs_h, inputs_w, windows_h, windows_w, written_h, written_w;
     int64_t input, output, plane;
-    Numbers *numbers, *sums;
-    int32_t item, items;  // first one, and from one to the next
-    bool present;         // whether there is this channel
+    Numbers* shared;
+    int32_t numbers, sums;  // where the two arrays begin for this channel
+    int32_t item, items;    // first one, and from one to the next
+    bool present;           // whether there is this channel
   };
   static MMSOFTPOOL_BODY Place
   find_place(const Arguments& a, Numbers* shared, int32_t plane, int32_t h, int32_t w, int32_t i) {
@@ -281,7 +330,7 @@ struct Tile {
     place.windows_w = Backward ? a.width.windows_of(place.written_w) : place.written_w;
     place.inputs_h = a.height.inputs_of(place.windows_h);
     place.inputs_w = a.width.inputs_of(place.windows_w);
-    const int32_t lane = i & ((1 << a.log2_lanes) - 1);
+    const int32_t lane = i & (a.lanes - 1);
     int32_t c = 0;
     if (a.step > 1) {
       const int32_t n = plane / a.lane_blocks;
@@ -292,8 +341,9 @@ struct Tile {
     place.input = int64_t(plane) * (a.height.in * a.width.in * a.step) + c;
     place.output = int64_t(plane) * (a.height.out * a.width.out * a.step) + c;
     place.plane = int64_t(plane) * a.step + c;
-    place.numbers = shared + lane;
-    place.sums = place.numbers + ((a.rows * a.pitch) << a.log2_lanes);
+    place.shared = shared;
+    place.numbers = a.lanes + lane;
+    place.sums = place.numbers + a.rows * a.pitch;
     place.item = place.present ? i >> a.log2_lanes : INT32_MAX >> 1;
     place.items = a.threads >> a.log2_lanes;
     return place;
@@ -301,32 +351,17 @@ struct Tile {
 
   static MMSOFTPOOL_BODY Numbers& number(
       const Arguments& a, const Place& place, int32_t row, int32_t column) {
-    return place.numbers[(row * a.pitch + column) << a.log2_lanes];
+    return place.shared[place.numbers + row * a.pitch + column * a.lanes];
   }
   static MMSOFTPOOL_BODY Numbers& sum(
       const Arguments& a, const Place& place, int32_t row, int32_t column) {
-    return place.sums[(row * a.sum_pitch + column) << a.log2_lanes];
+    return place.shared[place.sums + row * a.sum_pitch + column * a.lanes];
   }
-  // Offset in the plane of an element of a part of it.
+  // Offset in the plane, rows of which are `pitch` apart, of an element of a part of it.
   static MMSOFTPOOL_BODY int32_t element(
-      const Arguments& a, const Part& h, const Part& w, int32_t width, int32_t row,
+      const Arguments& a, const Part& h, const Part& w, int32_t pitch, int32_t row,
       int32_t column) {
-    return ((h.first + row) * width + w.first + column) * a.step;
-  }
-
-  // Calls visit(row, column) for the elements of a part of a thread.
-  template <typename Visit>
-  static MMSOFTPOOL_BODY void for_each_element(
-      const Place& place, const Part& h, const Part& w, const Divisor& width, int32_t height,
-      const Visit& visit) {
-    const int32_t count = height * static_cast<int32_t>(width.divisor);
-    MMSOFTPOOL_NO_UNROLL
-    for (int32_t i = place.item; i < count; i += place.items) {
-      const int32_t row = width.quotient(i), column = width.remainder(i, row);
-      if (row < h.size && column < w.size) {
-        visit(row, column);
-      }
-    }
+    return (h.first + row) * pitch + (w.first + column) * a.step;
   }
 
   // Sums over the columns of `numbers`, in `size` of which there are any, to `sums`. The first of
@@ -342,34 +377,37 @@ struct Tile {
       if (row < present_rows) {
         Numbers sums[group];
         add_up(
-            &number(a, place, row, 0), 1 << a.log2_lanes, first + column, size, a.width.kernel_size,
-            sums);
+            place.shared, place.numbers + row * a.pitch, a.lanes, first + column, size,
+            a.width.kernel_size, sums);
+        Numbers* const to = &sum(a, place, row, column);
         MMSOFTPOOL_UNROLL
         for (int j = 0; j < group; ++j) {
-          sum(a, place, row, column + j) = sums[j];
+          to[j * a.lanes] = sums[j];
         }
       }
     }
   }
-  // Then over the rows of `sums`. Calls visit(row, column, sum).
+  // Then over the rows of `sums`. Calls visit(row, column, at, sum), where `at` is the element's
+  // offset in a plane of this pitch, of which the sums are the part (h, w).
   template <typename Visit>
   static MMSOFTPOOL_BODY void add_rows(
-      const Arguments& a, const Place& place, const Divisor& columns, int32_t present_columns,
-      int32_t first, int32_t size, int32_t wanted, const Visit& visit) {
-    const int32_t count = (wanted + group - 1) / group * static_cast<int32_t>(columns.divisor);
+      const Arguments& a, const Place& place, const Divisor& columns, const Part& h, const Part& w,
+      int32_t pitch, int32_t first, int32_t size, const Visit& visit) {
+    const int32_t count = (h.size + group - 1) / group * static_cast<int32_t>(columns.divisor);
     MMSOFTPOOL_NO_UNROLL
     for (int32_t i = place.item; i < count; i += place.items) {
       const int32_t row = columns.quotient(i) * group;
       const int32_t column = columns.remainder(i, columns.quotient(i));
-      if (column < present_columns) {
+      if (column < w.size) {
         Numbers sums[group];
         add_up(
-            &sum(a, place, 0, column), a.sum_pitch << a.log2_lanes, first + row, size,
+            place.shared, place.sums + column * a.lanes, a.sum_pitch, first + row, size,
             a.height.kernel_size, sums);
+        const int32_t at = element(a, h, w, pitch, row, column);
         MMSOFTPOOL_UNROLL
         for (int j = 0; j < group; ++j) {
-          if (row + j < wanted) {
-            visit(row + j, column, sums[j]);
+          if (row + j < h.size) {
+            visit(row + j, column, at + j * pitch, sums[j]);
           }
         }
       }
@@ -383,34 +421,47 @@ struct Tile {
       int32_t h, int32_t w) {
     const auto largest = block.template max<A>(a.log2_lanes, [&](int32_t i) {
       const Place place = find_place(a, shared, plane, h, w, i);
+      if (i == 0) {
+        shared[0] = {0, 0};
+      }
+      const T* const from = input + place.input;
+      // Several loads at once, since memory takes long to answer.
+      constexpr int batch = 4;
       A max = -std::numeric_limits<A>::infinity();
-      for_each_element(
-          place, place.inputs_h, place.inputs_w, a.inputs_w, a.height.inputs,
+      a.inputs.for_each(
+          place.item, place.inputs_h.size, place.inputs_w.size, batch,
           [&](int32_t row, int32_t column) {
-            const A x =
-                A(input
-                      [place.input +
-                       element(a, place.inputs_h, place.inputs_w, a.width.in, row, column)]);
-            number(a, place, row, column).first = x;
-            max = x > max ? x : max;
+            A x[batch];
+            const int32_t at = element(a, place.inputs_h, place.inputs_w, a.inputs_w, row, column);
+            Numbers* const to = &number(a, place, row, column);
+            MMSOFTPOOL_UNROLL
+            for (int j = 0; j < batch; ++j) {
+              x[j] = row + j * a.inputs.rows < place.inputs_h.size
+                         ? A(from[at + j * a.inputs_step])
+                         : -std::numeric_limits<A>::infinity();
+              max = fmax(max, x[j]);
+            }
+            MMSOFTPOOL_UNROLL
+            for (int j = 0; j < batch; ++j) {
+              if (row + j * a.inputs.rows < place.inputs_h.size) {
+                to[j * a.inputs.rows * a.pitch].first = x[j];
+              }
+            }
           });
       return max;
     });
     block.each([&](int32_t i) {
       const Place place = find_place(a, shared, plane, h, w, i);
       const Reference reference = a.powers.reference(largest[i]);
-      for_each_element(
-          place, place.inputs_h, place.inputs_w, a.inputs_w, a.height.inputs,
+      a.inputs.for_each(
+          place.item, place.inputs_h.size, place.inputs_w.size, 1,
           [&](int32_t row, int32_t column) {
             Numbers& numbers = number(a, place, row, column);
-            const A x = numbers.first;
+            // In the forward the power times the input, whose rounding error is that of the
+            // output; in the backward, where inputs are subtracted, times the logarithm.
+            const A x = Powers<A>::floored(reference, numbers.first);
             const auto power = Powers<A>::power(reference, x);
-            // In the forward the power times the input (0 for -inf), whose rounding error is that
-            // of the output; in the backward, where inputs are subtracted, times the logarithm.
-            numbers.first = power.power;
-            numbers.second = power.power * (Backward              ? power.log2
-                                            : x < reference.floor ? reference.floor
-                                                                  : x);
+            numbers = {power.power, power.power * (Backward ? power.log2 : x)};
           });
     });
     block.each([&](int32_t i) {
@@ -428,8 +479,8 @@ struct Tile {
       const Arguments& a, const Place& place, const Visit& visit) {
     const int32_t first = a.height.first_input(place.windows_h.first) - place.inputs_h.first;
     add_rows(
-        a, place, a.windows_w, place.windows_w.size, first, place.inputs_h.size,
-        place.windows_h.size, visit);
+        a, place, a.windows_w, place.windows_h, place.windows_w, a.outputs_w, first,
+        place.inputs_h.size, visit);
   }
 
   static MMSOFTPOOL_BODY Window<A> general_window(
@@ -444,27 +495,23 @@ struct Tile {
   static MMSOFTPOOL_BODY void forward(
       const Block& block, const Arguments& a, const T* input, T* output, Numbers* shared,
       int32_t plane, int32_t h, int32_t w) {
-    const auto output_of = [&](const Place& place, int32_t row, int32_t column) -> T& {
-      return output
-          [place.output + element(a, place.windows_h, place.windows_w, a.width.out, row, column)];
-    };
     sum_windows(block, a, input, shared, plane, h, w);
     const bool is_wrong = block.any([&](int32_t i) {
       const Place place = find_place(a, shared, plane, h, w, i);
       bool is_right = true;
-      finish_windows(a, place, [&](int32_t row, int32_t column, const Numbers& sum) {
+      T* const to = output + place.output;
+      finish_windows(a, place, [&](int32_t, int32_t, int32_t at, const Numbers& sum) {
         is_right &= sum.first >= Powers<A>::smallest_sum;
-        output_of(place, row, column) = T(divide_by_sum(sum.second, sum.first));
+        to[at] = T(sum.second * reciprocal(sum.first));
       });
       return !is_right;
     });
     if (is_wrong) {
       block.each([&](int32_t i) {
         const Place place = find_place(a, shared, plane, h, w, i);
-        finish_windows(a, place, [&](int32_t row, int32_t column, const Numbers& sum) {
+        finish_windows(a, place, [&](int32_t row, int32_t column, int32_t at, const Numbers& sum) {
           if (!(sum.first >= Powers<A>::smallest_sum)) {
-            output_of(place, row, column) =
-                T(general_window(a, place, input, row, column).output());
+            output[place.output + at] = T(general_window(a, place, input, row, column).output());
           }
         });
       });
@@ -478,23 +525,15 @@ struct Tile {
   static MMSOFTPOOL_BODY void backward(
       const Block& block, const Arguments& a, const T* grad_output, const T* input, T* grad_input,
       Numbers* shared, int32_t plane, int32_t h, int32_t w) {
-    const auto grad_of_window = [&](const Place& place, int32_t row, int32_t column) {
-      return A(
-          grad_output
-              [place.output +
-               element(a, place.windows_h, place.windows_w, a.width.out, row, column)]);
-    };
-    const auto input_of = [&](const Place& place, int32_t row, int32_t column) {
-      return place.input + element(a, place.written_h, place.written_w, a.width.in, row, column);
-    };
     const auto largest = sum_windows(block, a, input, shared, plane, h, w);
     const bool is_wrong = block.any([&](int32_t i) {
       const Place place = find_place(a, shared, plane, h, w, i);
       bool is_right = true;
-      finish_windows(a, place, [&](int32_t row, int32_t column, const Numbers& sum) {
+      const T* const grads = grad_output + place.output;
+      finish_windows(a, place, [&](int32_t row, int32_t column, int32_t at, const Numbers& sum) {
         constexpr A most = A(0x1p100);  // no overflow in sums and products, if g is not beyond it
-        const A grad = grad_of_window(place, row, column);
-        const A per_sum = divide_by_sum(A(1), sum.first);
+        const A grad = A(grads[at]);
+        const A per_sum = reciprocal(sum.first);
         const A b = grad * per_sum;
         is_right &= sum.first >= Powers<A>::smallest_sum && b <= most && b >= -most &&
                     grad <= most && grad >= -most;
@@ -503,8 +542,7 @@ struct Tile {
       return !is_right;
     });
     if (is_wrong) {
-      return backward_generally(
-          block, a, grad_of_window, input, input_of, grad_input, shared, plane, h, w);
+      return backward_generally(block, a, grad_output, input, grad_input, shared, plane, h, w);
     }
     block.each([&](int32_t i) {
       const Place place = find_place(a, shared, plane, h, w, i);
@@ -517,38 +555,43 @@ struct Tile {
       const Place place = find_place(a, shared, plane, h, w, i);
       const Reference reference = a.powers.reference(largest[i]);
       const int32_t first = a.height.first_window(place.written_h.first) - place.windows_h.first;
+      const T* const from = input + place.input;
+      T* const to = grad_input + place.input;
       add_rows(
-          a, place, a.written_w, place.written_w.size, first, place.windows_h.size,
-          place.written_h.size, [&](int32_t row, int32_t column, const Numbers& sum) {
-            const int64_t at = input_of(place, row, column);
-            const auto power = Powers<A>::power(reference, A(input[at]));
-            grad_input[at] = T(power.power * (sum.first + a.slope * power.log2 * sum.second));
+          a, place, a.written_w, place.written_h, place.written_w, a.inputs_w, first,
+          place.windows_h.size, [&](int32_t, int32_t, int32_t at, const Numbers& sum) {
+            const A x = Powers<A>::floored(reference, A(from[at]));
+            const auto power = Powers<A>::power(reference, x);
+            to[at] = T(power.power * (sum.first + a.slope * power.log2 * sum.second));
           });
     });
   }
 
   // As summarize_window and backward_generic, for the windows and the inputs of a tile.
-  template <typename Block, typename Grad, typename At>
+  template <typename Block>
   static MMSOFTPOOL_BODY void backward_generally(
-      const Block& block, const Arguments& a, const Grad& grad_of_window, const T* input,
-      const At& input_of, T* grad_input, Numbers* shared, int32_t plane, int32_t h, int32_t w) {
+      const Block& block, const Arguments& a, const T* grad_output, const T* input, T* grad_input,
+      Numbers* shared, int32_t plane, int32_t h, int32_t w) {
     block.each([&](int32_t i) {
       const Place place = find_place(a, shared, plane, h, w, i);
-      for_each_element(
-          place, place.windows_h, place.windows_w, a.windows_w, a.height.windows,
+      a.windows.for_each(
+          place.item, place.windows_h.size, place.windows_w.size, 1,
           [&](int32_t row, int32_t column) {
             const Window<A> window = general_window(a, place, input, row, column);
-            number(a, place, row, column) = {
-                window.max, window.scale(grad_of_window(place, row, column))};
+            const int64_t at =
+                place.output +
+                element(a, place.windows_h, place.windows_w, a.outputs_w, row, column);
+            number(a, place, row, column) = {window.max, window.scale(A(grad_output[at]))};
             sum(a, place, row, column).first = window.offset();
           });
     });
     block.each([&](int32_t i) {
       const Place place = find_place(a, shared, plane, h, w, i);
-      for_each_element(
-          place, place.written_h, place.written_w, a.written_w, a.height.written,
+      a.written.for_each(
+          place.item, place.written_h.size, place.written_w.size, 1,
           [&](int32_t row, int32_t column) {
-            const int64_t at = input_of(place, row, column);
+            const int64_t at =
+                place.input + element(a, place.written_h, place.written_w, a.inputs_w, row, column);
             const A x = A(input[at]);
             const Part around_h = a.height.windows_of({place.written_h.first + row, 1});
             const Part around_w = a.width.windows_of({place.written_w.first + column, 1});

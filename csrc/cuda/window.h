@@ -76,6 +76,7 @@ MMSOFTPOOL_BODY float reciprocal(float x) {
   return 1 / x;
 #endif
 }
+MMSOFTPOOL_BODY double reciprocal(double x) { return 1 / x; }
 
 template <typename A>
 Exponent<A> make_exponent(const Pooling& pooling) {

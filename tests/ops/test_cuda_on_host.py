@@ -261,6 +261,24 @@ LARGE = [
 ]
 
 
+def check_tiles(library, x, pooling, *, alpha=1.0, gradient="exact"):
+    """Holds value and gradient of the tiles against the operator's in float64."""
+    pooling = Pooling.check(2, *pooling, alpha=alpha, gradient=gradient)
+    y = torch.ops.mmsoftpool.soft_pool(x.double(), *pooling)
+    g = randn(*y.shape, seed=1).to(x.dtype).contiguous(memory_format=reference.memory_format(x))
+    grad = torch.ops.mmsoftpool.soft_pool_backward(g.double(), x.double(), *pooling)
+    value, grad_input, kind = run_on_host(library, x, pooling, g)
+    assert kind == "tiles"
+    # float32: a sum is wrong by some roundings of its largest term, and in the gradient a
+    # difference of logarithms, up to 100, by some of the logarithm.
+    double = x.dtype == torch.float64
+    rtol = max(EPSILON[x.dtype], 1e-13 if double else 1e-6)
+    for result, expected, error in ((value, y, 5e-7), (grad_input, grad, 1e-5)):
+        largest = expected[expected.isfinite()].abs().max().item()
+        atol = largest * (error * 1e-8 if double else error)
+        torch.testing.assert_close(result.double(), expected, rtol=rtol, atol=atol, equal_nan=True)
+
+
 @pytest.mark.parametrize("gradient", ["exact", "paper"])
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
@@ -268,7 +286,7 @@ LARGE = [
 def test_large_windows_in_tiles(host_library, pooling, dtype, format, gradient):
     for channels, height, width in ((1, 14, 13), (3, 20, 23), (10, 17, 20)):
         x = (randn(2, channels, height, width) * 3).to(dtype).contiguous(memory_format=format)
-        assert check(host_library, x, pooling, gradient=gradient) == "tiles"
+        check_tiles(host_library, x, pooling, gradient=gradient)
 
 
 @pytest.mark.parametrize("pooling", LARGE)
@@ -277,7 +295,7 @@ def test_large_windows_in_tiles(host_library, pooling, dtype, format, gradient):
     [((1, 1, 130, 101), torch.contiguous_format), ((1, 9, 43, 57), torch.channels_last)],
 )
 def test_a_map_larger_than_a_tile(host_library, pooling, size, format):
-    assert check(host_library, randn(*size).to(memory_format=format), pooling) == "tiles"
+    check_tiles(host_library, randn(*size).to(memory_format=format), pooling)
 
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
@@ -292,7 +310,25 @@ def test_tiles_with_any_sharpness_and_special_values(host_library, alpha, format
     x[1, 5] += 1000
     x = x.to(dtype).contiguous(memory_format=format)
     for gradient in ("exact", "paper"):
-        assert check(host_library, x, (5, 1, 2), alpha=alpha, gradient=gradient) == "tiles"
+        check_tiles(host_library, x, (5, 1, 2), alpha=alpha, gradient=gradient)
+
+
+@pytest.mark.parametrize("value", [89.0, -110.0, 3.4e38, -3.4e38, 1e-40, -math.inf])
+def test_a_tile_of_one_value_gives_that_value(host_library, value):
+    x = torch.full((1, 1, 9, 9), value)
+    result, _, kind = run_on_host(host_library, x, Pooling.check(2, 5, 1, 2), torch.ones_like(x))
+    assert kind == "tiles"
+    torch.testing.assert_close(result, x, rtol=5e-7, atol=0)
+
+
+def test_gradients_of_the_output_may_be_tiny_or_huge(host_library):
+    x = randn(1, 1, 12, 12)
+    pooling = Pooling.check(2, 5, 1, 2)
+    _, unit, _ = run_on_host(host_library, x, pooling, torch.ones_like(x))
+    for scale in (2.0**-60, 2.0**90, 2.0**120):
+        _, grad, kind = run_on_host(host_library, x, pooling, torch.full_like(x, scale))
+        assert kind == "tiles"
+        torch.testing.assert_close(grad / scale, unit, rtol=1e-5, atol=1e-5)
 
 
 def test_threads_of_a_phase_do_not_depend_on_each_other(host_library):
@@ -309,7 +345,7 @@ def test_threads_of_a_phase_do_not_depend_on_each_other(host_library):
 
 @pytest.mark.parametrize(
     ("pooling", "alpha"),
-    [((5, 2, 2), 1.0), ((5, 1, 4, 2), 1.0), ((3, 1, 0), 1.0), ((5, 1, 2), 0.0), ((5, 1, 2), 100.0)],
+    [((5, 2, 2), 1.0), ((5, 1, 2, 2), 1.0), ((3, 1, 0), 1.0), ((5, 1, 2), 0.0), ((5, 1, 2), 100.0)],
 )
 def test_what_tiles_cannot_take_goes_the_general_way(host_library, pooling, alpha):
     assert check(host_library, randn(1, 2, 12, 12), pooling, alpha=alpha) == "general"
