@@ -8,32 +8,32 @@ namespace {
 
 constexpr int block_size = 128;  // small: a thread that walks down a strip uses many registers
 
-template <typename T>
+template <typename T, typename Int>
 __global__ void forward_generic_kernel(
-    Pooling pooling, Exponent<Compute<T>> exponent, const T* input, T* output, int64_t threads) {
-  const int64_t i = int64_t(blockIdx.x) * block_size + threadIdx.x;
+    Indices<Int> indices, Exponent<Compute<T>> exponent, const T* input, T* output, Int threads) {
+  const Int i = Int(blockIdx.x) * block_size + Int(threadIdx.x);
   if (i < threads) {
-    forward_generic(pooling, exponent, input, output, i);
+    forward_generic(indices, exponent, input, output, i);
   }
 }
 
-template <typename T>
+template <typename T, typename Int>
 __global__ void summarize_window_kernel(
-    Pooling pooling, Exponent<Compute<T>> exponent, const T* grad_output, const T* input,
-    Compute<T>* workspace, int64_t threads) {
-  const int64_t i = int64_t(blockIdx.x) * block_size + threadIdx.x;
+    Indices<Int> indices, Exponent<Compute<T>> exponent, const T* grad_output, const T* input,
+    Compute<T>* workspace, Int threads) {
+  const Int i = Int(blockIdx.x) * block_size + Int(threadIdx.x);
   if (i < threads) {
-    summarize_window(pooling, exponent, grad_output, input, workspace, i);
+    summarize_window(indices, exponent, grad_output, input, workspace, i);
   }
 }
 
-template <typename T>
+template <typename T, typename Int>
 __global__ void backward_generic_kernel(
-    Pooling pooling, Exponent<Compute<T>> exponent, const Compute<T>* workspace, const T* input,
-    T* grad_input, int64_t threads) {
-  const int64_t i = int64_t(blockIdx.x) * block_size + threadIdx.x;
+    Indices<Int> indices, Exponent<Compute<T>> exponent, const Compute<T>* workspace,
+    const T* input, T* grad_input, Int threads) {
+  const Int i = Int(blockIdx.x) * block_size + Int(threadIdx.x);
   if (i < threads) {
-    backward_generic(pooling, exponent, workspace, input, grad_input, i);
+    backward_generic(indices, exponent, workspace, input, grad_input, i);
   }
 }
 
@@ -144,7 +144,7 @@ cudaError_t launch_tiles(
     }
   }
   const dim3 grid(
-      static_cast<unsigned>(arguments.planes()), static_cast<unsigned>(arguments.height.tiles),
+      static_cast<unsigned>(arguments.planes), static_cast<unsigned>(arguments.height.tiles),
       static_cast<unsigned>(arguments.width.tiles));
   kernel<<<grid, static_cast<unsigned>(arguments.threads), bytes, stream>>>(arguments, pointers...);
   return cudaGetLastError();
@@ -160,6 +160,15 @@ cudaError_t launch(
   }
   kernel<<<unsigned(blocks), block_size, 0, stream>>>(arguments..., threads);
   return cudaGetLastError();
+}
+
+template <typename IndicesOfInt>
+using IntOf = decltype(std::decay_t<IndicesOfInt>::channels);
+
+// Calls run(indices) with 32-bit numbers if they suffice.
+template <typename Run>
+cudaError_t with_indices(const Pooling& pooling, const Run& run) {
+  return fits_32_bits(pooling) ? run(Indices<int32_t>(pooling)) : run(Indices<int64_t>(pooling));
 }
 
 // Whether all tensors begin where 16 bytes can be moved at once.
@@ -190,9 +199,11 @@ cudaError_t pool_forward(const Pooling& pooling, const T* input, T* output, cuda
       })) {
     return error;
   }
-  return launch(
-      forward_generic_kernel<T>, outputs, stream, pooling, make_exponent<Compute<T>>(pooling),
-      input, output);
+  return with_indices(pooling, [&](const auto& indices) {
+    return launch(
+        forward_generic_kernel<T, IntOf<decltype(indices)>>, outputs, stream, indices,
+        make_exponent<Compute<T>>(pooling), input, output);
+  });
 }
 
 template <typename T>
@@ -230,15 +241,17 @@ cudaError_t pool_backward(
     return error;
   }
   const auto exponent = make_exponent<Compute<T>>(pooling);
-  error = launch(
-      summarize_window_kernel<T>, pooling.planes() * pooling.out_plane(), stream, pooling, exponent,
-      grad_output, input, workspace);
-  if (error != cudaSuccess) {
-    return error;
-  }
-  return launch(
-      backward_generic_kernel<T>, inputs, stream, pooling, exponent,
-      static_cast<const Compute<T>*>(workspace), input, grad_input);
+  return with_indices(pooling, [&](const auto& indices) {
+    using Int = IntOf<decltype(indices)>;
+    const cudaError_t first = launch(
+        summarize_window_kernel<T, Int>, pooling.planes() * pooling.out_plane(), stream, indices,
+        exponent, grad_output, input, workspace);
+    return first != cudaSuccess
+               ? first
+               : launch(
+                     backward_generic_kernel<T, Int>, inputs, stream, indices, exponent,
+                     static_cast<const Compute<T>*>(workspace), input, grad_input);
+  });
 }
 
 #define MMSOFTPOOL_INSTANTIATE(T)                                                       \

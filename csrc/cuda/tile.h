@@ -242,7 +242,7 @@ struct Tile {
   static constexpr int64_t max_shared = 63 << 10;
 
   struct Arguments {
-    Pooling pooling;
+    Indices<int64_t> indices;  // for the general way
     Exponent<A> exponent;
     Powers<A> powers;
     A slope;  // d log(2^t) / dt for the exact gradient, 0 for the paper's
@@ -250,6 +250,7 @@ struct Tile {
     int32_t step;                    // from a column to the next
     int32_t lanes, log2_lanes;       // neighbouring channels of a tile
     int32_t lane_blocks;             // blocks of them
+    int64_t planes;                  // of the grid: planes, or blocks of neighbouring channels
     int32_t rows, pitch, sum_pitch;  // of the two arrays in shared memory
     int32_t threads;
     Divisor inputs_h, windows_w, windows_h, written_w;
@@ -258,7 +259,7 @@ struct Tile {
                                                // from an output's row to the next, from an input's
 
     Arguments(const Pooling& pooling, int log2_lanes, int64_t tiles_h, int64_t tiles_w)
-        : pooling(pooling),
+        : indices(pooling),
           exponent(make_exponent<A>(pooling)),
           powers(pooling),
           slope(pooling.gradient == Gradient::exact ? A(0.69314718055994531) : A(0)),
@@ -269,6 +270,7 @@ struct Tile {
           lanes(1 << log2_lanes),
           log2_lanes(log2_lanes),
           lane_blocks(((step - 1) >> log2_lanes) + 1),
+          planes(step > 1 ? pooling.batch * lane_blocks : pooling.planes()),
           rows(std::max(height.inputs, height.windows)),
           // Odd numbers of columns, so that neighbouring rows are in different banks.
           pitch((std::max(width.inputs, width.windows) | 1) << log2_lanes),
@@ -295,11 +297,6 @@ struct Tile {
 
     int64_t shared() const {
       return (lanes + int64_t(rows) * (pitch + sum_pitch)) * sizeof(Numbers);
-    }
-    // Of the grid: planes, or blocks of neighbouring channels.
-    int64_t planes() const {
-      return pooling.layout == Layout::channels_last ? pooling.batch * lane_blocks
-                                                     : pooling.planes();
     }
     // Inputs that a tile reads for each number that it writes.
     double overhead() const {
@@ -485,9 +482,9 @@ struct Tile {
 
   static MMSOFTPOOL_BODY Window<A> general_window(
       const Arguments& a, const Place& place, const T* input, int32_t row, int32_t column) {
-    const Position position{
+    const Position<int64_t> position{
         place.plane, 0, place.windows_h.first + row, place.windows_w.first + column};
-    return window_of(a.pooling, a.exponent, input, position);
+    return window_of(a.indices, a.exponent, input, position);
   }
 
   // A block computes tile (h, w) of a plane, or of a block of neighbouring channels.
@@ -603,7 +600,7 @@ struct Tile {
                 const Numbers& summary = number(a, place, r, c);
                 const Window<A> window(a.exponent, summary.first);
                 grad +=
-                    summary.second * window.share(x, sum(a, place, r, c).first, a.pooling.gradient);
+                    summary.second * window.share(x, sum(a, place, r, c).first, a.indices.gradient);
               }
             }
             grad_input[at] = T(grad);
@@ -642,7 +639,7 @@ bool with_tile(const Pooling& pooling, const Run& run) {
     while (true) {
       const typename TileOf::Arguments arguments(pooling, log2_lanes, tiles_h, tiles_w);
       if (arguments.shared() <= TileOf::max_shared) {
-        if (arguments.overhead() > 4 || arguments.planes() > INT32_MAX ||
+        if (arguments.overhead() > (log2_lanes > 0 ? 2 : 4) || arguments.planes > INT32_MAX ||
             arguments.height.tiles > UINT16_MAX || arguments.width.tiles > UINT16_MAX) {
           break;
         }

@@ -125,7 +125,7 @@ bool run_tiles(const Pooling& pooling, bool descending, const Run& run) {
     using Numbers = Pair<Compute<T>>;
     constexpr auto nan = std::numeric_limits<Compute<T>>::quiet_NaN();
     const HostBlock block{arguments.threads, descending};
-    for (int64_t plane = 0; plane < arguments.planes(); ++plane) {
+    for (int64_t plane = 0; plane < arguments.planes; ++plane) {
       for (int32_t h = 0; h < arguments.height.tiles; ++h) {
         for (int32_t w = 0; w < arguments.width.tiles; ++w) {
           std::vector<Numbers> shared(arguments.shared() / sizeof(Numbers), Numbers{nan, nan});
@@ -137,12 +137,39 @@ bool run_tiles(const Pooling& pooling, bool descending, const Run& run) {
 }
 
 enum Kind { general, strips, tiles };
-enum Force { any_kind, force_general, descending };
+enum Force { any_kind, general_in_32_bits, general_in_64_bits, descending };
+
+bool is_general(int force) { return force == general_in_32_bits || force == general_in_64_bits; }
+
+template <typename T, typename Int>
+void run_forward_generally(
+    const Pooling& pooling, const Indices<Int>& indices, const T* input, T* output) {
+  const auto exponent = make_exponent<Compute<T>>(pooling);
+  for (Int i = static_cast<Int>(pooling.planes() * pooling.out_plane()); i-- > 0;) {
+    forward_generic(indices, exponent, input, output, i);
+  }
+}
+
+template <typename T, typename Int>
+void run_backward_generally(
+    const Pooling& pooling, const Indices<Int>& indices, const T* grad_output, const T* input,
+    T* grad_input) {
+  const auto exponent = make_exponent<Compute<T>>(pooling);
+  const Int outputs = static_cast<Int>(pooling.planes() * pooling.out_plane());
+  std::vector<Compute<T>> workspace(3 * outputs);
+  for (Int i = outputs; i-- > 0;) {
+    summarize_window(indices, exponent, grad_output, input, workspace.data(), i);
+  }
+  const Compute<T>* const summaries = workspace.data();
+  for (Int i = static_cast<Int>(pooling.planes() * pooling.in_plane()); i-- > 0;) {
+    backward_generic(indices, exponent, summaries, input, grad_input, i);
+  }
+}
 
 template <typename T>
 Kind run_forward(
     const Pooling& pooling, int64_t rows, int force, bool aligned, const T* input, T* output) {
-  if (force == force_general) {
+  if (is_general(force)) {
   } else if (with_strip<T, false>(pooling, aligned, [&](auto strip) {
                using S = decltype(strip);
                const auto arguments = S::forward_arguments(pooling, rows);
@@ -160,9 +187,10 @@ Kind run_forward(
           })) {
     return tiles;
   }
-  const auto exponent = make_exponent<Compute<T>>(pooling);
-  for (int64_t i = pooling.planes() * pooling.out_plane(); i-- > 0;) {
-    forward_generic(pooling, exponent, input, output, i);
+  if (force == general_in_64_bits) {
+    run_forward_generally(pooling, Indices<int64_t>(pooling), input, output);
+  } else {
+    run_forward_generally(pooling, Indices<int32_t>(pooling), input, output);
   }
   return general;
 }
@@ -171,7 +199,7 @@ template <typename T>
 Kind run_backward(
     const Pooling& pooling, int64_t rows, int force, bool aligned, const T* grad_output,
     const T* input, T* grad_input) {
-  if (force == force_general) {
+  if (is_general(force)) {
   } else if (with_strip<T, true>(pooling, aligned, [&](auto strip) {
                using S = decltype(strip);
                const auto arguments = S::backward_arguments(pooling, rows);
@@ -190,15 +218,10 @@ Kind run_backward(
           })) {
     return tiles;
   }
-  const auto exponent = make_exponent<Compute<T>>(pooling);
-  const int64_t outputs = pooling.planes() * pooling.out_plane();
-  std::vector<Compute<T>> workspace(3 * outputs);
-  for (int64_t i = outputs; i-- > 0;) {
-    summarize_window(pooling, exponent, grad_output, input, workspace.data(), i);
-  }
-  for (int64_t i = pooling.planes() * pooling.in_plane(); i-- > 0;) {
-    backward_generic(
-        pooling, exponent, static_cast<const Compute<T>*>(workspace.data()), input, grad_input, i);
+  if (force == general_in_64_bits) {
+    run_backward_generally(pooling, Indices<int64_t>(pooling), grad_output, input, grad_input);
+  } else {
+    run_backward_generally(pooling, Indices<int32_t>(pooling), grad_output, input, grad_input);
   }
   return general;
 }
@@ -226,6 +249,24 @@ extern "C" int has_strip(const int64_t* shape) {
          with_strip<Half, true>(pooling, true, [](auto) {});
 }
 
+template <typename T, bool Backward>
+int write_plan(const Pooling& pooling, int64_t* plan) {
+  return with_tile<T, Backward>(pooling, [&](const auto& a) {
+    const int64_t numbers[] = {a.lanes,         a.threads,        a.shared(),     a.height.tiles,
+                               a.width.tiles,   a.height.inputs,  a.width.inputs, a.height.windows,
+                               a.width.windows, a.height.written, a.width.written};
+    std::copy(std::begin(numbers), std::end(numbers), plan);
+  });
+}
+
+// Writes how a pooling is divided into tiles, as TilePlan in mmsoftpool/analysis/roofline.py has
+// it; returns 0 if it is not. wide: for double.
+extern "C" int tile_plan(const int64_t* shape, int backward, int wide, int64_t* plan) {
+  const Pooling pooling = make_pooling(shape, 1, 1);
+  return wide ? (backward ? write_plan<double, true> : write_plan<double, false>)(pooling, plan)
+              : (backward ? write_plan<float, true> : write_plan<float, false>)(pooling, plan);
+}
+
 // dtype: 0 for float, 1 for float16, 2 for bfloat16, 3 for double. Returns which kernels ran, a
 // Kind, or -1 for different ones in the forward and the backward.
 extern "C" int run_threads(
@@ -238,6 +279,8 @@ extern "C" int run_threads(
                                    : run_on<double>;
   return run_as(pooling, rows, force, grad_output, input, output, grad_input);
 }
+
+extern "C" int fits_32(const int64_t* shape) { return fits_32_bits(make_pooling(shape, 1, 1)); }
 
 // The emulated types, for a test of their own.
 extern "C" void convert(int dtype, const float* from, float* to, int64_t count) {

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmsoftpool.analysis import roofline
 from mmsoftpool.ops import reference
 from mmsoftpool.ops.pooling import Pooling
 
@@ -69,10 +70,10 @@ def shape_argument(sizes, output_sizes, pooling, last):
     return (ctypes.c_int64 * len(shape))(*shape)
 
 
-def run_on_host(
-    library, x, pooling, grad_output, *, rows=4, generic=False, descending=False, shift=0
-):
+def run_on_host(library, x, pooling, grad_output, *, rows=4, generic=0, descending=False, shift=0):
     """The value and gradient that the CUDA threads compute, and which kernels, one of KINDS.
+
+    ``generic`` is 32 or 64 for the general kernels with indices of as many bits.
 
     ``x`` and ``grad_output`` are in the order of memory: channels last if they say so.
     """
@@ -87,7 +88,7 @@ def run_on_host(
     pointers = [ctypes.c_void_p(inside.data_ptr()) for _, inside in frames]
     kind = library.run_threads(
         *(ALL_DTYPES.index(x.dtype), shape, ctypes.c_double(alpha), gradient == "exact"),
-        *(ctypes.c_int64(rows), 1 if generic else 2 * descending, *pointers),
+        *(ctypes.c_int64(rows), generic // 32 or 3 * descending, *pointers),
     )
     assert kind >= 0  # the same ones in the forward and the backward
     for whole, inside in frames[2:]:
@@ -173,11 +174,11 @@ def test_strips_and_the_general_way_with_any_sharpness(
         # An average of alpha 0 has to leave -inf out, which costs the strips too much.
         kind = "strips" if alpha else "general"
         assert check(host_library, x, pooling, **options) == kind
-        assert check(host_library, x, pooling, generic=True, **options) == "general"
+        assert check(host_library, x, pooling, generic=32, **options) == "general"
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1e-40, 1e-38, 1e-36, 1e-34, 1.0, 1e30, 1e38, 1e300])
-@pytest.mark.parametrize("generic", [False, True])
+@pytest.mark.parametrize("generic", [0, 32])
 def test_the_whole_range_of_float32_in_a_window(host_library, generic, alpha):
     high, low = torch.finfo(torch.float32).max, torch.finfo(torch.float32).min
     x = torch.tensor([[high, low, high, 0.0], [high, low, 1.0, low]]).view(1, 1, 2, 4)
@@ -234,6 +235,7 @@ ANY = [
 FORMATS = {1: [], 2: [torch.channels_last], 3: [torch.channels_last_3d]}
 
 
+@pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("gradient", ["exact", "paper"])
 @pytest.mark.parametrize(
     ("size", "pooling", "format"),
@@ -243,11 +245,28 @@ FORMATS = {1: [], 2: [torch.channels_last], 3: [torch.channels_last_3d]}
         for format in (torch.contiguous_format, *FORMATS[len(size)])
     ],
 )
-def test_any_pooling(host_library, size, pooling, format, gradient):
+def test_any_pooling(host_library, size, pooling, format, gradient, bits):
     x = randn(2, 3, *size)
     x.view(-1)[5], x.view(-1)[-1] = -math.inf, math.inf
     x = x.contiguous(memory_format=format)
-    check(host_library, x, pooling, rows=1, gradient=gradient, generic=True)
+    check(host_library, x, pooling, rows=1, gradient=gradient, generic=bits)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "out", "pooling", "fits"),
+    [
+        ((65536, 32768, 1, 1), (1, 1), (2, 2, 1), False),
+        ((65536, 32767, 1, 1), (1, 1), (2, 2, 1), True),
+        ((65536, 32767, 1, 1), (2, 1), (2, 2, 1), False),
+        ((0, 1, 8, 8), (4, 4), (2, 2), True),
+        ((1, 1, 8, 8), (1, 1), (2, 2**31), False),
+        ((1, 1, 2**30, 1), (1, 1), (1, 2**28), False),
+    ],
+)
+def test_indices_have_32_bits_where_all_fit(host_library, sizes, out, pooling, fits):
+    pooling = Pooling.check(2, *pooling)
+    shape = shape_argument(sizes, (*sizes[:2], *out), pooling, False)
+    assert bool(host_library.fits_32(shape)) == fits
 
 
 LARGE = [
@@ -349,3 +368,22 @@ def test_threads_of_a_phase_do_not_depend_on_each_other(host_library):
 )
 def test_what_tiles_cannot_take_goes_the_general_way(host_library, pooling, alpha):
     assert check(host_library, randn(1, 2, 12, 12), pooling, alpha=alpha) == "general"
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_roofline_knows_the_tiles(host_library, dtype, last, direction):
+    """The counts of the machine code rest on a copy of the rule."""
+    for kernel_size in (4, 5, 9, 13, 31):
+        for size in (7, 20, 40, 100, 300):
+            pooling = Pooling.check(2, kernel_size, 1, kernel_size // 2)
+            out = size + 1 - kernel_size % 2
+            shape = shape_argument((2, 64, size, size), (2, 64, out, out), pooling, last)
+            plan = (ctypes.c_int64 * 11)()
+            found = host_library.tile_plan(shape, direction == "backward", dtype == "float64", plan)
+            expected = roofline.tile_plan(direction, last, dtype, kernel_size, size)
+            assert bool(found) == (expected is not None)
+            if found:
+                flat = [*expected[:3], *(n for pair in expected[3:] for n in pair)]
+                assert list(plan) == flat
