@@ -392,8 +392,11 @@ def _tile_row(function, case, arch, gpu, layout, kernel_size, size) -> dict:
         total += outside * plan.threads
         if number < 2:
             # Over the inputs: a thread has some rows of a column, `loads` of them at once.
-            rows = plan.threads // plan.lanes // plan.inputs[1]
+            threads = plan.threads // plan.lanes
+            columns = min(threads, plan.inputs[1])
+            rows = threads // columns
             trips = -(-plan.inputs[0] // (rows * max(loads, 1)))
+            trips *= -(-plan.inputs[1] // columns)
             total += (between + inside * trips) * plan.threads
             in_flight = max(in_flight, loads)
             continue

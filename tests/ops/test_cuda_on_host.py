@@ -47,6 +47,8 @@ def host_library(tmp_path_factory):
             *(str(Path(__file__).with_name("cuda_on_host.cpp")), "-o", str(path)),
         ],
         check=True,
+        # Under make sanitize the sanitizers are for the library, not for the compiler.
+        env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},
     )
     return ctypes.CDLL(str(path))
 
