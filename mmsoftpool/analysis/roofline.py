@@ -458,15 +458,15 @@ def analyse(functions: list[Function], arch: str, gpu: Gpu = H200) -> list[dict]
 
     Returns:
         Per kernel ``direction``, ``dtype``, ``layout`` and ``kernel``; ``registers``; ``spills``,
-        the number of instructions that move local memory (in a tile kernel, in its usual phases); ``shared`` in bytes; ``occupancy``; and
+        the number of instructions that move local memory; ``shared`` in bytes; ``occupancy``; and
         of the hot loop ``loop``, its instructions, and ``load_bits`` and ``store_bits``, the widest
         of each. The strip kernels have ``instructions`` and ``special`` per output as well (an
         output of the pooling, in the backward too), and ``issue``, ``exponential`` and ``memory``:
         the shares of the copy bandwidth that each alone would allow, if every tensor is moved once.
         ``memory`` supposes that all resident threads have the loads of one trip in flight, and is 1
-        at most. The tile kernels have these for each of :data:`TILE_CASES` and layout, and
-        ``banks``, the share that shared memory allows. The general kernels' loops are over taps, so
-        they have no numbers per output.
+        at most. The tile kernels have these for each of :data:`TILE_CASES` and layout, without the
+        phases of windows that need the general way, and ``banks``, the share that shared memory
+        allows. The general kernels' loops are over taps, so they have no numbers per output.
     """
     rows = []
     names = _demangle(function.name for function in functions)

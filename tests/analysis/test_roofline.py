@@ -123,7 +123,7 @@ def functions(tmp_path_factory):
 
 def by_case(functions):
     """What the kernels do, by direction, dtype, layout and window."""
-    rows = roofline.analyse(functions, "9.0")
+    rows = roofline.analyse(list(functions), "9.0")
     return {(r["direction"], r["dtype"], r["layout"], r["kernel"]): r for r in rows}
 
 
