@@ -314,7 +314,6 @@ struct Tile {
     Numbers* shared;
     int32_t numbers, sums;  // where the two arrays begin for this channel
     int32_t item, items;    // first one, and from one to the next
-    bool present;           // whether there is this channel
   };
   static MMSOFTPOOL_BODY Place
   find_place(const Arguments& a, Numbers* shared, int32_t plane, int32_t h, int32_t w, int32_t i) {
@@ -334,14 +333,14 @@ struct Tile {
       c = ((plane - n * a.lane_blocks) << a.log2_lanes) + lane;
       plane = n;
     }
-    place.present = c < a.step;
     place.input = int64_t(plane) * (a.height.in * a.width.in * a.step) + c;
     place.output = int64_t(plane) * (a.height.out * a.width.out * a.step) + c;
     place.plane = int64_t(plane) * a.step + c;
     place.shared = shared;
     place.numbers = a.lanes + lane;
     place.sums = place.numbers + a.rows * a.pitch;
-    place.item = place.present ? i >> a.log2_lanes : INT32_MAX >> 1;
+    // No items for a channel that there is not.
+    place.item = c < a.step ? i >> a.log2_lanes : INT32_MAX >> 1;
     place.items = a.threads >> a.log2_lanes;
     return place;
   }
