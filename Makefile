@@ -94,7 +94,7 @@ matrix: env
 	nice $(PY) scripts/matrix.py $(ROWS)
 
 # The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on every instruction set
-# that the machine has; then the usual build again.
+# that the machine has, and the CUDA kernels as the host runs them; then the usual build again.
 ASAN = LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
        ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 sanitize: env
@@ -104,7 +104,9 @@ sanitize: env
 	  ATEN_CPU_CAPABILITY=$$capability $(ASAN) $(PY) -m pytest -q -p no:cacheprovider \
 	    tests/ops/test_functional.py tests/ops/test_autograd.py tests/ops/test_properties.py \
 	    tests/ops/test_raw_operator.py tests/ops/test_windows.py -k "not reference" || status=1; \
-	done; $(PY) -m pip install -q --no-build-isolation --no-deps -e .; exit $$status
+	done; CXXFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=all" \
+	  $(ASAN) $(PY) -m pytest -q -p no:cacheprovider tests/ops/test_cuda_on_host.py || status=1; \
+	$(PY) -m pip install -q --no-build-isolation --no-deps -e .; exit $$status
 
 aarch64: env
 	command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64 || { \

@@ -1,100 +1,161 @@
 // Any pooling: one output, or one input, a thread. For what strip.h does not cover.
 #pragma once
 
+#include <algorithm>
+
 #include "window.h"
 
 namespace mmsoftpool::cuda {
 
-// Offset of element (plane p, depth d, height h, width w) in a tensor of these sizes.
-MMSOFTPOOL_BODY int64_t offset(
-    const Pooling& pooling, int64_t p, int64_t d, int64_t h, int64_t w, int64_t size_d,
-    int64_t size_h, int64_t size_w) {
-  if (pooling.layout == Layout::contiguous) {
-    return ((p * size_d + d) * size_h + h) * size_w + w;
-  }
-  const int64_t n = p / pooling.channels, c = p % pooling.channels;
-  return (((n * size_d + d) * size_h + h) * size_w + w) * pooling.channels + c;
-}
-MMSOFTPOOL_BODY int64_t
-input_offset(const Pooling& pooling, int64_t p, int64_t d, int64_t h, int64_t w) {
-  return offset(pooling, p, d, h, w, pooling.depth.in, pooling.height.in, pooling.width.in);
-}
-MMSOFTPOOL_BODY int64_t
-output_offset(const Pooling& pooling, int64_t p, int64_t d, int64_t h, int64_t w) {
-  return offset(pooling, p, d, h, w, pooling.depth.out, pooling.height.out, pooling.width.out);
-}
+// The arguments of a pooling as numbers of type Int. In 32 bits an index takes half the
+// instructions of one in 64, and a division a fifth.
+template <typename Int>
+struct IndexAxis {
+  Int in, out, kernel_size, stride, padding, dilation;
 
-// Splits the number of an element, in the order of memory, into its plane and position.
-struct Position {
-  int64_t p, d, h, w;
+  explicit IndexAxis(const Axis& axis)
+      : in(static_cast<Int>(axis.in)),
+        out(static_cast<Int>(axis.out)),
+        kernel_size(static_cast<Int>(axis.kernel_size)),
+        stride(static_cast<Int>(axis.stride)),
+        padding(static_cast<Int>(axis.padding)),
+        dilation(static_cast<Int>(axis.dilation)) {}
+
+  MMSOFTPOOL_BODY Int first_input(Int o) const { return o * stride - padding; }
 };
 template <typename Int>
-MMSOFTPOOL_BODY Position
-split(const Pooling& pooling, Int i, int64_t size_d, int64_t size_h, int64_t size_w) {
-  Position position;
-  Int c = 0;
-  if (pooling.layout == Layout::channels_last) {
-    c = i % Int(pooling.channels);
-    i /= Int(pooling.channels);
+struct Indices {
+  bool channels_last;
+  Gradient gradient;
+  Int channels;
+  IndexAxis<Int> depth, height, width;
+
+  explicit Indices(const Pooling& pooling)
+      : channels_last(pooling.layout == Layout::channels_last),
+        gradient(pooling.gradient),
+        channels(static_cast<Int>(pooling.channels)),
+        depth(pooling.depth),
+        height(pooling.height),
+        width(pooling.width) {}
+};
+// Whether 32 bits hold all numbers that the functions below compute.
+inline bool fits_32_bits(const Pooling& pooling) {
+  constexpr int64_t limit = 1 << 29;
+  for (const Axis* axis : {&pooling.depth, &pooling.height, &pooling.width}) {
+    if (axis->in > limit || axis->padding > limit || axis->stride > limit ||
+        axis->out > limit / axis->stride || axis->kernel_size > limit / axis->dilation) {
+      return false;
+    }
   }
-  position.w = i % Int(size_w);
-  i /= Int(size_w);
-  position.h = i % Int(size_h);
-  i /= Int(size_h);
-  position.d = i % Int(size_d);
-  i /= Int(size_d);
-  position.p = pooling.layout == Layout::channels_last ? i * pooling.channels + c : i;
+  // The last block has threads beyond the last element.
+  const int64_t room = INT32_MAX - 1024;
+  return pooling.planes() <= room / std::max<int64_t>(pooling.in_plane(), 1) &&
+         pooling.planes() <= room / std::max<int64_t>(pooling.out_plane(), 1);
+}
+
+// The plane and the position of an element.
+template <typename Int>
+struct Position {
+  Int p, d, h, w;
+};
+// Its offset in a tensor of these sizes.
+template <typename Int>
+MMSOFTPOOL_BODY Int
+offset(const Indices<Int>& indices, const Position<Int>& at, Int size_d, Int size_h, Int size_w) {
+  if (!indices.channels_last) {
+    return ((at.p * size_d + at.d) * size_h + at.h) * size_w + at.w;
+  }
+  const Int n = at.p / indices.channels, c = at.p - n * indices.channels;
+  return (((n * size_d + at.d) * size_h + at.h) * size_w + at.w) * indices.channels + c;
+}
+template <typename Int>
+MMSOFTPOOL_BODY Int input_offset(const Indices<Int>& indices, const Position<Int>& at) {
+  return offset(indices, at, indices.depth.in, indices.height.in, indices.width.in);
+}
+template <typename Int>
+MMSOFTPOOL_BODY Int output_offset(const Indices<Int>& indices, const Position<Int>& at) {
+  return offset(indices, at, indices.depth.out, indices.height.out, indices.width.out);
+}
+
+// The position of element i, in the order of memory, of a tensor of these sizes.
+template <typename Int>
+MMSOFTPOOL_BODY Position<Int> find_position(
+    const Indices<Int>& indices, Int i, Int size_d, Int size_h, Int size_w) {
+  using Unsigned = std::make_unsigned_t<Int>;
+  Unsigned rest = static_cast<Unsigned>(i);
+  const auto take = [&](Int size) {
+    const Unsigned quotient = rest / static_cast<Unsigned>(size);
+    const Unsigned remainder = rest - quotient * static_cast<Unsigned>(size);
+    rest = quotient;
+    return static_cast<Int>(remainder);
+  };
+  Position<Int> position;
+  const Int c = indices.channels_last ? take(indices.channels) : 0;
+  position.w = take(size_w);
+  position.h = take(size_h);
+  position.d = take(size_d);
+  position.p = static_cast<Int>(rest);
+  if (indices.channels_last) {
+    position.p = position.p * indices.channels + c;
+  }
   return position;
 }
-// A division of 64-bit numbers takes about a hundred instructions on a GPU, one of 32 bits twenty.
-MMSOFTPOOL_BODY Position
-find_position(const Pooling& pooling, int64_t i, int64_t size_d, int64_t size_h, int64_t size_w) {
-  return pooling.planes() * size_d * size_h * size_w <= UINT32_MAX
-             ? split(pooling, static_cast<uint32_t>(i), size_d, size_h, size_w)
-             : split(pooling, i, size_d, size_h, size_w);
+template <typename Int>
+MMSOFTPOOL_BODY Position<Int> input_position(const Indices<Int>& indices, Int i) {
+  return find_position(indices, i, indices.depth.in, indices.height.in, indices.width.in);
+}
+template <typename Int>
+MMSOFTPOOL_BODY Position<Int> output_position(const Indices<Int>& indices, Int i) {
+  return find_position(indices, i, indices.depth.out, indices.height.out, indices.width.out);
 }
 
 // From a column to the next.
-MMSOFTPOOL_BODY int64_t column_step(const Pooling& pooling) {
-  return pooling.layout == Layout::channels_last ? pooling.channels : 1;
+template <typename Int>
+MMSOFTPOOL_BODY Int column_step(const Indices<Int>& indices) {
+  return indices.channels_last ? indices.channels : 1;
 }
 
 // The taps k of an axis that lie inside the input for output o: a range, since taps ascend.
+template <typename Int>
 struct Range {
-  int64_t begin, end;
+  Int begin, end;
 };
-MMSOFTPOOL_BODY Range taps_inside(const Axis& axis, int64_t o) {
-  const int64_t first = axis.first_input(o);
-  Range range;
+template <typename Int>
+MMSOFTPOOL_BODY Range<Int> taps_inside(const IndexAxis<Int>& axis, Int o) {
+  const Int first = axis.first_input(o);
+  Range<Int> range;
   if (axis.dilation == 1) {
     range.begin = first >= 0 ? 0 : -first;
     range.end = axis.in - first < axis.kernel_size ? axis.in - first : axis.kernel_size;
     return range;
   }
   range.begin = first >= 0 ? 0 : (-first + axis.dilation - 1) / axis.dilation;
-  const int64_t room = axis.in - 1 - first;
+  const Int room = axis.in - 1 - first;
   range.end = room < 0 ? 0 : room / axis.dilation + 1;
   range.end = range.end < axis.kernel_size ? range.end : axis.kernel_size;
   return range;
 }
 
 // Calls visit(x) for the taps of the window of an output.
-template <typename T, typename Visit>
+template <typename T, typename Int, typename Visit>
 MMSOFTPOOL_BODY void for_each_tap(
-    const Pooling& pooling, const T* input, const Position& position, const Visit& visit) {
-  const Range rd = taps_inside(pooling.depth, position.d);
-  const Range rh = taps_inside(pooling.height, position.h);
-  const Range rw = taps_inside(pooling.width, position.w);
-  const int64_t step = pooling.width.dilation * column_step(pooling);
-  for (int64_t kd = rd.begin; kd < rd.end; ++kd) {
-    for (int64_t kh = rh.begin; kh < rh.end; ++kh) {
-      const T* tap =
-          input + input_offset(
-                      pooling, position.p,
-                      pooling.depth.first_input(position.d) + kd * pooling.depth.dilation,
-                      pooling.height.first_input(position.h) + kh * pooling.height.dilation,
-                      pooling.width.first_input(position.w) + rw.begin * pooling.width.dilation);
-      for (int64_t kw = rw.begin; kw < rw.end; ++kw) {
+    const Indices<Int>& indices, const T* input, const Position<Int>& output, const Visit& visit) {
+  const Range<Int> rd = taps_inside(indices.depth, output.d);
+  const Range<Int> rh = taps_inside(indices.height, output.h);
+  const Range<Int> rw = taps_inside(indices.width, output.w);
+  if (rw.begin >= rw.end) {
+    return;
+  }
+  const Int step = indices.width.dilation * column_step(indices);
+  Position<Int> first;
+  first.p = output.p;
+  first.w = indices.width.first_input(output.w) + rw.begin * indices.width.dilation;
+  for (Int kd = rd.begin; kd < rd.end; ++kd) {
+    first.d = indices.depth.first_input(output.d) + kd * indices.depth.dilation;
+    for (Int kh = rh.begin; kh < rh.end; ++kh) {
+      first.h = indices.height.first_input(output.h) + kh * indices.height.dilation;
+      const T* tap = input + input_offset(indices, first);
+      for (Int kw = rw.begin; kw < rw.end; ++kw) {
         visit(Compute<T>(*tap));
         tap += step;
       }
@@ -102,84 +163,83 @@ MMSOFTPOOL_BODY void for_each_tap(
   }
 }
 
-template <typename T>
+template <typename T, typename Int>
 MMSOFTPOOL_BODY Window<Compute<T>> window_of(
-    const Pooling& pooling, const Exponent<Compute<T>>& exponent, const T* input,
-    const Position& position) {
+    const Indices<Int>& indices, const Exponent<Compute<T>>& exponent, const T* input,
+    const Position<Int>& output) {
   using A = Compute<T>;
   A max = Window<A>::lowest;
-  for_each_tap(pooling, input, position, [&](A x) { max = Window<A>::update_max(max, x); });
+  for_each_tap(indices, input, output, [&](A x) { max = Window<A>::update_max(max, x); });
   Window<A> window(exponent, max * exponent.unit);
-  for_each_tap(pooling, input, position, [&](A x) { window.add(x); });
+  for_each_tap(indices, input, output, [&](A x) { window.add(x); });
   return window;
 }
 
 // Thread i makes output i.
-template <typename T>
+template <typename T, typename Int>
 MMSOFTPOOL_BODY void forward_generic(
-    const Pooling& pooling, const Exponent<Compute<T>>& exponent, const T* input, T* output,
-    int64_t i) {
-  const Position position =
-      find_position(pooling, i, pooling.depth.out, pooling.height.out, pooling.width.out);
-  output[i] = T(window_of(pooling, exponent, input, position).output());
+    const Indices<Int>& indices, const Exponent<Compute<T>>& exponent, const T* input, T* output,
+    Int i) {
+  output[i] = T(window_of(indices, exponent, input, output_position(indices, i)).output());
 }
 
 // The backward takes two steps, so that no two threads add to the same number. First thread i
 // writes what the gradients of the taps of window i need, three numbers, to the workspace.
-template <typename T>
+template <typename T, typename Int>
 MMSOFTPOOL_BODY void summarize_window(
-    const Pooling& pooling, const Exponent<Compute<T>>& exponent, const T* grad_output,
-    const T* input, Compute<T>* workspace, int64_t i) {
-  const Position position =
-      find_position(pooling, i, pooling.depth.out, pooling.height.out, pooling.width.out);
-  const auto window = window_of(pooling, exponent, input, position);
-  workspace[3 * i] = window.max;
-  workspace[3 * i + 1] = window.scale(Compute<T>(grad_output[i]));
-  workspace[3 * i + 2] = window.offset();
+    const Indices<Int>& indices, const Exponent<Compute<T>>& exponent, const T* grad_output,
+    const T* input, Compute<T>* workspace, Int i) {
+  const auto window = window_of(indices, exponent, input, output_position(indices, i));
+  workspace += 3 * int64_t(i);
+  workspace[0] = window.max;
+  workspace[1] = window.scale(Compute<T>(grad_output[i]));
+  workspace[2] = window.offset();
 }
 
 // The outputs o of an axis that have input i as a tap are those of a range with
 // (i + padding - o * stride) divisible by the dilation.
-MMSOFTPOOL_BODY Range outputs_around(const Axis& axis, int64_t i) {
-  const int64_t last = i + axis.padding;
-  const int64_t first = last - (axis.kernel_size - 1) * axis.dilation;
-  Range range;
+template <typename Int>
+MMSOFTPOOL_BODY Range<Int> outputs_around(const IndexAxis<Int>& axis, Int i) {
+  const Int last = i + axis.padding;
+  const Int first = last - (axis.kernel_size - 1) * axis.dilation;
+  Range<Int> range;
   range.begin = first <= 0 ? 0 : (first + axis.stride - 1) / axis.stride;
   range.end = last / axis.stride + 1;
   range.end = range.end < axis.out ? range.end : axis.out;
   return range;
 }
-MMSOFTPOOL_BODY bool is_tap(const Axis& axis, int64_t o, int64_t i) {
+template <typename Int>
+MMSOFTPOOL_BODY bool is_tap(const IndexAxis<Int>& axis, Int o, Int i) {
   return axis.dilation == 1 || (i - axis.first_input(o)) % axis.dilation == 0;
 }
 
 // Then thread i gathers the gradient of input i from the windows around it.
-template <typename T>
+template <typename T, typename Int>
 MMSOFTPOOL_BODY void backward_generic(
-    const Pooling& pooling, const Exponent<Compute<T>>& exponent, const Compute<T>* workspace,
-    const T* input, T* grad_input, int64_t i) {
+    const Indices<Int>& indices, const Exponent<Compute<T>>& exponent, const Compute<T>* workspace,
+    const T* input, T* grad_input, Int i) {
   using A = Compute<T>;
-  const bool exact = pooling.gradient == Gradient::exact;
-  const Position position =
-      find_position(pooling, i, pooling.depth.in, pooling.height.in, pooling.width.in);
-  const Range rd = outputs_around(pooling.depth, position.d);
-  const Range rh = outputs_around(pooling.height, position.h);
-  const Range rw = outputs_around(pooling.width, position.w);
+  const Position<Int> position = input_position(indices, i);
+  const Range<Int> rd = outputs_around(indices.depth, position.d);
+  const Range<Int> rh = outputs_around(indices.height, position.h);
+  const Range<Int> rw = outputs_around(indices.width, position.w);
   const A x = A(input[i]);
   A grad = 0;
-  const int64_t step = 3 * column_step(pooling);
-  for (int64_t d = rd.begin; d < rd.end; ++d) {
-    for (int64_t h = rh.begin; h < rh.end; ++h) {
-      if (!is_tap(pooling.depth, d, position.d) || !is_tap(pooling.height, h, position.h)) {
+  const int64_t step = 3 * int64_t(column_step(indices));
+  Position<Int> first;
+  first.p = position.p;
+  first.w = rw.begin;
+  for (first.d = rd.begin; first.d < rd.end; ++first.d) {
+    for (first.h = rh.begin; first.h < rh.end; ++first.h) {
+      if (!is_tap(indices.depth, first.d, position.d) ||
+          !is_tap(indices.height, first.h, position.h)) {
         continue;
       }
-      const A* summary = workspace + 3 * output_offset(pooling, position.p, d, h, rw.begin);
-      for (int64_t w = rw.begin; w < rw.end; ++w) {
-        if (is_tap(pooling.width, w, position.w)) {
+      const A* summary = workspace + 3 * int64_t(output_offset(indices, first));
+      for (Int w = rw.begin; w < rw.end; ++w) {
+        if (is_tap(indices.width, w, position.w)) {
           const Window<A> window(exponent, summary[0]);
-          const A difference = window.difference(x);
-          const A slope = exact ? window.slope(difference, summary[2]) : A(1);
-          grad += summary[1] * window.weight(difference) * slope;
+          grad += summary[1] * window.share(x, summary[2], indices.gradient);
         }
         summary += step;
       }

@@ -1,9 +1,9 @@
 // The softmax of one window, in one CUDA thread.
 //
 // What a thread does is written as plain functions of the arguments of the call and the number of
-// the thread: here, in generic.h and in strip.h. No thread talks to another, so the host can run
-// all of them one after the other, and the tests do (tests/ops/test_cuda_on_host.py): the index
-// arithmetic is checked without a GPU.
+// the thread: here, in generic.h, in strip.h and, for each phase between two barriers, in tile.h.
+// So the host can run all threads one after the other, and the tests do
+// (tests/ops/test_cuda_on_host.py): the index arithmetic is checked without a GPU.
 #pragma once
 
 #include <cmath>
@@ -23,8 +23,10 @@
 #endif
 #ifdef __CUDA_ARCH__
 #define MMSOFTPOOL_UNROLL _Pragma("unroll")
+#define MMSOFTPOOL_NO_UNROLL _Pragma("unroll 1")
 #else
 #define MMSOFTPOOL_UNROLL
+#define MMSOFTPOOL_NO_UNROLL
 #endif
 
 namespace mmsoftpool::cuda {
@@ -74,6 +76,7 @@ MMSOFTPOOL_BODY float reciprocal(float x) {
   return 1 / x;
 #endif
 }
+MMSOFTPOOL_BODY double reciprocal(double x) { return 1 / x; }
 
 template <typename A>
 Exponent<A> make_exponent(const Pooling& pooling) {
@@ -134,14 +137,17 @@ struct Window {
                     : (max + divide_by_sum(mean, sum)) * exponent.per_unit;
   }
 
-  // The gradient of a tap is scale * weight(d) * slope(d, offset).
+  // The gradient of a tap is scale * share(x, offset, gradient).
   MMSOFTPOOL_BODY A scale(A grad_output) const {
     return sum == 0 ? A(0) : divide_by_sum(grad_output, sum);
   }
   MMSOFTPOOL_BODY A offset() const {
     return sum == 0 ? A(1) : 1 - exponent.alpha_per_unit * divide_by_sum(mean, sum);
   }
-  MMSOFTPOOL_BODY A slope(A d, A offset) const { return exponent.alpha_per_unit * d + offset; }
+  MMSOFTPOOL_BODY A share(A x, A offset, Gradient gradient) const {
+    const A d = difference(x);
+    return weight(d) * (gradient == Gradient::exact ? exponent.alpha_per_unit * d + offset : A(1));
+  }
 };
 
 }  // namespace mmsoftpool::cuda

@@ -27,7 +27,7 @@ from . import benchmark, roofline
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("tests", "roofline", "operator", "sanitizer", "detectors")
-#: kernel_size, stride, padding: stems, and a pool of the general path.
+#: kernel_size, stride, padding: stems, and a large window.
 POOLINGS = [(3, 2, 1), (2, 2, 0), (3, 1, 1), (5, 1, 2)]
 CONFIGS = [
     f"configs/{name}_r50_{pool}pool.py"

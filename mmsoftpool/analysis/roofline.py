@@ -6,6 +6,9 @@ clock, lane and warp, the special-function unit (exponentials, reciprocals) take
 memory is busy only while enough loads are in flight. Counts are static: code in the loop that only
 runs at the edge of the image counts as well, so the truth is somewhat better. Predictions are good
 to about 20 %.
+
+A tile kernel, for large windows, has a loop in each of its phases, which barriers separate. Their
+instructions count as often as the loops run for the maps of :data:`TILE_CASES`.
 """
 
 import os
@@ -32,6 +35,9 @@ LIMITS = {
     "10.0": (2048, 32, 228 << 10),
     "12.0": (1536, 24, 100 << 10),
 }
+#: Kernel size, and height and width of the map, of the tile kernels' counts: YOLO's SPP. The
+#: padding is half the kernel.
+TILE_CASES = ((5, 40), (9, 20), (13, 20))
 _DTYPES = {
     "float": "float32",
     "double": "float64",
@@ -58,6 +64,8 @@ class Gpu(NamedTuple):
     lanes: int = 128
     #: Exponentials or reciprocals of threads that an SM takes in a clock.
     special: int = 16
+    #: Bytes that the shared memory of an SM moves in a clock.
+    shared: int = 128
     #: Bytes per second that a copy moves, reads and writes together.
     bandwidth: float = 4.2e12
     #: Clocks from a load to its data.
@@ -175,11 +183,8 @@ def parse(resources: str, sass: str) -> list[Function]:
     return functions
 
 
-def hot_loop(instructions: list[Instruction]) -> list[Instruction]:
-    """The largest innermost loop, from the target of a backward branch to the branch; all if none.
-
-    A loop is innermost if none of the others lies inside it.
-    """
+def _loops(instructions: list[Instruction]) -> set[tuple[int, int]]:
+    """The addresses of loops, from the target of a backward branch to the branch."""
     loops = set()
     for instruction in instructions:
         target = re.search(r"0x([0-9a-f]+)$", instruction.operands)
@@ -188,7 +193,15 @@ def hot_loop(instructions: list[Instruction]) -> list[Instruction]:
             if begin < instruction.address:
                 loops.add((begin, instruction.address))
     # Several branches back to one place are one loop.
-    loops = {(begin, max(e for b, e in loops if b == begin)) for begin, _ in loops}
+    return {(begin, max(e for b, e in loops if b == begin)) for begin, _ in loops}
+
+
+def hot_loop(instructions: list[Instruction]) -> list[Instruction]:
+    """The largest innermost loop, from the target of a backward branch to the branch; all if none.
+
+    A loop is innermost if none of the others lies inside it.
+    """
+    loops = _loops(instructions)
     innermost = [
         (begin, end)
         for begin, end in loops
@@ -236,14 +249,194 @@ def _describe(name: str) -> dict[str, object] | None:
             outputs=int(columns) * int(channels),
             stride=int(stride),
         )
-    match = re.search(r"(\w+)_kernel<(\w+)>", name)
+    match = re.search(r"(\w+)_tile_kernel<(\w+)>", name)
+    if match:
+        return dict(direction=match.group(1), dtype=_DTYPES[match.group(2)], tiles=True)
+    match = re.search(r"(\w+)_kernel<(\w+), (int|long)>", name)
     if match is None or match.group(2) not in _DTYPES:
         return None
     return dict(
         direction=match.group(1),
         dtype=_DTYPES[match.group(2)],
         layout="any layout",
-        kernel="any window",
+        kernel="any window, 32 bits" if match.group(3) == "int" else "any window, 64 bits",
+    )
+
+
+class TilePlan(NamedTuple):
+    """How csrc/cuda/tile.h divides a map; pairs are (height, width)."""
+
+    #: Neighbouring channels of a tile, threads of a block, and bytes of its shared memory.
+    lanes: int
+    threads: int
+    shared: int
+    #: Tiles of a plane.
+    tiles: tuple[int, int]
+    #: Of a tile: inputs, windows, and the outputs or gradients that it writes.
+    inputs: tuple[int, int]
+    windows: tuple[int, int]
+    written: tuple[int, int]
+
+
+def tile_plan(
+    direction: str, channels_last: bool, dtype: str, kernel_size: int, size: int
+) -> TilePlan | None:
+    """The tiles of a square map and a window of stride 1, padded by half; None if there are none.
+
+    The same rule as ``with_tile`` in csrc/cuda/tile.h, against which a test holds it.
+
+    Args:
+        direction: ``'forward'`` or ``'backward'``.
+        channels_last: The memory format, of more than one channel.
+        dtype: Such as ``'float32'``.
+        kernel_size: Of both axes.
+        size: Height and width of the input.
+    """
+    number = 2 * max(4, _BYTES[dtype])
+    out = size + 2 * (kernel_size // 2) - kernel_size + 1
+    backward = direction == "backward"
+    for lanes in (8, 4, 2, 1) if channels_last else (1,):
+        counts = [-(-(size if backward else out) // 128)] * 2
+        while True:
+            axes = []
+            for count in counts:
+                whole = size if backward else out
+                written = -(-whole // count)
+                windows = min(out, written + (kernel_size - 1) * backward)
+                inputs = min(size, windows + kernel_size - 1)
+                axes.append((-(-whole // written), inputs, windows, written))
+            tiles, inputs, windows, written = zip(*axes, strict=True)
+            items = inputs[0] * -(-windows[1] // 4) * lanes
+            rounds = max(4, -(-items // 256))
+            threads = -(-items // (32 * rounds)) * 32
+            pitch = (max(inputs[1], windows[1]) | 1) * lanes
+            sum_pitch = (-(-max(windows[1], written[1]) // 4) * 4 | 1) * lanes
+            shared = (lanes + max(inputs[0], windows[0]) * (pitch + sum_pitch)) * number
+            if shared <= 63 << 10:
+                overhead = inputs[0] * inputs[1] / (written[0] * written[1])
+                if overhead > (2 if lanes > 1 else 4):
+                    break
+                return TilePlan(lanes, threads, shared, tiles, inputs, windows, written)
+            if written == (1, 1):
+                break
+            counts[0 if written[0] > written[1] else 1] += 1
+    return None
+
+
+class _Counts(NamedTuple):
+    """What the threads of a block do: instructions, special functions, bytes of shared memory."""
+
+    instructions: float = 0
+    special: float = 0
+    shared: float = 0
+
+    def __add__(self, other):
+        return _Counts(*(x + y for x, y in zip(self, other, strict=True)))
+
+    def __mul__(self, times):
+        return _Counts(*(x * times for x in self))
+
+
+def _count(instructions: list[Instruction]) -> _Counts:
+    return _Counts(
+        len(instructions),
+        sum(i.opcode.startswith("MUFU") for i in instructions),
+        sum(_width(i) / 8 for i in instructions if i.opcode.startswith(("LDS", "STS"))),
+    )
+
+
+def tile_phases(instructions: list[Instruction]) -> list[list[Instruction]]:
+    """The phases of a tile kernel, those of windows that need the general way left out.
+
+    Barriers end them. In the backward the general phases stand before or after the last two, and
+    are longer.
+    """
+    phases = [[]]
+    for instruction in instructions:
+        phases[-1].append(instruction)
+        if instruction.opcode.startswith("BAR"):
+            phases.append([])
+    decision = next(i for i, p in enumerate(phases) if p[-1].opcode.startswith("BAR.RED"))
+    others = phases[decision + 1 : decision + 5]
+    if len(others) < 4:
+        return phases[: decision + 1]
+    return phases[: decision + 1] + min(
+        others[:2], others[2:], key=lambda pair: sum(map(len, pair))
+    )
+
+
+def _count_phase(phase: list[Instruction]) -> tuple[_Counts, _Counts, _Counts, int]:
+    """A phase outside its loop, in the loop but not in the one inside, in that, and its loads."""
+    loops = _loops(phase)
+    begin, end = max(loops, key=lambda loop: loop[1] - loop[0])
+    inner = max(
+        (loop for loop in loops if begin <= loop[0] and loop[1] <= end and loop != (begin, end)),
+        key=lambda loop: loop[1] - loop[0],
+    )
+    inside = [i for i in phase if inner[0] <= i.address <= inner[1]]
+    between = [i for i in phase if begin <= i.address <= end and i not in inside]
+    outside = [i for i in phase if not begin <= i.address <= end]
+    loads = sum(i.opcode.startswith("LDG") for i in inside)
+    return _count(outside), _count(between), _count(inside), loads
+
+
+def _tile_row(function, case, arch, gpu, layout, kernel_size, size) -> dict:
+    """The counts and the prediction of a tile kernel for one map."""
+    last = layout == "channels_last"
+    plan = tile_plan(case["direction"], last, case["dtype"], kernel_size, size)
+    total, loop, in_flight = _Counts(), 0, 0
+    phases = tile_phases(function.instructions)
+    for number, phase in enumerate(phases):
+        outside, between, inside, loads = _count_phase(phase)
+        loop += between.instructions + inside.instructions
+        total += outside * plan.threads
+        if number < 2:
+            # Over the inputs: a thread has some rows of a column, `loads` of them at once.
+            threads = plan.threads // plan.lanes
+            columns = min(threads, plan.inputs[1])
+            rows = threads // columns
+            trips = -(-plan.inputs[0] // (rows * max(loads, 1)))
+            trips *= -(-plan.inputs[1] // columns)
+            total += (between + inside * trips) * plan.threads
+            in_flight = max(in_flight, loads)
+            continue
+        # Over groups of four sums, an inner trip for each number that they share: along the columns
+        # of inputs or windows, then the rows.
+        shape = {
+            2: (plan.inputs[0], plan.windows[1]),
+            3: (plan.windows[1], plan.windows[0]),
+            4: (plan.windows[0], plan.written[1]),
+            5: (plan.written[1], plan.written[0]),
+        }[number]
+        items = -(-shape[0] * -(-shape[1] // 4) * plan.lanes // 32) * 32
+        total += (between + inside * (kernel_size - 3)) * items
+    outputs = plan.written[0] * plan.written[1] * plan.lanes
+    total = total * (1 / outputs)
+    shared = function.shared + plan.shared
+    elements = {"forward": 2, "backward": 3}[case["direction"]]
+    element = _BYTES[case["dtype"]]
+    rate = gpu.sms * gpu.clock * elements * element / gpu.bandwidth
+    share = occupancy(arch, function.registers, shared, plan.threads)
+    loaded = share * LIMITS[arch][0] * in_flight * element * gpu.sms
+    return dict(
+        case,
+        layout=layout,
+        kernel=f"k{kernel_size} s1 p{kernel_size // 2} {size}x{size}",
+        arch=arch,
+        registers=function.registers,
+        spills=sum(i.opcode.startswith(("LDL", "STL")) for phase in phases for i in phase),
+        shared=shared,
+        occupancy=share,
+        loop=loop,
+        load_bits=8 * element,
+        store_bits=8 * element,
+        outputs=outputs,
+        instructions=total.instructions,
+        special=total.special,
+        issue=rate * gpu.lanes / total.instructions,
+        exponential=rate * gpu.special / total.special,
+        banks=rate * gpu.shared / total.shared,
+        memory=min(1.0, loaded / (gpu.latency / gpu.clock * gpu.bandwidth)),
     )
 
 
@@ -271,13 +464,22 @@ def analyse(functions: list[Function], arch: str, gpu: Gpu = H200) -> list[dict]
         output of the pooling, in the backward too), and ``issue``, ``exponential`` and ``memory``:
         the shares of the copy bandwidth that each alone would allow, if every tensor is moved once.
         ``memory`` supposes that all resident threads have the loads of one trip in flight, and is 1
-        at most. The general kernels' loops are over taps, so they have no numbers per output.
+        at most. The tile kernels have these for each of :data:`TILE_CASES` and layout, without the
+        phases of windows that need the general way, and ``banks``, the share that shared memory
+        allows. The general kernels' loops are over taps, so they have no numbers per output.
     """
     rows = []
     names = _demangle(function.name for function in functions)
     for name, function in zip(names, functions, strict=True):
         case = _describe(name)
         if case is None:
+            continue
+        if case.pop("tiles", False):
+            rows += [
+                _tile_row(function, case, arch, gpu, layout, *map_case)
+                for layout in ("contiguous", "channels_last")
+                for map_case in TILE_CASES
+            ]
             continue
         outputs, stride = case.pop("outputs", None), case.pop("stride", None)
         loop = hot_loop(function.instructions)
@@ -337,8 +539,8 @@ def table(rows: list[dict]) -> str:
     """Rows of :func:`roofline` as a Markdown table; / out is per output of the pooling."""
     lines = [
         "| kernel | registers | spills | shared | occupancy | loop | / out | exp / out "
-        "| load, store bits | issue | exp | memory |",
-        "|---|" + 11 * "---:|",
+        "| load, store bits | issue | exp | banks | memory |",
+        "|---|" + 12 * "---:|",
     ]
     for row in rows:
         cells = [
@@ -348,7 +550,10 @@ def table(rows: list[dict]) -> str:
             str(row["loop"]),
             *(f"{row[k]:.0f}" if k in row else "" for k in ("instructions", "special")),
             f"{row['load_bits']}, {row['store_bits']}",
-            *(f"{row[k]:.0%}" if k in row else "" for k in ("issue", "exponential", "memory")),
+            *(
+                f"{row[k]:.0%}" if k in row else ""
+                for k in ("issue", "exponential", "banks", "memory")
+            ),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

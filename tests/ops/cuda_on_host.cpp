@@ -1,10 +1,13 @@
 // Runs the CUDA threads of csrc/cuda one after the other on the host.
+#include <array>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "../../csrc/cuda/generic.h"
 #include "../../csrc/cuda/strip.h"
+#include "../../csrc/cuda/tile.h"
 
 using namespace mmsoftpool;
 using namespace mmsoftpool::cuda;
@@ -77,56 +80,164 @@ Pooling make_pooling(const int64_t* shape, double alpha, int exact) {
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// Returns whether the pooling has strips, which are then what ran: 1 bit for the forward, 1 for the
-// backward.
+// A block of threads, each phase for one after the other: in either order, since no thread may
+// depend on what another one does in the same phase.
+struct HostBlock {
+  int32_t threads;
+  bool descending;
+
+  template <typename Run>
+  void each(const Run& run) const {
+    for (int32_t i = 0; i < threads; ++i) {
+      run(descending ? threads - 1 - i : i);
+    }
+  }
+  template <typename Is>
+  bool any(const Is& is) const {
+    bool result = false;
+    each([&](int32_t i) { result |= is(i); });
+    return result;
+  }
+  template <typename A>
+  struct Largest {
+    std::array<A, 8> values;
+    int32_t lanes;
+    A operator[](int32_t i) const { return values[i % lanes]; }
+  };
+  template <typename A, typename Value>
+  Largest<A> max(int log2_lanes, const Value& value_of) const {
+    Largest<A> largest;
+    largest.lanes = 1 << log2_lanes;
+    largest.values.fill(-std::numeric_limits<A>::infinity());
+    each([&](int32_t i) {
+      A& value = largest.values[i % largest.lanes];
+      value = std::fmax(value, value_of(i));
+    });
+    return largest;
+  }
+};
+
+// Calls run(block, arguments, shared memory, plane, h, w) for all tiles of a pooling that has
+// tiles.
+template <typename T, bool Backward, typename Run>
+bool run_tiles(const Pooling& pooling, bool descending, const Run& run) {
+  return with_tile<T, Backward>(pooling, [&](const auto& arguments) {
+    using Numbers = Pair<Compute<T>>;
+    constexpr auto nan = std::numeric_limits<Compute<T>>::quiet_NaN();
+    const HostBlock block{arguments.threads, descending};
+    for (int64_t plane = 0; plane < arguments.planes; ++plane) {
+      for (int32_t h = 0; h < arguments.height.tiles; ++h) {
+        for (int32_t w = 0; w < arguments.width.tiles; ++w) {
+          std::vector<Numbers> shared(arguments.shared() / sizeof(Numbers), Numbers{nan, nan});
+          run(block, arguments, shared.data(), static_cast<int32_t>(plane), h, w);
+        }
+      }
+    }
+  });
+}
+
+enum Kind { general, strips, tiles };
+enum Force { any_kind, general_in_32_bits, general_in_64_bits, descending };
+
+bool is_general(int force) { return force == general_in_32_bits || force == general_in_64_bits; }
+
+template <typename T, typename Int>
+void run_forward_generally(
+    const Pooling& pooling, const Indices<Int>& indices, const T* input, T* output) {
+  const auto exponent = make_exponent<Compute<T>>(pooling);
+  for (Int i = static_cast<Int>(pooling.planes() * pooling.out_plane()); i-- > 0;) {
+    forward_generic(indices, exponent, input, output, i);
+  }
+}
+
+template <typename T, typename Int>
+void run_backward_generally(
+    const Pooling& pooling, const Indices<Int>& indices, const T* grad_output, const T* input,
+    T* grad_input) {
+  const auto exponent = make_exponent<Compute<T>>(pooling);
+  const Int outputs = static_cast<Int>(pooling.planes() * pooling.out_plane());
+  std::vector<Compute<T>> workspace(3 * outputs);
+  for (Int i = outputs; i-- > 0;) {
+    summarize_window(indices, exponent, grad_output, input, workspace.data(), i);
+  }
+  const Compute<T>* const summaries = workspace.data();
+  for (Int i = static_cast<Int>(pooling.planes() * pooling.in_plane()); i-- > 0;) {
+    backward_generic(indices, exponent, summaries, input, grad_input, i);
+  }
+}
+
 template <typename T>
-int run(
-    const Pooling& pooling, int64_t rows, bool force_generic, const T* grad_output, const T* input,
-    T* output, T* grad_input) {
-  const bool aligned =
-      is_aligned(grad_output) && is_aligned(input) && is_aligned(output) && is_aligned(grad_input);
-  const auto exponent = make_exponent<float>(pooling);
-  const int64_t outputs = pooling.planes() * pooling.out_plane();
-  const bool forward_strip =
-      !force_generic && with_strip<T, false>(pooling, aligned, [&](auto strip) {
-        using S = decltype(strip);
-        const auto arguments = S::forward_arguments(pooling, rows);
-        for (int64_t i = arguments.threads; i-- > 0;) {
-          S::forward(arguments, input, output, static_cast<uint32_t>(i));
-        }
-      });
-  if (!forward_strip) {
-    for (int64_t i = outputs; i-- > 0;) {
-      forward_generic(pooling, exponent, input, output, i);
-    }
+Kind run_forward(
+    const Pooling& pooling, int64_t rows, int force, bool aligned, const T* input, T* output) {
+  if (is_general(force)) {
+  } else if (with_strip<T, false>(pooling, aligned, [&](auto strip) {
+               using S = decltype(strip);
+               const auto arguments = S::forward_arguments(pooling, rows);
+               for (int64_t i = arguments.threads; i-- > 0;) {
+                 S::forward(arguments, input, output, static_cast<uint32_t>(i));
+               }
+             })) {
+    return strips;
+  } else if (
+      run_tiles<T, false>(
+          pooling, force == descending,
+          [&](const HostBlock& block, const auto& arguments, auto* shared, int32_t plane, int32_t h,
+              int32_t w) {
+            Tile<T, false>::forward(block, arguments, input, output, shared, plane, h, w);
+          })) {
+    return tiles;
   }
-  const bool backward_strip =
-      !force_generic && with_strip<T, true>(pooling, aligned, [&](auto strip) {
-        using S = decltype(strip);
-        const auto arguments = S::backward_arguments(pooling, rows);
-        for (int64_t i = arguments.threads; i-- > 0;) {
-          S::backward(arguments, grad_output, input, grad_input, static_cast<uint32_t>(i));
-        }
-      });
-  if (!backward_strip) {
-    std::vector<float> workspace(3 * outputs);
-    for (int64_t i = outputs; i-- > 0;) {
-      summarize_window(pooling, exponent, grad_output, input, workspace.data(), i);
-    }
-    for (int64_t i = pooling.planes() * pooling.in_plane(); i-- > 0;) {
-      backward_generic(pooling, exponent, workspace.data(), input, grad_input, i);
-    }
+  if (force == general_in_64_bits) {
+    run_forward_generally(pooling, Indices<int64_t>(pooling), input, output);
+  } else {
+    run_forward_generally(pooling, Indices<int32_t>(pooling), input, output);
   }
-  return forward_strip + 2 * backward_strip;
+  return general;
+}
+
+template <typename T>
+Kind run_backward(
+    const Pooling& pooling, int64_t rows, int force, bool aligned, const T* grad_output,
+    const T* input, T* grad_input) {
+  if (is_general(force)) {
+  } else if (with_strip<T, true>(pooling, aligned, [&](auto strip) {
+               using S = decltype(strip);
+               const auto arguments = S::backward_arguments(pooling, rows);
+               for (int64_t i = arguments.threads; i-- > 0;) {
+                 S::backward(arguments, grad_output, input, grad_input, static_cast<uint32_t>(i));
+               }
+             })) {
+    return strips;
+  } else if (
+      run_tiles<T, true>(
+          pooling, force == descending,
+          [&](const HostBlock& block, const auto& arguments, auto* shared, int32_t plane, int32_t h,
+              int32_t w) {
+            Tile<T, true>::backward(
+                block, arguments, grad_output, input, grad_input, shared, plane, h, w);
+          })) {
+    return tiles;
+  }
+  if (force == general_in_64_bits) {
+    run_backward_generally(pooling, Indices<int64_t>(pooling), grad_output, input, grad_input);
+  } else {
+    run_backward_generally(pooling, Indices<int32_t>(pooling), grad_output, input, grad_input);
+  }
+  return general;
 }
 
 template <typename T>
 int run_on(
-    const Pooling& pooling, int64_t rows, bool force_generic, const void* grad_output,
-    const void* input, void* output, void* grad_input) {
-  return run(
-      pooling, rows, force_generic, static_cast<const T*>(grad_output),
-      static_cast<const T*>(input), static_cast<T*>(output), static_cast<T*>(grad_input));
+    const Pooling& pooling, int64_t rows, int force, const void* grad_output, const void* input,
+    void* output, void* grad_input) {
+  const bool aligned =
+      is_aligned(grad_output) && is_aligned(input) && is_aligned(output) && is_aligned(grad_input);
+  const T* const x = static_cast<const T*>(input);
+  const int forward = run_forward(pooling, rows, force, aligned, x, static_cast<T*>(output));
+  const int backward = run_backward(
+      pooling, rows, force, aligned, static_cast<const T*>(grad_output), x,
+      static_cast<T*>(grad_input));
+  return forward == backward ? forward : -1;
 }
 
 }  // namespace
@@ -138,14 +249,38 @@ extern "C" int has_strip(const int64_t* shape) {
          with_strip<Half, true>(pooling, true, [](auto) {});
 }
 
-// dtype: 0 for float, 1 for float16, 2 for bfloat16.
+template <typename T, bool Backward>
+int write_plan(const Pooling& pooling, int64_t* plan) {
+  return with_tile<T, Backward>(pooling, [&](const auto& a) {
+    const int64_t numbers[] = {a.lanes,         a.threads,        a.shared(),     a.height.tiles,
+                               a.width.tiles,   a.height.inputs,  a.width.inputs, a.height.windows,
+                               a.width.windows, a.height.written, a.width.written};
+    std::copy(std::begin(numbers), std::end(numbers), plan);
+  });
+}
+
+// Writes how a pooling is divided into tiles, as TilePlan in mmsoftpool/analysis/roofline.py has
+// it; returns 0 if it is not. wide: for double.
+extern "C" int tile_plan(const int64_t* shape, int backward, int wide, int64_t* plan) {
+  const Pooling pooling = make_pooling(shape, 1, 1);
+  return wide ? (backward ? write_plan<double, true> : write_plan<double, false>)(pooling, plan)
+              : (backward ? write_plan<float, true> : write_plan<float, false>)(pooling, plan);
+}
+
+// dtype: 0 for float, 1 for float16, 2 for bfloat16, 3 for double. Returns which kernels ran, a
+// Kind, or -1 for different ones in the forward and the backward.
 extern "C" int run_threads(
-    int dtype, const int64_t* shape, double alpha, int exact, int64_t rows, int force_generic,
+    int dtype, const int64_t* shape, double alpha, int exact, int64_t rows, int force,
     const void* grad_output, const void* input, void* output, void* grad_input) {
   const Pooling pooling = make_pooling(shape, alpha, exact);
-  const auto run_as = dtype == 0 ? run_on<float> : dtype == 1 ? run_on<Half> : run_on<BFloat16>;
-  return run_as(pooling, rows, force_generic, grad_output, input, output, grad_input);
+  const auto run_as = dtype == 0   ? run_on<float>
+                      : dtype == 1 ? run_on<Half>
+                      : dtype == 2 ? run_on<BFloat16>
+                                   : run_on<double>;
+  return run_as(pooling, rows, force, grad_output, input, output, grad_input);
 }
+
+extern "C" int fits_32(const int64_t* shape) { return fits_32_bits(make_pooling(shape, 1, 1)); }
 
 // The emulated types, for a test of their own.
 extern "C" void convert(int dtype, const float* from, float* to, int64_t count) {

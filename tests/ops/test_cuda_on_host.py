@@ -1,4 +1,4 @@
-"""What the CUDA threads do, run on the host: windows, tiles and memory accesses without a GPU.
+"""What the CUDA threads do, run on the host: values and memory accesses without a GPU.
 
 Every tensor stands between margins of NaN: a read outside shows up in the result, a write outside
 in the margin.
@@ -6,6 +6,7 @@ in the margin.
 
 import ctypes
 import math
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmsoftpool.analysis import roofline
 from mmsoftpool.ops import reference
 from mmsoftpool.ops.pooling import Pooling
 
@@ -20,8 +22,15 @@ from ..common import randn
 
 MARGIN = 64
 ALPHAS = [0.0, 0.5, 1.0, 4.0, 30.0, 1e30]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-EPSILON = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]  # the strips'
+ALL_DTYPES = [*DTYPES, torch.float64]
+EPSILON = {
+    torch.float32: 2e-6,
+    torch.float16: 2e-3,
+    torch.bfloat16: 1.6e-2,
+    torch.float64: 1e-14,
+}
+KINDS = ("general", "strips", "tiles")
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +43,12 @@ def host_library(tmp_path_factory):
         [
             *(compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"),
             *("-fsanitize=undefined", "-fno-sanitize-recover"),
+            *os.environ.get("CXXFLAGS", "").split(),  # make sanitize
             *(str(Path(__file__).with_name("cuda_on_host.cpp")), "-o", str(path)),
         ],
         check=True,
+        # Under make sanitize the sanitizers are for the library, not for the compiler.
+        env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},
     )
     return ctypes.CDLL(str(path))
 
@@ -60,8 +72,10 @@ def shape_argument(sizes, output_sizes, pooling, last):
     return (ctypes.c_int64 * len(shape))(*shape)
 
 
-def run_on_host(library, x, pooling, grad_output, *, rows=4, generic=False, shift=0):
-    """The value and gradient that the CUDA threads compute, and whether they worked in strips.
+def run_on_host(library, x, pooling, grad_output, *, rows=4, generic=0, descending=False, shift=0):
+    """The value and gradient that the CUDA threads compute, and which kernels, one of KINDS.
+
+    ``generic`` is 32 or 64 for the general kernels with indices of as many bits.
 
     ``x`` and ``grad_output`` are in the order of memory: channels last if they say so.
     """
@@ -74,30 +88,30 @@ def run_on_host(library, x, pooling, grad_output, *, rows=4, generic=False, shif
     frames = [framed(t, shift) for t in (*in_memory, *in_memory)]
     frames[2][1].fill_(math.nan), frames[3][1].fill_(math.nan)
     pointers = [ctypes.c_void_p(inside.data_ptr()) for _, inside in frames]
-    strips = library.run_threads(
-        *(DTYPES.index(x.dtype), shape, ctypes.c_double(alpha), gradient == "exact"),
-        *(ctypes.c_int64(rows), generic, *pointers),
+    kind = library.run_threads(
+        *(ALL_DTYPES.index(x.dtype), shape, ctypes.c_double(alpha), gradient == "exact"),
+        *(ctypes.c_int64(rows), generic // 32 or 3 * descending, *pointers),
     )
-    assert strips in (0, 3)  # both or neither
+    assert kind >= 0  # the same ones in the forward and the backward
     for whole, inside in frames[2:]:
         margins = (whole[: MARGIN + shift], whole[MARGIN + shift + inside.numel() :])
         assert all(margin.isnan().all() for margin in margins), "written outside"
-    return frames[2][1].permute(back), frames[3][1].permute(back), strips == 3
+    return frames[2][1].permute(back), frames[3][1].permute(back), KINDS[kind]
 
 
 def check(library, x, pooling, *, alpha=1.0, gradient="exact", **options):
-    """Holds value and gradient of the host's run against the CPU's; returns whether in strips."""
+    """Holds value and gradient of the host's run against the CPU's; returns which kernels ran."""
     pooling = Pooling.check(x.dim() - 2, *pooling, alpha=alpha, gradient=gradient)
     y = torch.ops.mmsoftpool.soft_pool(x, *pooling)
     g = randn(*y.shape, seed=1).to(y)
     grad = torch.ops.mmsoftpool.soft_pool_backward(g, x, *pooling)
-    value, grad_input, strip = run_on_host(library, x, pooling, g, **options)
+    value, grad_input, kind = run_on_host(library, x, pooling, g, **options)
     epsilon = EPSILON[x.dtype]  # two roundings of the type
     torch.testing.assert_close(value, y, rtol=epsilon, atol=1e-6, equal_nan=True)
     # alpha (x - y) of the exact gradient makes up for the rounding of x - y.
     atol = 3e-6 * (1 + min(alpha, 100))
     torch.testing.assert_close(grad_input, grad, rtol=max(epsilon, 1e-5), atol=atol, equal_nan=True)
-    return strip
+    return kind
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -127,18 +141,19 @@ def test_strips(host_library, pooling, dtype, rows, gradient):
     for size in SIZES:
         x = randn(2, 3, *size)
         x[0, 0, 1, 1], x[1, 2, 1, 2] = math.nan, -math.inf
-        assert check(host_library, x.to(dtype), pooling, **options)
+        assert check(host_library, x.to(dtype), pooling, **options) == "strips"
         last = randn(2, 8, *size)
         last[0, 0, 1, 1], last[1, 2, 1, 2] = math.nan, -math.inf
         last = last.to(dtype, memory_format=torch.channels_last)
-        assert check(host_library, last, pooling, **options)
+        assert check(host_library, last, pooling, **options) == "strips"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pooling", STEMS)
 def test_strips_of_tensors_that_are_not_aligned(host_library, pooling, dtype):
     for shift in (1, 2, 4):
-        assert check(host_library, randn(2, 3, 9, 16).to(dtype), pooling, shift=shift)
+        x = randn(2, 3, 9, 16).to(dtype)
+        assert check(host_library, x, pooling, shift=shift) == "strips"
 
 
 @pytest.mark.parametrize("gradient", ["exact", "paper"])
@@ -159,19 +174,20 @@ def test_strips_and_the_general_way_with_any_sharpness(
         x[1, 3] *= 50
         x = x.to(dtype, memory_format=format)
         # An average of alpha 0 has to leave -inf out, which costs the strips too much.
-        assert check(host_library, x, pooling, **options) == (alpha != 0)
-        assert not check(host_library, x, pooling, generic=True, **options)
+        kind = "strips" if alpha else "general"
+        assert check(host_library, x, pooling, **options) == kind
+        assert check(host_library, x, pooling, generic=32, **options) == "general"
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1e-40, 1e-38, 1e-36, 1e-34, 1.0, 1e30, 1e38, 1e300])
-@pytest.mark.parametrize("generic", [False, True])
+@pytest.mark.parametrize("generic", [0, 32])
 def test_the_whole_range_of_float32_in_a_window(host_library, generic, alpha):
     high, low = torch.finfo(torch.float32).max, torch.finfo(torch.float32).min
     x = torch.tensor([[high, low, high, 0.0], [high, low, 1.0, low]]).view(1, 1, 2, 4)
     pooling = Pooling.check(2, 2, 2, alpha=alpha)
     g = torch.ones(1, 1, 1, 2)
-    value, grad, strip = run_on_host(host_library, x, pooling, g, rows=1, generic=generic)
-    assert strip == (not generic and alpha > 1e-35)
+    value, grad, kind = run_on_host(host_library, x, pooling, g, rows=1, generic=generic)
+    assert kind == ("strips" if not generic and alpha > 1e-35 else "general")
     windows = x.double().view(2, 2, 2).transpose(0, 1).flatten(1)
     w = (min(alpha, high) * (windows - windows.amax(1, keepdim=True))).softmax(1)
     expected = (w * windows).sum(1)
@@ -184,18 +200,19 @@ def test_the_whole_range_of_float32_in_a_window(host_library, generic, alpha):
 def test_windows_of_one_value_give_that_value(host_library, pooling, value):
     x = torch.full((1, 4, 8, 16), value)
     y = torch.ops.mmsoftpool.soft_pool(x, *Pooling.check(2, *pooling))
-    result, _, strip = run_on_host(host_library, x, Pooling.check(2, *pooling), torch.ones_like(y))
-    assert strip and (result == torch.tensor(value)).all()
+    result, _, kind = run_on_host(host_library, x, Pooling.check(2, *pooling), torch.ones_like(y))
+    assert kind == "strips" and (result == torch.tensor(value)).all()
 
 
 @pytest.mark.parametrize("channels", [4, 6])
 def test_what_strips_cannot_take_goes_the_general_way(host_library, channels):
     x = randn(1, channels, 8, 8).to(memory_format=torch.channels_last)
     options = dict(rows=4, gradient="exact")
-    assert check(host_library, x, (3, 2, 1), **options) == (channels == 4)
-    assert not check(host_library, x, (3, 2, 1), shift=1, **options)
+    kind = "strips" if channels == 4 else "general"
+    assert check(host_library, x, (3, 2, 1), **options) == kind
+    assert check(host_library, x, (3, 2, 1), shift=1, **options) == "general"
     for pooling in ((3, 1), (5, 2, 2), (3, 2, 1, 2), ((3, 2), 2), (3, 3)):
-        assert not check(host_library, x.contiguous(), pooling, **options)
+        assert check(host_library, x.contiguous(), pooling, **options) == "general"
 
 
 @pytest.mark.parametrize(("channels", "strip"), [(65535, True), (65537, False)])
@@ -220,6 +237,7 @@ ANY = [
 FORMATS = {1: [], 2: [torch.channels_last], 3: [torch.channels_last_3d]}
 
 
+@pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("gradient", ["exact", "paper"])
 @pytest.mark.parametrize(
     ("size", "pooling", "format"),
@@ -229,8 +247,145 @@ FORMATS = {1: [], 2: [torch.channels_last], 3: [torch.channels_last_3d]}
         for format in (torch.contiguous_format, *FORMATS[len(size)])
     ],
 )
-def test_any_pooling(host_library, size, pooling, format, gradient):
+def test_any_pooling(host_library, size, pooling, format, gradient, bits):
     x = randn(2, 3, *size)
     x.view(-1)[5], x.view(-1)[-1] = -math.inf, math.inf
     x = x.contiguous(memory_format=format)
-    check(host_library, x, pooling, rows=1, gradient=gradient, generic=True)
+    check(host_library, x, pooling, rows=1, gradient=gradient, generic=bits)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "out", "pooling", "fits"),
+    [
+        ((65536, 32768, 1, 1), (1, 1), (2, 2, 1), False),
+        ((65536, 32767, 1, 1), (1, 1), (2, 2, 1), True),
+        ((65536, 32767, 1, 1), (2, 1), (2, 2, 1), False),
+        ((0, 1, 8, 8), (4, 4), (2, 2), True),
+        ((1, 1, 8, 8), (1, 1), (2, 2**31), False),
+        ((1, 1, 2**30, 1), (1, 1), (1, 2**28), False),
+    ],
+)
+def test_indices_have_32_bits_where_all_fit(host_library, sizes, out, pooling, fits):
+    pooling = Pooling.check(2, *pooling)
+    shape = shape_argument(sizes, (*sizes[:2], *out), pooling, False)
+    assert bool(host_library.fits_32(shape)) == fits
+
+
+LARGE = [
+    (5, 1, 2),
+    (4, 1, 0),
+    (4, 1, 2),
+    (9, 1, 4),
+    (13, 1, 6),
+    ((5, 8), 1, ((2, 2), (4, 3))),
+    ((7, 4), 1, (0, 2)),
+]
+
+
+def check_tiles(library, x, pooling, *, alpha=1.0, gradient="exact"):
+    """Holds value and gradient of the tiles against the operator's in float64."""
+    pooling = Pooling.check(2, *pooling, alpha=alpha, gradient=gradient)
+    y = torch.ops.mmsoftpool.soft_pool(x.double(), *pooling)
+    g = randn(*y.shape, seed=1).to(x.dtype).contiguous(memory_format=reference.memory_format(x))
+    grad = torch.ops.mmsoftpool.soft_pool_backward(g.double(), x.double(), *pooling)
+    value, grad_input, kind = run_on_host(library, x, pooling, g)
+    assert kind == "tiles"
+    # float32: a sum is wrong by some roundings of its largest term, and in the gradient a
+    # difference of logarithms, up to 100, by some of the logarithm.
+    double = x.dtype == torch.float64
+    rtol = max(EPSILON[x.dtype], 1e-13 if double else 1e-6)
+    for result, expected, error in ((value, y, 5e-7), (grad_input, grad, 1e-5)):
+        largest = expected[expected.isfinite()].abs().max().item()
+        atol = largest * (error * 1e-8 if double else error)
+        torch.testing.assert_close(result.double(), expected, rtol=rtol, atol=atol, equal_nan=True)
+
+
+@pytest.mark.parametrize("gradient", ["exact", "paper"])
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("pooling", LARGE)
+def test_large_windows_in_tiles(host_library, pooling, dtype, format, gradient):
+    for channels, height, width in ((1, 14, 13), (3, 20, 23), (10, 17, 20)):
+        x = (randn(2, channels, height, width) * 3).to(dtype).contiguous(memory_format=format)
+        check_tiles(host_library, x, pooling, gradient=gradient)
+
+
+@pytest.mark.parametrize("pooling", LARGE)
+@pytest.mark.parametrize(
+    ("size", "format"),
+    [((1, 1, 130, 101), torch.contiguous_format), ((1, 9, 43, 57), torch.channels_last)],
+)
+def test_a_map_larger_than_a_tile(host_library, pooling, size, format):
+    check_tiles(host_library, randn(*size).to(memory_format=format), pooling)
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("alpha", [1e-6, 0.5, 4.0, 30.0])
+def test_tiles_with_any_sharpness_and_special_values(host_library, alpha, format, dtype):
+    x = randn(2, 9, 16, 18)
+    x[0, 0, 1, 1], x[0, 1, 3, 3], x[1, 2, 2, 2] = math.nan, math.inf, -math.inf
+    x[0, 2, :9, :9] = x[1, 0] = -math.inf
+    x[1, 3] *= 50
+    x[1, 4, :8] -= 300
+    x[1, 5] += 1000
+    x = x.to(dtype).contiguous(memory_format=format)
+    for gradient in ("exact", "paper"):
+        check_tiles(host_library, x, (5, 1, 2), alpha=alpha, gradient=gradient)
+
+
+@pytest.mark.parametrize("value", [89.0, -110.0, 3.4e38, -3.4e38, 1e-40, -math.inf])
+def test_a_tile_of_one_value_gives_that_value(host_library, value):
+    x = torch.full((1, 1, 9, 9), value)
+    result, _, kind = run_on_host(host_library, x, Pooling.check(2, 5, 1, 2), torch.ones_like(x))
+    assert kind == "tiles"
+    torch.testing.assert_close(result, x, rtol=5e-7, atol=0)
+
+
+def test_gradients_of_the_output_may_be_tiny_or_huge(host_library):
+    x = randn(1, 1, 12, 12)
+    pooling = Pooling.check(2, 5, 1, 2)
+    _, unit, _ = run_on_host(host_library, x, pooling, torch.ones_like(x))
+    for scale in (2.0**-60, 2.0**90, 2.0**120):
+        _, grad, kind = run_on_host(host_library, x, pooling, torch.full_like(x, scale))
+        assert kind == "tiles"
+        torch.testing.assert_close(grad / scale, unit, rtol=1e-5, atol=1e-5)
+
+
+def test_threads_of_a_phase_do_not_depend_on_each_other(host_library):
+    for format in (torch.contiguous_format, torch.channels_last):
+        x = randn(1, 9, 20, 22).to(memory_format=format)
+        x[0, 0, 3, 4] = math.nan  # the general way, too
+        pooling = Pooling.check(2, 5, 1, 2)
+        ascending = run_on_host(host_library, x, pooling, x)
+        descending = run_on_host(host_library, x, pooling, x, descending=True)
+        assert ascending[2] == descending[2] == "tiles"
+        for one, other in zip(ascending[:2], descending[:2], strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "alpha"),
+    [((5, 2, 2), 1.0), ((5, 1, 2, 2), 1.0), ((3, 1, 0), 1.0), ((5, 1, 2), 0.0), ((5, 1, 2), 100.0)],
+)
+def test_what_tiles_cannot_take_goes_the_general_way(host_library, pooling, alpha):
+    assert check(host_library, randn(1, 2, 12, 12), pooling, alpha=alpha) == "general"
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_roofline_knows_the_tiles(host_library, dtype, last, direction):
+    """The counts of the machine code rest on a copy of the rule."""
+    for kernel_size in (4, 5, 9, 13, 31):
+        for size in (7, 20, 40, 100, 300):
+            pooling = Pooling.check(2, kernel_size, 1, kernel_size // 2)
+            out = size + 1 - kernel_size % 2
+            shape = shape_argument((2, 64, size, size), (2, 64, out, out), pooling, last)
+            plan = (ctypes.c_int64 * 11)()
+            found = host_library.tile_plan(shape, direction == "backward", dtype == "float64", plan)
+            expected = roofline.tile_plan(direction, last, dtype, kernel_size, size)
+            assert bool(found) == (expected is not None)
+            if found:
+                flat = [*expected[:3], *(n for pair in expected[3:] for n in pair)]
+                assert list(plan) == flat
