@@ -20,7 +20,8 @@ _COLOURS = matplotlib.colormaps["tab10"].colors
 
 
 def plot_curves(work_dir, out) -> None:
-    """Draws a run's training loss by iteration and validation AP by epoch.
+    """Draws a run's training loss by iteration, and its validation AP by epoch, or by iteration
+    where the log counts no epochs.
 
     Args:
         work_dir (str | Path): Work directory of the run; the logs of a resumed run are joined.
@@ -41,7 +42,7 @@ def plot_curves(work_dir, out) -> None:
                 continue  # a test
             if "loss" in entry:
                 losses[entry["step"]] = entry
-            else:  # a validation; `step` is its epoch
+            else:  # a validation; `step` is its epoch, or its iteration
                 for key, value in entry.items():
                     if key.endswith("_mAP"):
                         scores.setdefault(key.split("/")[-1], {})[entry["step"]] = value
@@ -55,10 +56,11 @@ def plot_curves(work_dir, out) -> None:
         left.plot(steps, [losses[s].get(key) for s in steps], label=key, lw=1.5)
     left.set(xlabel="iteration", ylabel="training loss", yscale="log")
     for key, values in scores.items():
-        epochs = sorted(values)
+        steps = sorted(values)
         label = {"bbox_mAP": "box AP", "segm_mAP": "mask AP"}.get(key, key)
-        right.plot(epochs, [values[e] for e in epochs], "o-", ms=3, label=label)
-    right.set(xlabel="epoch", ylabel="AP@[.50:.95], val")
+        right.plot(steps, [values[s] for s in steps], "o-", ms=3, label=label)
+    by_epoch = any("epoch" in entry for entry in losses.values())
+    right.set(xlabel="epoch" if by_epoch else "iteration", ylabel="AP@[.50:.95], val")
     right.set_ylim(bottom=0)  # the top fits the data
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -53,6 +53,14 @@ class TestCurves:
         bottom, top = drawn[0].axes[1].get_ylim()
         assert bottom == 0 and 0.2 < top < 0.25
 
+    @pytest.mark.parametrize(("entry", "unit"), [(dict(epoch=1), "epoch"), ({}, "iteration")])
+    def test_the_ap_axis_has_the_unit_of_the_log(self, drawn, tmp_path, entry, unit):
+        write_log(
+            tmp_path / "1", dict(loss=1.0, step=9, **entry), {"coco/bbox_mAP": 0.2, "step": 9}
+        )
+        run.plot_curves(tmp_path, tmp_path / "curves.png")
+        assert drawn[0].axes[1].get_xlabel() == unit
+
     def test_a_folder_without_a_log(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=f"no training log .* in {tmp_path}"):
             run.plot_curves(tmp_path, tmp_path / "curves.png")
