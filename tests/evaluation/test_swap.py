@@ -203,5 +203,5 @@ def test_a_network_without_max_pools_is_refused_before_the_evaluation(
 def test_a_config_without_a_val_split_is_named(load, checkpoint):
     cfg = load()
     cfg.val_dataloader = None
-    with pytest.raises(ValueError, match="must have val_dataloader.dataset, a dict, got None"):
+    with pytest.raises(ValueError, match=r"val_dataloader\.dataset, a dict, got None"):
         evaluate_swap(cfg, [checkpoint])
