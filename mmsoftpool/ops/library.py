@@ -84,5 +84,7 @@ for _operator, _formula in (
 ):
     if TORCH_VERSION >= (2, 2):
         flop_counter.register_flop_formula(_operator)(_formula)
+        if _operator not in flop_counter.flop_registry:  # torch 2.4 has registered its overload
+            flop_counter.flop_registry[_operator] = flop_counter.shape_wrapper(_formula)
     else:
         flop_counter.flop_mapping[_operator] = _formula
