@@ -54,7 +54,7 @@ test: env lint docs
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 test-slow: env $(VENV)/.wheel-tools
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m slow
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m slow
 
 fuzz: env
 	MMSOFTPOOL_FUZZ=100 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) tests/test_fuzz.py tests/test_kill.py

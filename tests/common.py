@@ -65,6 +65,12 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def quick_and_slow(names, *quick: str) -> list:
+    """Parameters of a long test: `make test` runs the quick ones, `make test-slow` the others."""
+    assert set(quick) <= set(names)
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def since(*version: int):
     """Marks a test of what torch has from a version on."""
     current = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])

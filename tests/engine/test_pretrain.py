@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmsoftpool import engine
 from mmsoftpool.convert import ARCHITECTURES
 
-from ..common import CLASSIFIERS, config_path
+from ..common import CLASSIFIERS, config_path, quick_and_slow
 
 SPLITS = ("train", "val", "test")
 # The backbones of detectors that start from the weights; mmdet's scope is a detector's.
@@ -142,13 +142,7 @@ def test_a_classifier_has_the_detectors_backbone(name):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        name
-        if name in ("resnet18", "densenet121", "inception_v1")
-        else pytest.param(name, marks=pytest.mark.slow)
-        for name in CLASSIFIERS
-    ],
+    "name", quick_and_slow(CLASSIFIERS, "resnet18", "densenet121", "inception_v1")
 )
 def test_it_trains_and_its_checkpoint_starts_the_detector(run_tool, image_folder, work_dir, name):
     size = 75 if name == "inception_v3" else 32

@@ -7,11 +7,15 @@ import torch
 
 from mmsoftpool import engine
 
-from ..common import SMALL, TABLE_8, config_path
+from ..common import SMALL, TABLE_8, config_path, quick_and_slow
 
 
 @pytest.mark.parametrize(
-    "name", [f"{d}_{pool}" for d in TABLE_8 for pool in ("softpool", "maxpool")]
+    "name",
+    quick_and_slow(
+        [f"{d}_{pool}" for d in TABLE_8 for pool in ("softpool", "maxpool")],
+        *("retinanet_r18_softpool", "retinanet_r18_maxpool", "mask_rcnn_r50_softpool"),
+    ),
 )
 def test_table_8_trains_an_iteration_and_evaluates(name, coco_root, tmp_path):
     options = {**SMALL, "data_root": str(coco_root)}

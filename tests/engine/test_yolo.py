@@ -12,7 +12,7 @@ from torch import nn
 
 from mmsoftpool import SoftPool2d, engine, export
 
-from ..common import ROOT, randn
+from ..common import ROOT, quick_and_slow, randn
 
 BASES = {"yolox_s": "yolox/yolox_s_8xb8-300e_coco", "rtmdet_s": "rtmdet/rtmdet_s_8xb32-300e_coco"}
 POOLS = {"softpool": SoftPool2d, "maxpool": nn.MaxPool2d}
@@ -143,7 +143,7 @@ def test_a_resumed_run_switches_its_pipeline_and_ends_in_the_same_weights(
         assert len(re.findall("No mosaic and mixup aug now|Switch pipeline now", logs)) == 1
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", quick_and_slow(BASES, "yolox_s"))
 def test_the_exported_detector_takes_multiples_of_its_coarsest_stride(name, tmp_path):
     cfg = small(f"{name}_softpool", tmp_path)
     init_default_scope("mmdet")
