@@ -131,6 +131,12 @@ MMSOFTPOOL_INLINE void split_row(const SplitRow& layout, const T* row, Compute<T
   layout.for_each_run([&](int64_t column, int64_t place, int64_t number) MMSOFTPOOL_INLINE_LAMBDA {
     Compute<T>* const to = split + place;
     const T* const from = row + column;
+    if constexpr (std::is_same_v<T, Compute<T>>) {
+      if (stride == 1) {
+        std::copy_n(from, number, to);
+        return;
+      }
+    }
     T buffer[S::lanes];
     for (int64_t i = 0; i < number; i += S::lanes) {
       const int64_t n = std::min(S::lanes, number - i);
