@@ -89,7 +89,7 @@ class Softmax {
     mean_ += other.mean_;
   }
 
-  // Whether the result is right if max is not the largest tap but one that is larger.
+  // Which lanes are right even if max is larger than all taps of the window.
   MMSOFTPOOL_INLINE auto is_right() const { return sum_ >= S::splat(smallest_sum); }
 
   // Makes one window of those of all lanes, which have the same max.
