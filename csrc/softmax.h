@@ -23,13 +23,13 @@ struct Exponent {
   // exp_floor is the exponent below which e^x is 0 or counts as 0.
   Exponent(double alpha, int64_t taps, A exp_floor) {
     constexpr A max = std::numeric_limits<A>::max();
-    const A rounded = alpha < double(max) ? A(alpha) : max;
+    const A rounded = A(std::fmin(alpha, double(max) / 2));  // log2e * rounded must not overflow
     // A tap adds at most 1 / (e alpha) to the sum of w (x - max), and none if x - max overflows.
     const bool overflows = rounded < 1000 * A(taps) / max;
     unit = overflows ? std::ldexp(A(1), -2 - std::ilogb(double(taps))) : A(1);
     per_unit = 1 / unit;
     alpha_per_unit = rounded * per_unit;
-    log2e_alpha_per_unit = std::fmin(alpha_per_unit, max / 2) * A(1.4426950408889634);
+    log2e_alpha_per_unit = alpha_per_unit * A(1.4426950408889634);
     floor = std::fmax(exp_floor / alpha_per_unit, -max);
   }
 };

@@ -17,6 +17,18 @@ import os
 
 import cli
 
+KERNELS = [(3, 2, 1), (2, 2, 0)]
+STEM = (4, 64, 400, 672)  # a ResNet's at 800 x 1344
+# What `op` measures by default: besides the stem the overlapping windows of YOLO's SPP and global
+# pooling.
+OP_CASES = [
+    *((STEM, pooling) for pooling in KERNELS),
+    ((8, 256, 40, 40), (5, 1, 2)),
+    ((8, 256, 20, 20), (9, 1, 4)),
+    ((8, 256, 20, 20), (13, 1, 6)),
+    ((8, 512, 7, 7), (7, 7, 0)),
+]
+
 
 def kernel(text: str) -> tuple[int, int, int]:
     """Parses kernel_size,stride,padding."""
@@ -72,13 +84,16 @@ def run_op(args) -> list[dict]:
     from mmsoftpool.analysis import benchmark
 
     rows = []
-    cases = list(itertools.product(args.dtype, args.layout, args.kernel))
-    for i, (dtype, layout, pooling) in enumerate(cases):
-        title = f"{i + 1}/{len(cases)}: {args.device}, {dtype}, {layout}, k, s, p = {pooling}"
-        print(f"{title} ...", flush=True)
-        case = benchmark.benchmark_pooling(
-            args.device, dtype, layout, pooling, tuple(args.shape), args.rounds
+    shapes = OP_CASES
+    if args.shape or args.kernel:
+        shapes = [(tuple(args.shape or STEM), pooling) for pooling in args.kernel or KERNELS]
+    cases = list(itertools.product(args.dtype, args.layout, shapes))
+    for i, (dtype, layout, (shape, pooling)) in enumerate(cases):
+        title = (
+            f"{i + 1}/{len(cases)}: {args.device}, {dtype}, {layout}, {shape}, k, s, p = {pooling}"
         )
+        print(f"{title} ...", flush=True)
+        case = benchmark.benchmark_pooling(args.device, dtype, layout, pooling, shape, args.rounds)
         columns = {
             "method": "method",
             "forward": "fwd ms",
@@ -193,10 +208,12 @@ def make_parser():
     pooling = commands.add_parser(
         "pooling", help="the pooling methods of the paper's Table 3, beside its times"
     )
-    for command, layouts, shape in (
-        (op, ["contiguous", "channels_last"], [4, 64, 400, 672]),
-        # A stem on ImageNet, as in the paper.
-        (pooling, ["contiguous"], [8, 64, 112, 112]),
+    cases = "; ".join(
+        f"{k},{s},{p} of {' '.join(map(str, shape))}" for shape, (k, s, p) in OP_CASES
+    )
+    for command, layouts, default in (
+        (op, ["contiguous", "channels_last"], f"without --kernel and --shape {cases}"),
+        (pooling, ["contiguous"], "3,2,1 and 2,2,0 of 8 64 112 112"),
     ):
         command.add_argument(
             "--dtype",
@@ -216,21 +233,21 @@ def make_parser():
             "--kernel",
             nargs="+",
             type=kernel,
-            default=[(3, 2, 1), (2, 2, 0)],
             metavar="K,S,P",
-            help="the poolings, each as kernel_size,stride,padding (default: 3,2,1 2,2,0)",
+            help=f"the poolings, each as kernel_size,stride,padding (default: {default})",
         )
         command.add_argument(
             "--shape",
             nargs=4,
             type=int,
-            default=shape,
             metavar=("N", "C", "H", "W"),
-            help=f"the shape of the input (default: {' '.join(map(str, shape))})",
+            help="the shape of the input (default: see --kernel)",
         )
         command.add_argument(
             "--plot", metavar="FILE", help="save a picture of the times to this file"
         )
+    # A stem on ImageNet, as in the paper.
+    pooling.set_defaults(kernel=KERNELS, shape=[8, 64, 112, 112])
     model = commands.add_parser("model", help="a training iteration and the inference of detectors")
     model.add_argument("configs", nargs="+", metavar="CONFIG", help="a config file")
     model.add_argument(

@@ -35,6 +35,14 @@ struct SplitRow {
   // Whether some columns are in no part.
   bool has_gaps() const { return static_cast<int64_t>(phases.size()) < width.stride; }
 
+  // Whether the stride is 2 and columns of both parities are in a part.
+  bool has_pairs() const { return width.stride == 2 && !has_gaps(); }
+
+  // Of a column, where there are no gaps.
+  int64_t place(int64_t column) const {
+    return (column + width.padding) % width.stride * part + (column + width.padding) / width.stride;
+  }
+
   // Where tap k of the first window is; that of the next window follows it.
   int64_t offset(int64_t k) const {
     const int64_t place = k * width.dilation;
@@ -63,32 +71,83 @@ struct SplitRow {
   std::vector<int64_t> phases;  // places modulo the stride, ascending
 };
 
+// The columns of even and of odd number apart; a vector of both at a time.
+template <typename S, typename T>
+MMSOFTPOOL_INLINE void split_pairs(
+    const T* row, int64_t size, Compute<T>* __restrict even, Compute<T>* __restrict odd) {
+  if constexpr (std::is_same_v<T, Compute<T>>) {  // the compiler vectorises it
+    for (int64_t i = 0; i < size / 2; ++i) {
+      even[i] = row[2 * i];
+      odd[i] = row[2 * i + 1];
+    }
+    if (size % 2 == 1) {
+      even[size / 2] = row[size - 1];
+    }
+  } else {
+    typename S::Vec a, b;
+    int64_t i = 0;
+    for (; 2 * (i + S::lanes) <= size; i += S::lanes) {
+      S::load_pairs(row + 2 * i, a, b);
+      S::store(a, even + i);
+      S::store(b, odd + i);
+    }
+    T rest[2 * S::lanes] = {};
+    std::copy_n(row + 2 * i, size - 2 * i, rest);
+    S::load_pairs(rest, a, b);
+    S::store_first(a, even + i, (size + 1) / 2 - i);
+    S::store_first(b, odd + i, size / 2 - i);
+  }
+}
+
+template <typename S, typename T>
+MMSOFTPOOL_INLINE void merge_pairs(
+    const Compute<T>* even, const Compute<T>* odd, int64_t size, T* __restrict row) {
+  if constexpr (std::is_same_v<T, Compute<T>>) {
+    for (int64_t i = 0; i < size / 2; ++i) {
+      row[2 * i] = even[i];
+      row[2 * i + 1] = odd[i];
+    }
+    if (size % 2 == 1) {
+      row[size - 1] = even[size / 2];
+    }
+  } else {
+    int64_t i = 0;
+    for (; 2 * (i + S::lanes) <= size; i += S::lanes) {
+      S::store_pairs(S::load(even + i), S::load(odd + i), row + 2 * i);
+    }
+    T rest[2 * S::lanes];
+    S::store_pairs(
+        S::load_first(even + i, (size + 1) / 2 - i), S::load_first(odd + i, size / 2 - i), rest);
+    std::copy_n(rest, size - 2 * i, row + 2 * i);
+  }
+}
+
 template <typename S, typename T>
 MMSOFTPOOL_INLINE void split_row(const SplitRow& layout, const T* row, Compute<T>* split) {
-  using A = Compute<T>;
   const int64_t stride = layout.width.stride;
+  if (layout.has_pairs()) {
+    return split_pairs<S>(row, layout.width.in, split + layout.place(0), split + layout.place(1));
+  }
   layout.for_each_run([&](int64_t column, int64_t place, int64_t number) MMSOFTPOOL_INLINE_LAMBDA {
-    A* const to = split + place;
+    Compute<T>* const to = split + place;
     const T* const from = row + column;
-    if constexpr (std::is_same_v<T, A>) {
-      if (stride == 2) {  // a constant, which the compiler vectorises
-        for (int64_t i = 0; i < number; ++i) {
-          to[i] = from[2 * i];
-        }
-      } else {
-        for (int64_t i = 0; i < number; ++i) {
-          to[i] = from[stride * i];
-        }
+    if constexpr (std::is_same_v<T, Compute<T>>) {
+      if (stride == 1) {
+        std::copy_n(from, number, to);
+        return;
       }
-    } else {
-      T buffer[S::lanes];
-      for (int64_t i = 0; i < number; i += S::lanes) {
-        const int64_t n = std::min(S::lanes, number - i);
-        for (int64_t j = 0; j < n; ++j) {
-          buffer[j] = from[stride * (i + j)];
-        }
-        S::store_first(S::load(buffer), to + i, n);
+    }
+    T buffer[S::lanes];
+    for (int64_t i = 0; i < number; i += S::lanes) {
+      const int64_t n = std::min(S::lanes, number - i);
+      if (stride == 1 && n == S::lanes) {
+        S::store(S::load(from + i), to + i);
+        continue;
       }
+      for (int64_t j = 0; j < n; ++j) {
+        buffer[j] = from[stride * (i + j)];
+      }
+      S::store_first(S::load_first(buffer, n), to + i, n);
     }
   });
 }
@@ -101,24 +160,27 @@ MMSOFTPOOL_INLINE void merge_row(const SplitRow& layout, Compute<T>* split, T* r
   if (layout.has_gaps()) {
     std::fill_n(row, layout.width.in, T{});
   }
-  layout.for_each_run([&](int64_t column, int64_t place, int64_t number) MMSOFTPOOL_INLINE_LAMBDA {
-    const A* const from = split + place;
-    T* const to = row + column;
-    if constexpr (std::is_same_v<T, A>) {
-      for (int64_t i = 0; i < number; ++i) {
-        to[stride * i] = from[i];
-      }
-    } else {
-      T buffer[S::lanes];
-      for (int64_t i = 0; i < number; i += S::lanes) {
-        const int64_t n = std::min(S::lanes, number - i);
-        S::store(S::load_first(from + i, n), buffer);
-        for (int64_t j = 0; j < n; ++j) {
-          to[stride * (i + j)] = buffer[j];
-        }
-      }
-    }
-  });
+  if (layout.has_pairs()) {
+    merge_pairs<S>(split + layout.place(0), split + layout.place(1), layout.width.in, row);
+  } else {
+    layout.for_each_run([&](int64_t column, int64_t place, int64_t number)
+                            MMSOFTPOOL_INLINE_LAMBDA {
+                              const A* const from = split + place;
+                              T* const to = row + column;
+                              T buffer[S::lanes];
+                              for (int64_t i = 0; i < number; i += S::lanes) {
+                                const int64_t n = std::min(S::lanes, number - i);
+                                if (stride == 1 && n == S::lanes) {
+                                  S::store(S::load(from + i), to + i);
+                                  continue;
+                                }
+                                S::store_first(S::load_first(from + i, n), buffer, n);
+                                for (int64_t j = 0; j < n; ++j) {
+                                  to[stride * (i + j)] = buffer[j];
+                                }
+                              }
+                            });
+  }
   std::fill_n(split, layout.size, A(0));
 }
 

@@ -10,16 +10,11 @@
 #pragma once
 
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "softmax.h"
 
 namespace mmsoftpool::cpu {
-
-// The sums of powers and of powers times inputs of windows are right if there is as much as this.
-// Taps that count as 0 are below 2^-126.
-constexpr float smallest_sum = 0x1p-88f;
 
 template <typename S>
 class Powers {
@@ -95,18 +90,6 @@ class Powers {
 
   Vec c_, per_c_;
 };
-
-// Whether all lanes of a comparison hold.
-template <typename Mask>
-MMSOFTPOOL_INLINE bool all_of(Mask mask) {
-  uint64_t words[sizeof(mask) / 8];
-  std::memcpy(words, &mask, sizeof(mask));
-  uint64_t all = ~uint64_t(0);
-  for (const uint64_t word : words) {
-    all &= word;
-  }
-  return all == ~uint64_t(0);
-}
 
 constexpr float ln2 = 0.69314718f;
 

@@ -59,36 +59,51 @@ struct Simd {
   }
   static MMSOFTPOOL_INLINE void store(Vec v, A* p) { std::memcpy(p, &v, sizeof(v)); }
 
-  static MMSOFTPOOL_INLINE Bits load_halves(const void* p) {
-    Halves h;
-    std::memcpy(&h, p, sizeof(h));
+  // Between halves and the low halves of lanes. One instruction, of which GCC makes several.
+  static MMSOFTPOOL_INLINE Bits widen(Halves h) {
+#if defined(__x86_64__)
+    if constexpr (Bytes >= 32) {
+      Bits bits;
+      asm("vpmovzxwd %1, %0" : "=v"(bits) : "vm"(h));
+      return bits;
+    }
+#endif
     return __builtin_convertvector(h, Bits);
   }
-  static MMSOFTPOOL_INLINE void store_halves(Bits bits, void* p) {
-    const Halves h = __builtin_convertvector(bits, Halves);
-    std::memcpy(p, &h, sizeof(h));
+  static MMSOFTPOOL_INLINE Halves narrow(Bits bits) {
+#if defined(__x86_64__)
+    if constexpr (Bytes == 64) {
+      Halves h;
+      asm("vpmovdw %1, %0" : "=v"(h) : "v"(bits));
+      return h;
+    }
+#endif
+    return __builtin_convertvector(bits, Halves);
   }
 
-  static MMSOFTPOOL_INLINE Vec load(const BFloat16* p) { return (Vec)(load_halves(p) << 16); }
-  static MMSOFTPOOL_INLINE void store(Vec v, BFloat16* p) {
+  static MMSOFTPOOL_INLINE Vec from_halves(Halves h, const BFloat16*) {
+    return (Vec)(widen(h) << 16);
+  }
+  static MMSOFTPOOL_INLINE Bits round_to_bfloat16(Vec v) {
     const Bits b = (Bits)v;
     const Bits rounded = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;  // to nearest, ties to even
-    store_halves((Bits)(v == v ? rounded : rounded * 0u + 0x7fc0u), p);
+    return (Bits)(v == v ? rounded : rounded * 0u + 0x7fc0u);
+  }
+  static MMSOFTPOOL_INLINE Halves to_halves(Vec v, const BFloat16*) {
+    return narrow(round_to_bfloat16(v));
   }
 
   // float16. AVX2 and AVX-512 machines have instructions for it, which keep subnormal numbers
   // whatever the mode of the processor.
-  static MMSOFTPOOL_INLINE Vec load(const Half* p) {
+  static MMSOFTPOOL_INLINE Vec from_halves(Halves halves, const Half*) {
 #if defined(__x86_64__)
     if constexpr (Bytes >= 32) {
-      Halves h;
-      std::memcpy(&h, p, sizeof(h));
       Vec v;
-      asm("vcvtph2ps %1, %0" : "=v"(v) : "v"(h));
+      asm("vcvtph2ps %1, %0" : "=v"(v) : "vm"(halves));
       return v;
     }
 #endif
-    const Bits h = load_halves(p);
+    const Bits h = widen(halves);
     const Bits magnitude = (h & 0x7fffu) << 13;
     // Normal: shift the exponent and mantissa into place and correct the exponent's bias; infinity
     // and NaN keep all exponent bits.
@@ -100,13 +115,12 @@ struct Simd {
     bits = (Bits)(magnitude < 0x00800000u ? subnormal : bits);
     return (Vec)(bits | ((h & 0x8000u) << 16));
   }
-  static MMSOFTPOOL_INLINE void store(Vec v, Half* p) {
+  static MMSOFTPOOL_INLINE Halves to_halves(Vec v, const Half*) {
 #if defined(__x86_64__)
     if constexpr (Bytes >= 32) {
       Halves h;
       asm("vcvtps2ph $0, %1, %0" : "=v"(h) : "v"(v));  // to nearest, ties to even
-      std::memcpy(p, &h, sizeof(h));
-      return;
+      return h;
     }
 #endif
     const Bits b = (Bits)v;
@@ -119,7 +133,43 @@ struct Simd {
     Bits h = (Bits)(magnitude < 0x38800000u ? subnormal : normal);
     h = (Bits)(magnitude >= 0x47800000u ? infinite : h);
     h = (Bits)(magnitude > 0x7f800000u ? infinite + 0x200u : h);
-    store_halves(h | ((b >> 16) & 0x8000u), p);
+    return narrow(h | ((b >> 16) & 0x8000u));
+  }
+
+  template <typename T>
+  static MMSOFTPOOL_INLINE Vec load(const T* p) {
+    Halves h;
+    std::memcpy(&h, p, sizeof(h));
+    return from_halves(h, p);
+  }
+  template <typename T>
+  static MMSOFTPOOL_INLINE void store(Vec v, T* p) {
+    const Halves h = to_halves(v, p);
+    std::memcpy(p, &h, sizeof(h));
+  }
+
+  // Of 2 * lanes numbers in 16 bits, those at even and those at odd places.
+  template <typename T>
+  static MMSOFTPOOL_INLINE void load_pairs(const T* p, Vec& even, Vec& odd) {
+    Bits pairs;
+    std::memcpy(&pairs, p, sizeof(pairs));
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      even = (Vec)(pairs << 16);
+      odd = (Vec)(pairs & 0xffff0000u);
+    } else {
+      even = from_halves(narrow(pairs & 0xffffu), p);
+      odd = from_halves(narrow(pairs >> 16), p);
+    }
+  }
+  template <typename T>
+  static MMSOFTPOOL_INLINE void store_pairs(Vec even, Vec odd, T* p) {
+    Bits pairs;
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      pairs = round_to_bfloat16(even) | round_to_bfloat16(odd) << 16;
+    } else {
+      pairs = widen(to_halves(even, p)) | widen(to_halves(odd, p)) << 16;
+    }
+    std::memcpy(p, &pairs, sizeof(pairs));
   }
 
   // The first n lanes; the others are 0, or left alone in memory.
@@ -150,8 +200,8 @@ struct Simd {
     }
   }
 
-  // 2^x for x between the base 2 logarithm of the smallest normal number and 0; NaN stays NaN.
-  // 1 at 0, and within 1.4 units of 2^-24 in float.
+  // 2^x for x between the base 2 logarithm of the smallest normal number and 0; NaN stays NaN. In
+  // float it is 1 at 0 and within 1.4 units of 2^-24, and 0 for -127.
   static MMSOFTPOOL_INLINE Vec exp2(Vec x) {
     if constexpr (std::is_same_v<A, double>) {
       for (int64_t i = 0; i < lanes; ++i) {
@@ -159,11 +209,12 @@ struct Simd {
       }
       return x;
     } else {
-      // x = n + f with |f| <= 1/2. Adding and subtracting 1.5 * 2^23 rounds to an integer and
-      // leaves it in the low bits of the sum; a conversion would be undefined for NaN.
-      const Vec shifted = x + 12582912.0f;
-      const Vec f = x - (shifted - 12582912.0f);
-      return exp2_fraction(f) * (Vec)(((Bits)shifted + 127u) << 23);  // times 2^n
+      // x = n + f with |f| <= 1/2. Adding and subtracting 1.5 * 2^23 + 127 rounds to an integer and
+      // leaves n + 127, the exponent of a float, in the low bits of the sum; a conversion would be
+      // undefined for NaN.
+      const Vec shifted = x + 12583039.0f;
+      const Vec f = x - (shifted - 12583039.0f);
+      return exp2_fraction(f) * (Vec)((Bits)shifted << 23);  // times 2^n
     }
   }
 
@@ -178,5 +229,17 @@ struct Simd {
     return p * f + 1.0f;
   }
 };
+
+// Whether all lanes of a comparison hold.
+template <typename Mask>
+MMSOFTPOOL_INLINE bool all_of(Mask mask) {
+  uint64_t words[sizeof(mask) / 8];
+  std::memcpy(words, &mask, sizeof(mask));
+  uint64_t all = ~uint64_t(0);
+  for (const uint64_t word : words) {
+    all &= word;
+  }
+  return all == ~uint64_t(0);
+}
 
 }  // namespace mmsoftpool::cpu

@@ -137,6 +137,17 @@ Capability capability() {
   return found;
 }
 
+namespace {
+
+// The instruction set for these arguments: any alpha works on the baseline's vectors alone.
+template <typename T>
+Capability capability_for(const Pooling& pooling) {
+  return needs_any_alpha<Compute<T>>(pooling) && !std::is_same_v<T, double> ? Capability::baseline
+                                                                            : capability();
+}
+
+}  // namespace
+
 int64_t forward_items(const Pooling& pooling) {
   const int64_t rows = pooling.depth.out * pooling.height.out;
   return pooling.layout == Layout::contiguous ? pooling.planes() * rows : pooling.batch * rows;
@@ -155,7 +166,7 @@ int64_t backward_items(const Pooling& pooling, int64_t channel_block) {
 template <typename T>
 void pool_forward(const Pooling& pooling, const T* input, T* output, int64_t begin, int64_t end) {
 #if defined(__x86_64__)
-  switch (capability()) {
+  switch (capability_for<T>(pooling)) {
     case Capability::avx512:
       return forward_avx512(pooling, input, output, begin, end);
     case Capability::avx2:
@@ -172,7 +183,7 @@ void pool_backward(
     const Pooling& pooling, int64_t channel_block, const T* grad_output, const T* input,
     T* grad_input, int64_t begin, int64_t end) {
 #if defined(__x86_64__)
-  switch (capability()) {
+  switch (capability_for<T>(pooling)) {
     case Capability::avx512:
       return backward_avx512(pooling, channel_block, grad_output, input, grad_input, begin, end);
     case Capability::avx2:

@@ -3,6 +3,7 @@
 
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "../pooling.h"
 #include "../softmax.h"
@@ -10,11 +11,27 @@
 
 namespace mmsoftpool::cpu {
 
-// ln of the smallest normal number: a weight of e^floor or less counts as 0.
+// A weight of e^floor or less counts as 0: ln of 2^-127, for which Simd::exp2 gives 0, or of the
+// smallest normal double.
 template <typename A>
-constexpr A exp_floor = A(-87.33654475);
+constexpr A exp_floor = A(-88.02969193);
 template <>
 inline constexpr double exp_floor<double> = -708.3964185322641;
+
+// The sums of a window, whose maximum is not that of its weights, are right if there is as much as
+// this: taps that count as 0 are below 2^-126.
+constexpr float smallest_sum = 0x1p-88f;
+
+// Whether the vectors S serve any alpha. Those of AVX2 and AVX-512 in float save the instructions
+// for an alpha that needs a unit other than 1.
+template <typename S>
+constexpr bool any_alpha =
+    sizeof(typename S::Vec) == 16 || std::is_same_v<typename S::Scalar, double>;
+
+template <typename A>
+bool needs_any_alpha(const Pooling& pooling) {
+  return Exponent<A>(pooling.alpha, pooling.taps(), exp_floor<A>).unit != 1;
+}
 
 // An Exponent in all lanes. Made once, outside of the loops.
 template <typename S>
@@ -51,20 +68,29 @@ class Softmax {
 
   // max: the largest tap of each window.
   MMSOFTPOOL_INLINE Softmax(const Exponents<S>& exponents, Vec max)
-      : exponents_(exponents), max_(at_least_lowest(max * exponents.unit)) {}
+      : exponents_(exponents), max_(at_least_lowest(any_alpha<S> ? max * exponents.unit : max)) {}
 
   // Adds a tap and returns its e^(alpha d), 0 for -inf. Comparisons with NaN are false: a NaN tap,
   // or inf - inf, stays NaN through both selects.
   MMSOFTPOOL_INLINE Vec add(Vec x) {
-    const Vec difference = this->difference(x);
-    const auto vanishes = difference <= exponents_.floor;
-    const Vec d = vanishes ? exponents_.floor : difference;
-    const Vec power = S::exp2(exponents_.log2e_alpha * d);
-    const Vec weight = vanishes ? Vec{} : power;
+    const Vec difference = this->difference(x), d = at_least_floor(difference);
+    Vec weight = S::exp2(exponents_.log2e_alpha * d);
+    if constexpr (any_alpha<S>) {
+      weight = difference <= exponents_.floor ? Vec{} : weight;
+    }
     sum_ += weight;
     mean_ += weight * d;
     return weight;
   }
+
+  // Adds the taps of another one with the same max.
+  MMSOFTPOOL_INLINE void add(const Softmax& other) {
+    sum_ += other.sum_;
+    mean_ += other.mean_;
+  }
+
+  // Which lanes are right even if max is larger than all taps of the window.
+  MMSOFTPOOL_INLINE auto is_right() const { return sum_ >= S::splat(smallest_sum); }
 
   // Makes one window of those of all lanes, which have the same max.
   MMSOFTPOOL_INLINE void merge_lanes() {
@@ -75,8 +101,13 @@ class Softmax {
 
   // Eq. 2. No weight at all means nothing but -inf.
   MMSOFTPOOL_INLINE Vec output() const {
-    const Vec below = mean_ / (sum_ * exponents_.half_unit);
-    const Vec y = (max_ * exponents_.per_half_unit + below) * exponents_.halves;
+    Vec y;
+    if constexpr (any_alpha<S>) {
+      const Vec below = mean_ / (sum_ * exponents_.half_unit);
+      y = (max_ * exponents_.per_half_unit + below) * exponents_.halves;
+    } else {
+      y = max_ + mean_ / sum_;
+    }
     return sum_ == Vec{} ? S::splat(-std::numeric_limits<typename S::Scalar>::infinity()) : y;
   }
 
@@ -91,8 +122,7 @@ class Softmax {
     return S::splat(1) - exponents_.alpha * (sum_ == Vec{} ? Vec{} : quotient);
   }
   MMSOFTPOOL_INLINE Vec slope(Vec x, Vec offset) const {
-    const Vec d = difference(x);
-    return exponents_.alpha * (d <= exponents_.floor ? exponents_.floor : d) + offset;
+    return exponents_.alpha * at_least_floor(difference(x)) + offset;
   }
 
  private:
@@ -103,10 +133,18 @@ class Softmax {
     return lowest > x ? lowest : x;
   }
 
-  MMSOFTPOOL_INLINE Vec difference(Vec x) const { return x * exponents_.unit - max_; }
+  MMSOFTPOOL_INLINE Vec difference(Vec x) const {
+    if constexpr (any_alpha<S>) {
+      x *= exponents_.unit;
+    }
+    return x - max_;
+  }
+  MMSOFTPOOL_INLINE Vec at_least_floor(Vec difference) const {
+    return exponents_.floor > difference ? exponents_.floor : difference;
+  }
 
-  const Exponents<S> exponents_;
-  const Vec max_;  // times the unit
+  Exponents<S> exponents_;
+  Vec max_;  // times the unit
   Vec sum_ = Vec{};
   Vec mean_ = Vec{};
 };
@@ -136,6 +174,26 @@ MMSOFTPOOL_INLINE typename S::Vec window_output(
     softmax.add(load(t));
   }
   return softmax.output();
+}
+
+// As window_output for several vectors of windows at once, which pays for many taps: load(t, i) and
+// store(i, outputs) are of vector i.
+template <typename S, size_t... I, typename Load, typename Store>
+MMSOFTPOOL_INLINE void window_outputs(
+    std::index_sequence<I...>, int64_t taps, const Exponents<S>& exponents, Load&& load,
+    Store&& store) {
+  using Vec = typename S::Vec;
+  Vec max[] = {
+      (static_cast<void>(I), S::splat(-std::numeric_limits<typename S::Scalar>::infinity()))...};
+  for (int64_t t = 0; t < taps; ++t) {
+    const Vec x[] = {load(t, I)...};
+    ((max[I] = x[I] > max[I] ? x[I] : max[I]), ...);
+  }
+  Softmax<S> softmax[] = {{exponents, max[I]}...};
+  for (int64_t t = 0; t < taps; ++t) {
+    (softmax[I].add(load(t, I)), ...);
+  }
+  (store(I, softmax[I].output()), ...);
 }
 
 // Calls add(t, gradient of tap t) for a vector of windows. `scratch` has room for a vector per tap;
@@ -169,6 +227,35 @@ MMSOFTPOOL_INLINE void window_gradients(
   const Vec offset = softmax.offset();
   for (int64_t t = 0; t < n; ++t) {
     add(t, scale * weight(t) * softmax.slope(load(t), offset));
+  }
+}
+
+// As window_gradients for several vectors of windows at once; `scratch` has room for that many for
+// each tap.
+template <typename S, size_t... I, typename Grad, typename Load, typename Add>
+MMSOFTPOOL_INLINE void window_gradients(
+    std::index_sequence<I...>, int64_t taps, const Exponents<S>& exponents, Gradient gradient,
+    Grad&& grad_output, typename S::Scalar* scratch, Load&& load, Add&& add) {
+  using Vec = typename S::Vec;
+  const auto weight = [&](int64_t t, int64_t i) MMSOFTPOOL_INLINE_LAMBDA {
+    return scratch + (t * sizeof...(I) + i) * S::lanes;
+  };
+  Softmax<S> softmax[] = {
+      {exponents,
+       window_max<0, S>(taps, [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return load(t, I); })}...};
+  for (int64_t t = 0; t < taps; ++t) {
+    (S::store(softmax[I].add(load(t, I)), weight(t, I)), ...);
+  }
+  const Vec scale[] = {softmax[I].scale(grad_output(I))...};
+  if (gradient == Gradient::paper) {
+    for (int64_t t = 0; t < taps; ++t) {
+      (add(t, I, scale[I] * S::load(weight(t, I))), ...);
+    }
+    return;
+  }
+  const Vec offset[] = {softmax[I].offset()...};
+  for (int64_t t = 0; t < taps; ++t) {
+    (add(t, I, scale[I] * S::load(weight(t, I)) * softmax[I].slope(load(t, I), offset[I])), ...);
   }
 }
 

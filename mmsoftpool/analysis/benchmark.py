@@ -213,7 +213,7 @@ def benchmark_pooling(
     x = x.contiguous(memory_format=LAYOUTS[layout])
     target = torch.empty_like(x)
     leaf = x.clone().requires_grad_()
-    case = dict(device=device, dtype=dtype, layout=layout, pooling=list(pooling))
+    case = dict(device=device, dtype=dtype, layout=layout, shape=list(shape), pooling=list(pooling))
     rows, forward, backward, both = {}, {}, {}, {}
     compared = methods(pooling, device) if compare == "methods" else operators(pooling)
     for name, method in compared.items():

@@ -111,26 +111,40 @@ def test_value_of_one_sign_is_right_to_1e_6(format, kernel_size):
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("gradient", ["exact", "paper"])
 @pytest.mark.parametrize("bad", [nan, inf])
-def test_nan_and_infinity_stay_in_their_windows(format, gradient, bad):
+@pytest.mark.parametrize(
+    ("pooling", "windows", "inputs"),
+    [
+        ((5, 1, 2), (slice(2, 7), slice(8, 13)), (slice(0, 9), slice(6, 15))),
+        ((3, 2, 1), (slice(2, 3), slice(5, 6)), (slice(3, 6), slice(9, 12))),
+    ],
+    ids=["k5", "k3"],
+)
+def test_nan_and_infinity_stay_in_their_windows(format, gradient, bad, pooling, windows, inputs):
     x = randn(1, 17, 19, 40)
     x[0, 3, 4, 10] = bad
     x = x.contiguous(memory_format=format).requires_grad_()
-    y = soft_pool2d(x, 5, 1, 2, gradient=gradient)
+    y = soft_pool2d(x, *pooling, gradient=gradient)
     expected = torch.zeros_like(y, dtype=torch.bool)
-    expected[0, 3, 2:7, 8:13] = True
+    expected[(0, 3, *windows)] = True
     assert y.isnan().equal(expected)
     (grad,) = torch.autograd.grad(y.sum(), x)
-    expected[0, 3, 0:9, 6:15] = True
+    expected = torch.zeros_like(x, dtype=torch.bool)
+    expected[(0, 3, *inputs)] = True
     assert grad.isnan().equal(expected)
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_minus_infinity_has_no_weight_in_large_windows(format):
+@pytest.mark.parametrize(
+    ("pooling", "rows", "columns"),
+    [((5, 1, 2), slice(4, 10), slice(7, 18)), ((3, 2, 1), slice(2, 6), slice(3, 10))],
+    ids=["k5", "k3"],
+)
+def test_minus_infinity_has_no_weight_in_overlapping_windows(format, pooling, rows, columns):
     x = randn(1, 17, 19, 40)
     x[..., 2:12, 5:20] = -inf
     x = x.contiguous(memory_format=format).requires_grad_()
-    y = soft_pool2d(x, 5, 1, 2)
-    assert (y[..., 4:10, 7:18] == -inf).all() and y[..., :4, :].isfinite().all()
+    y = soft_pool2d(x, *pooling)
+    assert (y[..., rows, columns] == -inf).all() and y[..., : rows.start, :].isfinite().all()
     (grad,) = torch.autograd.grad(y.sum(), x)
     assert (grad[x == -inf] == 0).all()
     assert grad.sum().item() == pytest.approx((y > -inf).sum().item(), rel=1e-5)
@@ -138,13 +152,13 @@ def test_minus_infinity_has_no_weight_in_large_windows(format):
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("alpha", [1.0, 30.0])
-def test_a_wide_range_of_values_in_neighbouring_windows(format, alpha):
+@pytest.mark.parametrize("pooling", [(5, 1, 2, 1, False), (3, 2, 1, 1, False)], ids=["k5", "k3"])
+def test_a_wide_range_of_values_in_neighbouring_windows(format, alpha, pooling):
     # No number of float32 reaches from the weights of one side to those of the other.
     x = randn(1, 17, 19, 40)
     x = x + torch.linspace(-300, 3000, 40)
     x[..., 8:12, :] *= 1e30
     x = x.contiguous(memory_format=format).requires_grad_()
-    pooling = (5, 1, 2, 1, False)
     y = soft_pool2d(x, *pooling, alpha=alpha)
     value, slope = definition.soft_pool2d(x[:, :2], pooling, alpha=alpha)
     torch.testing.assert_close(y[:, :2].double(), value, rtol=2e-6, atol=0)
