@@ -7,7 +7,7 @@ import torch
 
 from mmsoftpool import environment
 from mmsoftpool.ops import reference
-from mmsoftpool.ops.backends import TORCH_VERSION, Backend
+from mmsoftpool.ops.backends import OVERRIDE, TORCH_VERSION, Backend
 
 ONEDL = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}
 UPSTREAM = {"mmengine": "0.10.7", "mmcv": "2.1.0", "mmdet": "3.3.0"}
@@ -152,6 +152,6 @@ def test_a_wrong_kernel_fails_the_self_test(capsys, broken):
 
     name = "soft_pool" if broken == "forward" else "soft_pool_backward"
     with torch.library._scoped_library("mmsoftpool", "IMPL") as scoped:
-        scoped.impl(name, wrong, "CPU", allow_override=True)
+        scoped.impl(name, wrong, "CPU", **OVERRIDE)
         assert environment.main() == 1
     assert re.search(r"cpu +FAILED, compiled: differs by .* is allowed", capsys.readouterr().out)

@@ -5,6 +5,7 @@ until then nothing here touches the driver, so that a process can still be forke
 """
 
 import ctypes
+import inspect
 import os
 import re
 import warnings
@@ -131,12 +132,18 @@ def _try_out(device: str) -> None:
 
 
 _overrides = []
+#: For ``Library.impl`` in place of a kernel. Later versions than torch 2.6 have the argument; the
+#: earlier ones allow it without.
+OVERRIDE = (
+    {"allow_override": True}
+    if "allow_override" in inspect.signature(torch.library.Library.impl).parameters
+    else {}
+)
 
 
 def _use_reference(device: str) -> None:
     """Registers the reference in place of a library's kernels."""
-    override = {"allow_override": True} if TORCH_VERSION >= (2, 5) else {}
     kernels = torch.library.Library("mmsoftpool", "IMPL")
     for name in ("soft_pool", "soft_pool_backward"):
-        kernels.impl(name, getattr(reference, name), device.upper(), **override)
+        kernels.impl(name, getattr(reference, name), device.upper(), **OVERRIDE)
     _overrides.append(kernels)  # the registration ends with the object

@@ -10,9 +10,8 @@ def backend(request):
     if request.param == "compiled":
         yield request.param
         return
-    override = {"allow_override": True} if backends.TORCH_VERSION >= (2, 5) else {}
     scoped = torch.library.Library("mmsoftpool", "IMPL")
-    scoped.impl("soft_pool", reference.soft_pool, "CPU", **override)
-    scoped.impl("soft_pool_backward", reference.soft_pool_backward, "CPU", **override)
+    scoped.impl("soft_pool", reference.soft_pool, "CPU", **backends.OVERRIDE)
+    scoped.impl("soft_pool_backward", reference.soft_pool_backward, "CPU", **backends.OVERRIDE)
     yield request.param
     del scoped
