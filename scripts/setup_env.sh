@@ -59,7 +59,7 @@ if ! "$venv/bin/python" -c 'import mmcv.ops' 2>/dev/null; then
   # A wheel fits one version of Python and of torch, and has CUDA operators or not.
   kept=${XDG_CACHE_HOME:-$HOME/.cache}/mmsoftpool/$(
     "$venv/bin/python" -W ignore -c \
-      'import sys, torch; print("mmcv-python{}.{}-torch{}".format(*sys.version_info, torch.__version__))'
+      'import sys, torch; print("mmcv-python{}.{}-torch{}".format(*sys.version_info[:2], torch.__version__))'
   )${hide_gpu:+-without-gpu}
   # torch must not be replaced by mmcv's build, hence no build isolation (here and below).
   mmcv=(install -q --no-build-isolation -c constraints.txt --find-links "$kept"
