@@ -130,10 +130,10 @@ def check_evaluable(data: dict, path: str | Path, masks: bool = False) -> None:
     if masks:
         sizes = {image["id"]: (image["height"], image["width"]) for image in data["images"]}
         faults.add(
-            "segmentation neither polygons nor an RLE of its image's height and width",
+            "segmentation neither polygons near its image nor an RLE of its height and width",
             [
                 not (
-                    _is_polygons(a["segmentation"])
+                    _is_polygons(a["segmentation"], sizes[a["image_id"]])
                     or is_mask(a["segmentation"], sizes[a["image_id"]])
                 )
                 for a in objects
@@ -142,12 +142,19 @@ def check_evaluable(data: dict, path: str | Path, masks: bool = False) -> None:
     faults.report()
 
 
-def _is_polygons(value) -> bool:
+def _is_polygons(value, size: tuple[int, int]) -> bool:
+    """Whether a value is polygons that reach at most the image's size beyond its borders.
+
+    pycocotools takes memory for every pixel of an outline, however far away.
+    """
+    height, width = size
     return (
         isinstance(value, list)
         and bool(value)
         and all(isinstance(polygon, list) and len(polygon) >= 6 for polygon in value)
         and all(len(polygon) % 2 == 0 and all(map(is_number, polygon)) for polygon in value)
+        and all(-width <= x <= 2 * width for polygon in value for x in polygon[::2])
+        and all(-height <= y <= 2 * height for polygon in value for y in polygon[1::2])
     )
 
 
