@@ -31,7 +31,7 @@ $(VENV)/.installed: constraints.txt pyproject.toml scripts/setup_env.sh
 # The set-up has just compiled the libraries, where it had to run; they are not compiled twice.
 LIBRARY := mmsoftpool/libmmsoftpool_cpu.so
 $(VENV)/.built: setup.py $(CSRC) | $(VENV)/.installed
-	[ -e $(LIBRARY) ] && [ -z "$$(find $^ -newer $(LIBRARY))" ] || \
+	@[ -e $(LIBRARY) ] && [ -z "$$(find $^ -newer $(LIBRARY))" ] || \
 	  $(PY) -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
