@@ -69,7 +69,7 @@ class StemMeasurement:
         alphas: The pools, infinity for max pooling.
         trained: The alpha of the stem's own pool, if it is one of them.
         energy: Mean square of the outputs over that of the inputs.
-        gradient: Share of the inputs that the gradient reaches: (sum |d|)^2 / (n sum d^2) of the n
+        gradient: Share of the inputs that the gradient reaches: ``(sum |d|)^2 / (n sum d^2)`` of the n
             inputs' gradients d, which is 1 if all get the same and 1 / n if one gets everything,
             for a gradient of 1 in every output.
         shift: Root mean square change of the outputs when the image moves by one pixel, over their
