@@ -69,9 +69,9 @@ class StemMeasurement:
         alphas: The pools, infinity for max pooling.
         trained: The alpha of the stem's own pool, if it is one of them.
         energy: Mean square of the outputs over that of the inputs.
-        gradient: Share of the inputs that the gradient reaches: ``(sum |d|)^2 / (n sum d^2)`` of the n
-            inputs' gradients d, which is 1 if all get the same and 1 / n if one gets everything,
-            for a gradient of 1 in every output.
+        gradient: Share of the inputs that the gradient reaches, for a gradient of 1 in every
+            output: ``(sum |d|)^2 / (n sum d^2)`` of the n inputs' gradients d, which is 1 if all
+            get the same and 1 / n if one gets everything.
         shift: Root mean square change of the outputs when the image moves by one pixel, over their
             standard deviation in their channel.
         edges: (bins + 1,) edges of the histograms, over the inputs of the first batch.
