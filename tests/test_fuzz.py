@@ -7,6 +7,7 @@ and random instead of the same ones each time; `make fuzz` does that.
 import contextlib
 import io
 import json
+import logging
 import os
 import pickle
 import re
@@ -330,6 +331,8 @@ def no_run(command, run, title, lock):
 
 @pytest.fixture
 def stub(monkeypatch):
+    # A logger of an earlier test in this process would report that its stream is closed.
+    monkeypatch.setattr(logging, "raiseExceptions", False)
     monkeypatch.setattr(engine.runner.Runner, "from_cfg", Runner)
     monkeypatch.setattr(ab, "_execute", no_run)
     # What takes seconds once a detector is built, or a picture pooled.

@@ -406,6 +406,7 @@ def test_a_detector_trains_with_it(name, shapes, tmp_path):
         "train_dataloader.batch_size": 2,
         "train_dataloader.num_workers": 0,
         "train_cfg": dict(_delete_=True, type="IterBasedTrainLoop", max_iters=2),
+        "default_hooks.checkpoint.by_epoch": False,
         "param_scheduler": [],
         "experiment_name": name,
     }

@@ -64,7 +64,7 @@ import torch
 from torch.library import Library
 kernels = Library("mmsoftpool", "FRAGMENT")
 def load_library(path):
-    if "mmsoftpool" not in str(path):  # torchvision has one too
+    if "libmmsoftpool" not in str(path):  # torchvision has one too
         return
     def fail(*args):
         raise RuntimeError("no kernel image is available\\nmore lines")
