@@ -158,6 +158,7 @@ def test_on_aten_as_for_older_torch_it_passes_the_operators_tests(run_script, tm
     assert " passed" in out and "skipped" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 def test_the_cuda_binding_compiles_on_aten(tmp_path):
     include = os.path.join(os.path.dirname(torch.__file__), "include")

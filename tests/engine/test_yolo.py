@@ -104,7 +104,7 @@ def test_the_pools_of_the_spp_block(name, pool):
 
 
 @pytest.mark.parametrize("name", BASES)
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", quick_and_slow(POOLS, "softpool"))
 def test_it_trains_an_iteration_and_evaluates(name, pool, coco_root, tmp_path):
     runner = engine.train(small(f"{name}_{pool}", tmp_path, coco_root))
     assert runner.iter == 1

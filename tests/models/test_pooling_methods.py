@@ -14,7 +14,7 @@ from mmsoftpool.datasets.shapes import make_shapes
 from mmsoftpool.models import SoftPoolResNet
 from mmsoftpool.models.pooling_methods import METHODS
 
-from ..common import ROOT, rand, randn
+from ..common import ROOT, quick_and_slow, rand, randn
 
 OTHERS = [name for name in METHODS if name not in ("average", "maximum", "softpool")]
 TRAINABLE = ["lp", "gate", "lite-s3dpp", "lip"]
@@ -398,7 +398,7 @@ def shapes(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", quick_and_slow(METHODS, "lip", "s3"))
 def test_a_detector_trains_with_it(name, shapes, tmp_path):
     options = {
         "data_root": str(shapes),
