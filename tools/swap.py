@@ -3,7 +3,7 @@
 
 Prints and draws the score on the val split for each sharpness alpha, to choose one for a checkpoint
 that exists. The config is that of the training; several checkpoints of it are averaged. The same
-command goes on after an interruption.
+command resumes after an interruption.
 
 Examples:
   python tools/swap.py configs/demo_retinanet_maxpool.py \\

@@ -115,7 +115,7 @@ def evaluate_swap(
     """Evaluates trained networks on the val split with their own pool and with SoftPool instead.
 
     The scores are kept in ``swap.json`` in the config's ``work_dir``. A later call takes from there
-    what has the same config, weights and settings, and goes on with the rest.
+    what has the same config, weights and settings, and evaluates the rest.
 
     Args:
         cfg: The config of the training, from :func:`~mmsoftpool.engine.load_config`.
@@ -242,7 +242,7 @@ def _renew_batch_norm(runner: Runner, batches: int) -> None:
     set_random_seed(0)  # the same images, in the same augmentation, for every pool
 
     def inputs() -> Iterable[torch.Tensor]:
-        # A new loader: one that has been iterated would go on with other random numbers.
+        # A new loader: one that has been iterated would continue with other random numbers.
         loader = Runner.build_dataloader(runner.cfg.train_dataloader, seed=0)
         for _, data in zip(range(batches), loader, strict=False):
             yield model.data_preprocessor(data, True)["inputs"]
