@@ -105,6 +105,8 @@ def test_the_small_detector_learns_from_the_photos(run_tool, tmp_path):
         *("val_dataloader.dataset.indices=2", "param_scheduler.0.end=4"),
         *("param_scheduler.1.begin=0", "default_hooks.logger.interval=1"),
         "model.test_cfg.score_thr=0",
+        # mmengine keeps one visualizer of a name for a process, with the folder of its first run.
+        f"visualizer.name={tmp_path.name}",
     )
     status, out, _ = run_tool("train", ROOT / CONFIG, "--work-dir", tmp_path, *options)
     assert status == 0 and "coco/bbox_mAP" in out
