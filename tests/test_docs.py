@@ -134,15 +134,17 @@ def test_the_tree_of_the_code_is_that_of_the_repository():
     assert not {m for m in modules - named if m.name != "__init__.py"}
 
 
+#: The names of the methods in the tables.
+METHODS = {
+    "`F.avg_pool2d`": "F.avg_pool2d",
+    "`F.max_pool2d`": "F.max_pool2d",
+    "exponential and two average pools": "exp and two avg pools",
+    "`torch.compile` of the plain PyTorch form": "torch.compile(reference)",
+}
+
+
 class TestBenchmarks:
     """The ratios of the pages are those of the files in benchmarks/."""
-
-    METHODS = {
-        "`F.avg_pool2d`": "F.avg_pool2d",
-        "`F.max_pool2d`": "F.max_pool2d",
-        "exponential and two average pools": "exp and two avg pools",
-        "`torch.compile` of the plain PyTorch form": "torch.compile(reference)",
-    }
 
     @staticmethod
     def measured(name: str) -> dict:
@@ -160,7 +162,7 @@ class TestBenchmarks:
         def time(method):
             return rows["float32", layout.replace(" ", "_"), kernel, method][part]
 
-        return f"{time('soft_pool2d') / time(self.METHODS[method]):.2f}"
+        return f"{time('soft_pool2d') / time(METHODS[method]):.2f}"
 
     @pytest.mark.parametrize(
         ("page", "heading"),
