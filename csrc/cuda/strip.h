@@ -185,10 +185,11 @@ struct Strip {
     unpack(pack, numbers);
   }
   template <int Count>
-  static MMSOFTPOOL_BODY void read_if(bool inside, const T* from, float* numbers) {
+  static MMSOFTPOOL_BODY void read_if(
+      bool inside, const T* from, const float (&outside)[Channels], float* numbers) {
     MMSOFTPOOL_UNROLL
     for (int i = 0; i < Count; ++i) {
-      numbers[i] = -infinity;
+      numbers[i] = outside[i % Channels];
     }
     if (inside) {
       read<Count>(from, numbers);
@@ -201,45 +202,59 @@ struct Strip {
     *reinterpret_cast<Pack<T, Count>*>(to) = pack;
   }
 
-  // Reads `Number` columns of row h from column w on; -inf where there is none. The strip's own
+  // Reads `Number` columns of row h from column w on; `outside` where there is none. The strip's own
   // begin at Own. Checked: the row may be outside, and columns too with the channels last.
   template <int Number, int Own, bool Checked>
   static MMSOFTPOOL_BODY void read_row(
-      const Arguments& a, const T* plane, int32_t h, int32_t w, float (&row)[Number][Channels]) {
-    if (Checked && uint32_t(h) >= uint32_t(a.in_h)) {
+      const Arguments& a, const T* plane, int32_t size_h, int32_t size_w, int32_t h, int32_t w,
+      const float (&outside)[Channels], float (&row)[Number][Channels]) {
+    if (Checked && uint32_t(h) >= uint32_t(size_h)) {
       MMSOFTPOOL_UNROLL
       for (int j = 0; j < Number; ++j) {
         MMSOFTPOOL_UNROLL
         for (int c = 0; c < Channels; ++c) {
-          row[j][c] = -infinity;
+          row[j][c] = outside[c];
         }
       }
       return;
     }
-    const int32_t from = (h * a.in_w + w) * a.step;
+    const int32_t from = (h * size_w + w) * a.step;
     if constexpr (Packed) {
       // Neighbours of the strip: none, one column or two, which are inside together.
       constexpr int right = Number - Own - columns;
       static_assert(Own <= 2 && right >= 0 && right <= 2);
       if constexpr (Own > 0) {
-        read_if<Own>(w >= 0, plane + from, &row[0][0]);
+        read_if<Own>(w >= 0, plane + from, outside, &row[0][0]);
       }
       read<columns>(plane + from + Own, &row[Own][0]);
       if constexpr (right > 0) {
         read_if<right>(
-            w + Own + columns < a.in_w, plane + from + Own + columns, &row[Own + columns][0]);
+            w + Own + columns < size_w, plane + from + Own + columns, outside,
+            &row[Own + columns][0]);
       }
     } else {
       MMSOFTPOOL_UNROLL
       for (int j = 0; j < Number; ++j) {
         const T* const column = plane + (from + j * a.step);
         if (Checked || Channels == 1) {
-          read_if<Channels>(uint32_t(w + j) < uint32_t(a.in_w), column, row[j]);
+          read_if<Channels>(uint32_t(w + j) < uint32_t(size_w), column, outside, row[j]);
         } else {
           read<Channels>(column, row[j]);
         }
       }
     }
+  }
+
+  // The same of the input, for the maximum: -inf where there is none.
+  template <int Number, int Own, bool Checked>
+  static MMSOFTPOOL_BODY void read_input_row(
+      const Arguments& a, const T* input, int32_t h, int32_t w, float (&row)[Number][Channels]) {
+    float outside[Channels];
+    MMSOFTPOOL_UNROLL
+    for (int c = 0; c < Channels; ++c) {
+      outside[c] = -infinity;
+    }
+    read_row<Number, Own, Checked>(a, input, a.in_h, a.in_w, h, w, outside, row);
   }
 
   // Moves what a window row shares with the next one to its place there.
@@ -303,26 +318,10 @@ struct Strip {
     }
   }
 
-  // One row of windows of the forward. `rows` has what it shares with the row before.
   template <bool Checked>
-  static MMSOFTPOOL_BODY void forward_row(
-      const Arguments& a, const T* input, T* output, int32_t oh, int32_t ow,
-      float (&rows)[K][read_forward][Channels]) {
-    MMSOFTPOOL_UNROLL
-    for (int k = K - S; k < K; ++k) {
-      read_row<read_forward, Pad, Checked>(a, input, S * oh - Pad + k, S * ow - Pad, rows[k]);
-    }
-    float highest[read_forward][Channels];
-    find_highest(rows, highest);
-    float result[Cols][Channels];
-    MMSOFTPOOL_UNROLL
-    for (int j = 0; j < Cols; ++j) {
-      MMSOFTPOOL_UNROLL
-      for (int c = 0; c < Channels; ++c) {
-        const StripWindow window(a, rows, highest, S * j, c);
-        result[j][c] = window.max + window.mean * window.per_sum() * a.per_log2e_alpha;
-      }
-    }
+  static MMSOFTPOOL_BODY void write_row(
+      const Arguments& a, const float (&result)[Cols][Channels], T* output, int32_t oh,
+      int32_t ow) {
     T* const to = output + (oh * a.out_w + ow) * a.step;
     constexpr bool out_packed = Packed && !(K > S && Pad == 0);  // else rows are a window shorter
     if (out_packed) {
@@ -335,6 +334,29 @@ struct Strip {
         }
       }
     }
+  }
+
+  // One row of windows of the forward. `rows` has what it shares with the row before.
+  template <bool Checked>
+  static MMSOFTPOOL_BODY void forward_row(
+      const Arguments& a, const T* input, T* output, int32_t oh, int32_t ow,
+      float (&rows)[K][read_forward][Channels]) {
+    MMSOFTPOOL_UNROLL
+    for (int k = K - S; k < K; ++k) {
+      read_input_row<read_forward, Pad, Checked>(a, input, S * oh - Pad + k, S * ow - Pad, rows[k]);
+    }
+    float highest[read_forward][Channels];
+    find_highest(rows, highest);
+    float result[Cols][Channels];
+    MMSOFTPOOL_UNROLL
+    for (int j = 0; j < Cols; ++j) {
+      MMSOFTPOOL_UNROLL
+      for (int c = 0; c < Channels; ++c) {
+        const StripWindow window(a, rows, highest, S * j, c);
+        result[j][c] = window.max + window.mean * window.per_sum() * a.per_log2e_alpha;
+      }
+    }
+    write_row<Checked>(a, result, output, oh, ow);
     slide(rows);
   }
 
@@ -353,7 +375,7 @@ struct Strip {
     float rows[K][read_forward][Channels];
     MMSOFTPOOL_UNROLL
     for (int k = 0; k < K - S; ++k) {
-      read_row<read_forward, Pad, true>(a, input, S * place.oh - Pad + k, w, rows[k]);
+      read_input_row<read_forward, Pad, true>(a, input, S * place.oh - Pad + k, w, rows[k]);
     }
     int32_t oh = place.oh;
     while (oh < end) {
@@ -378,7 +400,7 @@ struct Strip {
     const int32_t h = S * oh - Pad;
     MMSOFTPOOL_UNROLL
     for (int k = K - S; k < K; ++k) {
-      read_row<read_backward, own, Checked>(a, input, h + k, S * (ow + first) - Pad, rows[k]);
+      read_input_row<read_backward, own, Checked>(a, input, h + k, S * (ow + first) - Pad, rows[k]);
       MMSOFTPOOL_UNROLL
       for (int j = 0; j < read_backward; ++j) {
         MMSOFTPOOL_UNROLL
@@ -466,7 +488,7 @@ struct Strip {
     float grads[K][read_backward][Channels];
     MMSOFTPOOL_UNROLL
     for (int k = 0; k < K - S; ++k) {
-      read_row<read_backward, own, true>(a, input, S * oh - Pad + k, w, rows[k]);
+      read_input_row<read_backward, own, true>(a, input, S * oh - Pad + k, w, rows[k]);
       MMSOFTPOOL_UNROLL
       for (int j = 0; j < read_backward; ++j) {
         MMSOFTPOOL_UNROLL
