@@ -1,160 +1,242 @@
-// 3 x 3 windows of stride 1: each input has one exponential, not one for every window around it.
+// The 3 x 3 windows of stride 1: each input has one exponential, not one for every window around it.
 #pragma once
 
 #include "strip.h"
 
 namespace mmsoftpool::cuda {
 
-// The sums of three rows and three columns around each of `Number` columns, while rows come in.
-template <int Number, int Channels>
-struct SlidingSums {
-  // Of three columns, in the last row and in the last two.
-  float last[Number][Channels], pair[Number][Channels];
-
-  MMSOFTPOOL_BODY void clear() {
-    MMSOFTPOOL_UNROLL
-    for (int j = 0; j < Number; ++j) {
-      MMSOFTPOOL_UNROLL
-      for (int c = 0; c < Channels; ++c) {
-        last[j][c] = pair[j][c] = 0;
-      }
-    }
-  }
-  MMSOFTPOOL_BODY void add_row(
-      const float (&row)[Number + 2][Channels], float (&sums)[Number][Channels]) {
+// Calls visit(column, channel) for `Number` columns.
+template <int Number, int Channels, typename Visit>
+MMSOFTPOOL_BODY void for_each_column(const Visit& visit) {
+  MMSOFTPOOL_UNROLL
+  for (int j = 0; j < Number; ++j) {
     MMSOFTPOOL_UNROLL
     for (int c = 0; c < Channels; ++c) {
-      float two = 0;  // what two neighbouring sums share
-      MMSOFTPOOL_UNROLL
-      for (int j = 0; j < Number; ++j) {
-        if (j % 2 == 0) {
-          two = row[j + 1][c] + row[j + 2][c];
-        }
-        const float three = two + row[j % 2 == 0 ? j : j + 2][c];
-        sums[j][c] = pair[j][c] + three;
-        pair[j][c] = last[j][c] + three;
-        last[j][c] = three;
-      }
+      visit(j, c);
     }
+  }
+}
+
+// Sums over three rows and three columns, while rows come in. What sums share is added up once.
+template <int Number, int Channels>
+struct SlidingSums {
+  // Over three columns, of the last row and of the last two.
+  float last[Number][Channels] = {}, pair[Number][Channels] = {};
+
+  MMSOFTPOOL_BODY void add_row(
+      const float (&row)[Number + 2][Channels], float (&sums)[Number][Channels]) {
+    for_each_column<Number, Channels>([&](int j, int c) {
+      // Columns 2 i and 2 i + 1 share two.
+      const int even = j - j % 2;
+      const float two = row[even + 1][c] + row[even + 2][c];
+      const float three = row[j % 2 == 0 ? j : j + 2][c] + two;
+      sums[j][c] = pair[j][c] + three;
+      pair[j][c] = last[j][c] + three;
+      last[j][c] = three;
+    });
   }
 };
 
-template <typename T, int Cols, int Channels, bool Packed>
-struct SumStrip : Strip<T, 3, 1, 1, Cols, Channels, Packed> {
-  using Base = Strip<T, 3, 1, 1, Cols, Channels, Packed>;
+// A strip whose thread takes the power 2^(c x - reference), c = alpha log2 e, of each input, and
+// sums of powers over windows. The reference, the largest input of the strip's first row, cancels
+// in every window; it only sets the range. Where the range does not suffice (a window far from the
+// reference, NaN, infinity), the thread computes all its windows again in the way of Strip.
+template <typename T, int K, int S, int Pad, int Cols, int Channels, bool Packed>
+struct SumStrip : Strip<T, K, S, Pad, Cols, Channels, Packed> {
+  static_assert(K == 3 && S == 1 && Pad == 1);
+
+  using Base = Strip<T, K, S, Pad, Cols, Channels, Packed>;
   using typename Base::Arguments;
   using typename Base::Place;
 
-  static constexpr float smallest_sum = 0x1p-24f, largest_sum = 0x1p24f;
+  // Logarithms have few rounding errors if sums are within this range, and taps of a power of 0
+  // do not count.
+  static MMSOFTPOOL_BODY bool is_in_range(float sum) { return (sum >= 0x1p-24f) & (sum <= 0x1p24f); }
+  static MMSOFTPOOL_BODY bool is_finite(float x) {
+    return fabsf(x) <= std::numeric_limits<float>::max();
+  }
+  // Whether column j of the output, from the strip's first one on, is one. The columns beside a
+  // row of whole packs have a gradient of 0 and powers like the others.
+  template <bool Checked>
+  static MMSOFTPOOL_BODY bool is_output(const Arguments& a, int32_t ow, int j) {
+    return (Channels == 1 ? Packed : !Checked) || uint32_t(ow + j) < uint32_t(a.out_w);
+  }
 
-  // The powers are relative to one of the strip's inputs, by channel.
   struct Reference {
-    float t[Channels];        // its logarithm
+    float log2[Channels];     // of the powers
     float outside[Channels];  // an input of a power of 0
     bool fits = true;
 
     MMSOFTPOOL_BODY Reference(const Arguments& a, const T* input, const Place& place) {
       float row[Cols][Channels];
-      read_own(a, input, place, row);
-      MMSOFTPOOL_UNROLL
-      for (int c = 0; c < Channels; ++c) {
-        float max = row[0][c];
-        MMSOFTPOOL_UNROLL
-        for (int j = 1; j < Cols; ++j) {
-          max = fmaxf(max, row[j][c]);
-        }
-        t[c] = max * a.log2e_alpha;
-        outside[c] = max - 200 * a.per_log2e_alpha;
-        fits &= fabsf(t[c]) <= 0x1p20f;
-      }
-    }
-    static MMSOFTPOOL_BODY void read_own(
-        const Arguments& a, const T* input, const Place& place, float (&row)[Cols][Channels]) {
       Base::template read_input_row<Cols, 0, true>(a, input, place.oh, place.ow, row);
+      for_each_column<Cols, Channels>(
+          [&](int j, int c) { row[0][c] = fmaxf(row[0][c], row[j][c]); });
+      for_each_column<1, Channels>([&](int, int c) {
+        log2[c] = row[0][c] * a.log2e_alpha;
+        outside[c] = row[0][c] - 200 * a.per_log2e_alpha;
+        fits &= fabsf(log2[c]) <= 0x1p20f;
+      });
     }
   };
 
-  struct ForwardState {
-    SlidingSums<Cols, Channels> sums, means;
-    float middle[Cols][Channels];
-    bool right;
-  };
-
-  template <bool Checked, bool Write>
-  static MMSOFTPOOL_BODY void forward_row(
-      const Arguments& a, const Reference& reference, const T* input, T* output, int32_t oh,
-      int32_t ow, ForwardState& state) {
-    float x[Cols + 2][Channels], power[Cols + 2][Channels], product[Cols + 2][Channels];
-    Base::template read_row<Cols + 2, 1, Checked>(
-        a, input, a.in_h, a.in_w, oh + 1, ow - 1, reference.outside, x);
-    MMSOFTPOOL_UNROLL
-    for (int j = 0; j < Cols + 2; ++j) {
-      MMSOFTPOOL_UNROLL
-      for (int c = 0; c < Channels; ++c) {
-        power[j][c] = exp2_or_zero(std::fma(x[j][c], a.log2e_alpha, -reference.t[c]));
-        product[j][c] = power[j][c] * x[j][c];
-      }
-    }
-    float sum[Cols][Channels], result[Cols][Channels];
-    state.sums.add_row(power, sum);
-    state.means.add_row(product, result);
-    MMSOFTPOOL_UNROLL
-    for (int j = 0; j < Cols; ++j) {
-      MMSOFTPOOL_UNROLL
-      for (int c = 0; c < Channels; ++c) {
-        if (Write) {
-          float y = result[j][c] * reciprocal(sum[j][c]);
-          const bool is_output = (Channels == 1 ? Packed : !Checked) || ow + j < a.out_w;
-          const bool right = sum[j][c] >= smallest_sum && sum[j][c] <= largest_sum &&
-                             fabsf(y) <= std::numeric_limits<float>::max();
-          state.right &= right || !is_output;
-          if (sizeof(T) == 4) {
-            const float middle = state.middle[j][c];
-            y = fabsf(y - middle) <= 0x1p-21f * fabsf(middle) ? middle : y;
-          }
-          result[j][c] = y;
-        }
-        state.middle[j][c] = x[j + 1][c];
-      }
-    }
-    if (Write) {
-      Base::template write_row<Checked>(a, result, output, oh, ow);
-    }
-  }
-
-  static MMSOFTPOOL_BODY bool forward_by_sums(
-      const Arguments& a, const T* input, T* output, const Place& place) {
-    const Reference reference(a, input, place);
-    const int32_t ow = place.ow;
-    const int32_t end = place.oh + a.rows < a.out_h ? place.oh + a.rows : a.out_h;
-    int32_t inner = a.inner_h < end ? a.inner_h : end;
-    if (Channels > 1 && (ow == 0 || ow + Cols + 1 > a.in_w || ow + Cols > a.out_w)) {
-      inner = 0;
-    }
-    ForwardState state;
-    state.right = reference.fits;
-    state.sums.clear();
-    state.means.clear();
-    int32_t oh = place.oh;
-    forward_row<true, false>(a, reference, input, output, oh - 2, ow, state);
-    forward_row<true, false>(a, reference, input, output, oh - 1, ow, state);
+  // Calls row(Checked) for rows oh of windows from `first` on; those from `inner` to `checked` are
+  // not checked.
+  template <typename Row>
+  static MMSOFTPOOL_BODY void for_each_row(
+      int32_t oh, int32_t inner, int32_t checked, int32_t end, const Row& row) {
     while (oh < end) {
-      MMSOFTPOOL_NO_UNROLL
-      for (; oh < inner; ++oh) {
-        forward_row<false, true>(a, reference, input, output, oh, ow, state);
+      if (oh >= inner) {
+        MMSOFTPOOL_UNROLL_TWICE
+        for (; oh < checked; ++oh) {
+          row(std::false_type(), oh);
+        }
       }
       if (oh < end) {
-        forward_row<true, true>(a, reference, input, output, oh, ow, state);
+        row(std::true_type(), oh);
         ++oh;
       }
     }
-    return state.right;
+  }
+
+  struct ForwardState {
+    SlidingSums<Cols, Channels> sums, means;
+    float middle[Cols][Channels];  // of the windows: the last row
+    bool is_right;
+  };
+
+  // Reads row oh + 1; if it is the last one of windows, writes their outputs.
+  template <bool Checked>
+  static MMSOFTPOOL_BODY void forward_row(
+      const Arguments& a, const Reference& reference, const T* input, T* output, int32_t oh,
+      const Place& place, ForwardState& state) {
+    float x[Cols + 2][Channels], power[Cols + 2][Channels], product[Cols + 2][Channels];
+    Base::template read_row<Cols + 2, 1, Checked>(
+        a, input, a.in_h, a.in_w, oh + 1, place.ow - 1, reference.outside, x);
+    for_each_column<Cols + 2, Channels>([&](int j, int c) {
+      power[j][c] = exp2_or_zero(std::fma(x[j][c], a.log2e_alpha, -reference.log2[c]));
+      product[j][c] = power[j][c] * x[j][c];
+    });
+    float sum[Cols][Channels], result[Cols][Channels];
+    state.sums.add_row(power, sum);
+    state.means.add_row(product, result);
+    if (!Checked || oh >= place.oh) {
+      for_each_column<Cols, Channels>([&](int j, int c) {
+        float y = result[j][c] * reciprocal(sum[j][c]);
+        state.is_right &=
+            (is_in_range(sum[j][c]) & is_finite(y)) | !is_output<Checked>(a, place.ow, j);
+        if (sizeof(T) == 4) {
+          // Within the rounding error of the middle input it is that: a window of one value.
+          const float middle = state.middle[j][c];
+          y = fabsf(y - middle) <= 0x1p-21f * fabsf(middle) ? middle : y;
+        }
+        result[j][c] = y;
+      });
+      Base::template write_row<Checked>(a, a.out_w, result, output, oh, place.ow);
+    }
+    for_each_column<Cols, Channels>([&](int j, int c) { state.middle[j][c] = x[j + 1][c]; });
   }
 
   static MMSOFTPOOL_BODY void forward(const Arguments& a, const T* input, T* output, uint32_t i) {
     const Place place = Base::find_place(a, i);
-    if (!forward_by_sums(a, input + place.input, output + place.output, place)) {
+    const T* const in = input + place.input;
+    T* const out = output + place.output;
+    const Reference reference(a, in, place);
+    const int32_t end = place.oh + a.rows < a.out_h ? place.oh + a.rows : a.out_h;
+    int32_t inner = a.inner_h < end ? a.inner_h : end;
+    if (Channels > 1 &&
+        (place.ow == 0 || place.ow + Cols + 1 > a.in_w || place.ow + Cols > a.out_w)) {
+      inner = 0;
+    }
+    ForwardState state;
+    state.is_right = reference.fits;
+    for_each_row(place.oh - 2, place.oh, inner, end, [&](auto checked, int32_t oh) {
+      forward_row<decltype(checked)::value>(a, reference, in, out, oh, place, state);
+    });
+    if (!state.is_right) {
       Base::forward(a, input, output, i);
+    }
+  }
+
+  // The strip's own columns and one on either side have windows; two on either side are read.
+  struct BackwardState {
+    SlidingSums<Cols + 2, Channels> sums, means;   // of the windows
+    SlidingSums<Cols, Channels> scales, products;  // of what windows add to a gradient
+    float log2[2][Cols][Channels];                 // of the powers of the last two rows
+    bool is_right;
+  };
+
+  // Reads row oh + 1; if it is the last one of windows, their gradients, and if they are the last
+  // ones around row oh - 1 of the strip, writes that row's gradients.
+  //
+  // The gradient of input i is, with its power p_i = 2^(v_i) and the sum S and mean logarithm m of
+  // the powers of each window around it, the sum of g p_i / S (1 + ln 2 (v_i - m)).
+  template <bool Checked>
+  static MMSOFTPOOL_BODY void backward_row(
+      const Arguments& a, const Reference& reference, const T* grad_output, const T* input,
+      T* grad_input, int32_t oh, const Place& place, BackwardState& state) {
+    float x[Cols + 4][Channels], power[Cols + 4][Channels], product[Cols + 4][Channels];
+    Base::template read_row<Cols + 4, 2, Checked>(
+        a, input, a.in_h, a.in_w, oh + 1, place.ow - 2, reference.outside, x);
+    for_each_column<Cols + 4, Channels>([&](int j, int c) {
+      x[j][c] = std::fma(x[j][c], a.log2e_alpha, -reference.log2[c]);
+      power[j][c] = exp2_or_zero(x[j][c]);
+      product[j][c] = power[j][c] * x[j][c];
+    });
+    float scale[Cols + 2][Channels], mean[Cols + 2][Channels];
+    state.sums.add_row(power, scale);
+    state.means.add_row(product, mean);
+    if (!Checked || oh >= place.oh - 1) {
+      constexpr float zeros[Channels] = {};
+      float grad[Cols + 2][Channels];
+      Base::template read_row<Cols + 2, 1, Checked>(
+          a, grad_output, a.out_h, a.out_w, oh, place.ow - 1, zeros, grad);
+      for_each_column<Cols + 2, Channels>([&](int j, int c) {
+        const float sum = is_output<Checked>(a, place.ow, j - 1) ? scale[j][c] : 1;
+        state.is_right &= is_in_range(sum);
+        const float per_sum = reciprocal(sum);
+        scale[j][c] = grad[j][c] * per_sum;
+        mean[j][c] = scale[j][c] * (mean[j][c] * per_sum);
+      });
+      float result[Cols][Channels], means[Cols][Channels];
+      state.scales.add_row(scale, result);
+      state.products.add_row(mean, means);
+      if (!Checked || oh > place.oh) {
+        for_each_column<Cols, Channels>([&](int j, int c) {
+          const float v = state.log2[0][j][c];
+          result[j][c] =
+              exp2_or_zero(v) * (result[j][c] + a.slope * (v * result[j][c] - means[j][c]));
+          state.is_right &= is_finite(result[j][c]);
+        });
+        Base::template write_row<Checked>(a, a.in_w, result, grad_input, oh - 1, place.ow);
+      }
+    }
+    for_each_column<Cols, Channels>([&](int j, int c) {
+      state.log2[0][j][c] = state.log2[1][j][c];
+      state.log2[1][j][c] = x[j + 2][c];
+    });
+  }
+
+  static MMSOFTPOOL_BODY void backward(
+      const Arguments& a, const T* grad_output, const T* input, T* grad_input, uint32_t i) {
+    const Place place = Base::find_place(a, i);
+    const T* const grads = grad_output + place.output;
+    const T* const in = input + place.input;
+    T* const out = grad_input + place.input;
+    const Reference reference(a, in, place);
+    const int32_t end = (place.oh + a.rows < a.in_h ? place.oh + a.rows : a.in_h) + 1;
+    int32_t inner = a.inner_h < end ? a.inner_h : end;
+    if (Channels > 1 &&
+        (place.ow < 2 || place.ow + Cols + 2 > a.in_w || place.ow + Cols + 1 > a.out_w)) {
+      inner = 0;
+    }
+    BackwardState state;
+    state.is_right = reference.fits;
+    for_each_row(place.oh - 3, place.oh + 1, inner, end, [&](auto checked, int32_t oh) {
+      backward_row<decltype(checked)::value>(a, reference, grads, in, out, oh, place, state);
+    });
+    if (!state.is_right) {
+      Base::backward(a, grad_output, input, grad_input, i);
     }
   }
 };

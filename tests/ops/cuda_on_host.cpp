@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "../../csrc/cuda/generic.h"
-#include "../../csrc/cuda/strip.h"
 #include "../../csrc/cuda/tile.h"
+#include "../../csrc/cuda/with_strip.h"
 
 using namespace mmsoftpool;
 using namespace mmsoftpool::cuda;
