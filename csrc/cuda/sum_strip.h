@@ -80,15 +80,15 @@ struct SumStrip : Strip<T, K, S, Pad, Cols, Channels, Packed> {
     }
   };
 
-  // Calls row(Checked) for rows oh of windows from `first` on; those from `inner` to `checked` are
-  // not checked.
+  // Calls row(Checked, oh) up to `end`; the rows [begin, inner) need no checks.
   template <typename Row>
   static MMSOFTPOOL_BODY void for_each_row(
-      int32_t oh, int32_t inner, int32_t checked, int32_t end, const Row& row) {
+      int32_t oh, int32_t begin, int32_t inner, int32_t end, const Row& row) {
     while (oh < end) {
-      if (oh >= inner) {
+      if (oh >= begin) {
+        // Two at once, so that what a row leaves to the next need not move to its place there.
         MMSOFTPOOL_UNROLL_TWICE
-        for (; oh < checked; ++oh) {
+        for (; oh < inner; ++oh) {
           row(std::false_type(), oh);
         }
       }
@@ -105,7 +105,8 @@ struct SumStrip : Strip<T, K, S, Pad, Cols, Channels, Packed> {
     bool is_right;
   };
 
-  // Reads row oh + 1; if it is the last one of windows, writes their outputs.
+  // Reads row oh + 1, the last one of the windows of row oh, and writes these windows' outputs. The
+  // first calls, up to row place.oh, only read.
   template <bool Checked>
   static MMSOFTPOOL_BODY void forward_row(
       const Arguments& a, const Reference& reference, const T* input, T* output, int32_t oh,
@@ -137,11 +138,13 @@ struct SumStrip : Strip<T, K, S, Pad, Cols, Channels, Packed> {
     for_each_column<Cols, Channels>([&](int j, int c) { state.middle[j][c] = x[j + 1][c]; });
   }
 
-  static MMSOFTPOOL_BODY void forward(const Arguments& a, const T* input, T* output, uint32_t i) {
+  // False if some results are wrong.
+  static MMSOFTPOOL_BODY bool forward_by_sums(
+      const Arguments& a, const T* input, T* output, uint32_t i) {
     const Place place = Base::find_place(a, i);
-    const T* const in = input + place.input;
-    T* const out = output + place.output;
-    const Reference reference(a, in, place);
+    input += place.input;
+    output += place.output;
+    const Reference reference(a, input, place);
     const int32_t end = place.oh + a.rows < a.out_h ? place.oh + a.rows : a.out_h;
     int32_t inner = a.inner_h < end ? a.inner_h : end;
     if (Channels > 1 &&
@@ -151,9 +154,13 @@ struct SumStrip : Strip<T, K, S, Pad, Cols, Channels, Packed> {
     ForwardState state;
     state.is_right = reference.fits;
     for_each_row(place.oh - 2, place.oh, inner, end, [&](auto checked, int32_t oh) {
-      forward_row<decltype(checked)::value>(a, reference, in, out, oh, place, state);
+      forward_row<decltype(checked)::value>(a, reference, input, output, oh, place, state);
     });
-    if (!state.is_right) {
+    return state.is_right;
+  }
+
+  static MMSOFTPOOL_BODY void forward(const Arguments& a, const T* input, T* output, uint32_t i) {
+    if (!forward_by_sums(a, input, output, i)) {
       Base::forward(a, input, output, i);
     }
   }
@@ -166,8 +173,8 @@ struct SumStrip : Strip<T, K, S, Pad, Cols, Channels, Packed> {
     bool is_right;
   };
 
-  // Reads row oh + 1; if it is the last one of windows, their gradients, and if they are the last
-  // ones around row oh - 1 of the strip, writes that row's gradients.
+  // Reads row oh + 1, the last one of the windows of row oh, and the gradients of these windows,
+  // the last ones around row oh - 1, and writes that row's gradients. The first calls only read.
   //
   // The gradient of input i is, with its power p_i = 2^(v_i) and the sum S and mean logarithm m of
   // the powers of each window around it, the sum of g p_i / S (1 + ln 2 (v_i - m)).
@@ -217,13 +224,14 @@ struct SumStrip : Strip<T, K, S, Pad, Cols, Channels, Packed> {
     });
   }
 
-  static MMSOFTPOOL_BODY void backward(
+  // False if some results are wrong.
+  static MMSOFTPOOL_BODY bool backward_by_sums(
       const Arguments& a, const T* grad_output, const T* input, T* grad_input, uint32_t i) {
     const Place place = Base::find_place(a, i);
-    const T* const grads = grad_output + place.output;
-    const T* const in = input + place.input;
-    T* const out = grad_input + place.input;
-    const Reference reference(a, in, place);
+    grad_output += place.output;
+    input += place.input;
+    grad_input += place.input;
+    const Reference reference(a, input, place);
     const int32_t end = (place.oh + a.rows < a.in_h ? place.oh + a.rows : a.in_h) + 1;
     int32_t inner = a.inner_h < end ? a.inner_h : end;
     if (Channels > 1 &&
@@ -233,9 +241,15 @@ struct SumStrip : Strip<T, K, S, Pad, Cols, Channels, Packed> {
     BackwardState state;
     state.is_right = reference.fits;
     for_each_row(place.oh - 3, place.oh + 1, inner, end, [&](auto checked, int32_t oh) {
-      backward_row<decltype(checked)::value>(a, reference, grads, in, out, oh, place, state);
+      backward_row<decltype(checked)::value>(
+          a, reference, grad_output, input, grad_input, oh, place, state);
     });
-    if (!state.is_right) {
+    return state.is_right;
+  }
+
+  static MMSOFTPOOL_BODY void backward(
+      const Arguments& a, const T* grad_output, const T* input, T* grad_input, uint32_t i) {
+    if (!backward_by_sums(a, grad_output, input, grad_input, i)) {
       Base::backward(a, grad_output, input, grad_input, i);
     }
   }
