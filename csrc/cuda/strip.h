@@ -202,8 +202,8 @@ struct Strip {
     *reinterpret_cast<Pack<T, Count>*>(to) = pack;
   }
 
-  // Reads `Number` columns of row h from column w on; `outside` where there is none. The strip's own
-  // begin at Own. Checked: the row may be outside, and columns too with the channels last.
+  // Reads `Number` columns of row h from column w on; `outside` where there is none. The strip's
+  // own begin at Own. Checked: the row may be outside, and columns too with the channels last.
   template <int Number, int Own, bool Checked>
   static MMSOFTPOOL_BODY void read_row(
       const Arguments& a, const T* plane, int32_t size_h, int32_t size_w, int32_t h, int32_t w,

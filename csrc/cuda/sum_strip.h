@@ -1,4 +1,5 @@
-// The 3 x 3 windows of stride 1: each input has one exponential, not one for every window around it.
+// The 3 x 3 windows of stride 1: each input has one exponential, not one for every window around
+// it.
 #pragma once
 
 #include "strip.h"
@@ -38,9 +39,10 @@ struct SlidingSums {
 };
 
 // A strip whose thread takes the power 2^(c x - reference), c = alpha log2 e, of each input, and
-// sums of powers over windows. The reference, the largest input of the strip's first row, cancels
-// in every window; it only sets the range. Where the range does not suffice (a window far from the
-// reference, NaN, infinity), the thread computes all its windows again in the way of Strip.
+// sums of powers over windows. The reference, the largest tap of the strip's first windows,
+// cancels in every window; it only sets the range. Where the range does not suffice (a window far
+// from the reference, NaN, infinity), the thread computes all its windows again in the way of
+// Strip.
 template <typename T, int K, int S, int Pad, int Cols, int Channels, bool Packed>
 struct SumStrip : Strip<T, K, S, Pad, Cols, Channels, Packed> {
   static_assert(K == 3 && S == 1 && Pad == 1);
@@ -51,7 +53,9 @@ struct SumStrip : Strip<T, K, S, Pad, Cols, Channels, Packed> {
 
   // Logarithms have few rounding errors if sums are within this range, and taps of a power of 0
   // do not count.
-  static MMSOFTPOOL_BODY bool is_in_range(float sum) { return (sum >= 0x1p-24f) & (sum <= 0x1p24f); }
+  static MMSOFTPOOL_BODY bool is_in_range(float sum) {
+    return (sum >= 0x1p-40f) & (sum <= 0x1p40f);
+  }
   static MMSOFTPOOL_BODY bool is_finite(float x) {
     return fabsf(x) <= std::numeric_limits<float>::max();
   }
@@ -67,14 +71,21 @@ struct SumStrip : Strip<T, K, S, Pad, Cols, Channels, Packed> {
     float outside[Channels];  // an input of a power of 0
     bool fits = true;
 
+    // The largest tap of the first row of windows.
     MMSOFTPOOL_BODY Reference(const Arguments& a, const T* input, const Place& place) {
-      float row[Cols][Channels];
-      Base::template read_input_row<Cols, 0, true>(a, input, place.oh, place.ow, row);
-      for_each_column<Cols, Channels>(
-          [&](int j, int c) { row[0][c] = fmaxf(row[0][c], row[j][c]); });
+      float max[Cols + 2][Channels], row[Cols + 2][Channels];
+      for_each_column<Cols + 2, Channels>([&](int j, int c) { max[j][c] = -Base::infinity; });
+      MMSOFTPOOL_NO_UNROLL
+      for (int k = -1; k <= 1; ++k) {
+        Base::template read_input_row<Cols + 2, 1, true>(a, input, place.oh + k, place.ow - 1, row);
+        for_each_column<Cols + 2, Channels>(
+            [&](int j, int c) { max[j][c] = fmaxf(max[j][c], row[j][c]); });
+      }
+      for_each_column<Cols + 2, Channels>(
+          [&](int j, int c) { max[0][c] = fmaxf(max[0][c], max[j][c]); });
       for_each_column<1, Channels>([&](int, int c) {
-        log2[c] = row[0][c] * a.log2e_alpha;
-        outside[c] = row[0][c] - 200 * a.per_log2e_alpha;
+        log2[c] = max[0][c] * a.log2e_alpha;
+        outside[c] = max[0][c] - 200 * a.per_log2e_alpha;
         fits &= fabsf(log2[c]) <= 0x1p20f;
       });
     }

@@ -1,6 +1,6 @@
 """A roofline of the CUDA kernels from their machine code; needs nvcc or a built library, no GPU.
 
-The strip kernels spend their time in one loop, a trip of which makes a row of outputs. Its
+The strip kernels spend their time in one loop, a trip of which makes a row of outputs or two. Its
 instructions, counted in the disassembly, bound the speed three ways: the scheduler issues one a
 clock, lane and warp, the special-function unit (exponentials, reciprocals) takes 16 a clock, and
 memory is busy only while enough loads are in flight. Counts are static: code in the loop that only

@@ -51,6 +51,13 @@ def test_code_without_a_loop_counts_as_a_whole():
     assert roofline.hot_loop(function.instructions[:2]) == function.instructions[:2]
 
 
+def test_of_two_loops_that_store_the_hot_one_has_fewer_special_functions_a_store():
+    names = ["MUFU", "STG", "BRA", "LDG", "FADD", "MUFU", "MUFU", "STG", "BRA"]
+    targets = {2: "0x0", 8: "0x30"}
+    code = [roofline.Instruction(16 * i, n, targets.get(i, "")) for i, n in enumerate(names)]
+    assert roofline.hot_loop(code) == code[:3]
+
+
 @pytest.mark.parametrize(
     ("arch", "registers", "shared", "expected"),
     [
