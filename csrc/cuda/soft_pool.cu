@@ -1,7 +1,7 @@
 #include "generic.h"
 #include "soft_pool.h"
-#include "strip.h"
 #include "tile.h"
+#include "with_strip.h"
 
 namespace mmsoftpool::cuda {
 namespace {

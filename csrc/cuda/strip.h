@@ -185,10 +185,11 @@ struct Strip {
     unpack(pack, numbers);
   }
   template <int Count>
-  static MMSOFTPOOL_BODY void read_if(bool inside, const T* from, float* numbers) {
+  static MMSOFTPOOL_BODY void read_if(
+      bool inside, const T* from, const float (&outside)[Channels], float* numbers) {
     MMSOFTPOOL_UNROLL
     for (int i = 0; i < Count; ++i) {
-      numbers[i] = -infinity;
+      numbers[i] = outside[i % Channels];
     }
     if (inside) {
       read<Count>(from, numbers);
@@ -201,45 +202,59 @@ struct Strip {
     *reinterpret_cast<Pack<T, Count>*>(to) = pack;
   }
 
-  // Reads `Number` columns of row h from column w on; -inf where there is none. The strip's own
-  // begin at Own. Checked: the row may be outside, and columns too with the channels last.
+  // Reads `Number` columns of row h from column w on; `outside` where there is none. The strip's
+  // own begin at Own. Checked: the row may be outside, and columns too with the channels last.
   template <int Number, int Own, bool Checked>
   static MMSOFTPOOL_BODY void read_row(
-      const Arguments& a, const T* plane, int32_t h, int32_t w, float (&row)[Number][Channels]) {
-    if (Checked && uint32_t(h) >= uint32_t(a.in_h)) {
+      const Arguments& a, const T* plane, int32_t size_h, int32_t size_w, int32_t h, int32_t w,
+      const float (&outside)[Channels], float (&row)[Number][Channels]) {
+    if (Checked && uint32_t(h) >= uint32_t(size_h)) {
       MMSOFTPOOL_UNROLL
       for (int j = 0; j < Number; ++j) {
         MMSOFTPOOL_UNROLL
         for (int c = 0; c < Channels; ++c) {
-          row[j][c] = -infinity;
+          row[j][c] = outside[c];
         }
       }
       return;
     }
-    const int32_t from = (h * a.in_w + w) * a.step;
+    const int32_t from = (h * size_w + w) * a.step;
     if constexpr (Packed) {
       // Neighbours of the strip: none, one column or two, which are inside together.
       constexpr int right = Number - Own - columns;
       static_assert(Own <= 2 && right >= 0 && right <= 2);
       if constexpr (Own > 0) {
-        read_if<Own>(w >= 0, plane + from, &row[0][0]);
+        read_if<Own>(w >= 0, plane + from, outside, &row[0][0]);
       }
       read<columns>(plane + from + Own, &row[Own][0]);
       if constexpr (right > 0) {
         read_if<right>(
-            w + Own + columns < a.in_w, plane + from + Own + columns, &row[Own + columns][0]);
+            w + Own + columns < size_w, plane + from + Own + columns, outside,
+            &row[Own + columns][0]);
       }
     } else {
       MMSOFTPOOL_UNROLL
       for (int j = 0; j < Number; ++j) {
         const T* const column = plane + (from + j * a.step);
         if (Checked || Channels == 1) {
-          read_if<Channels>(uint32_t(w + j) < uint32_t(a.in_w), column, row[j]);
+          read_if<Channels>(uint32_t(w + j) < uint32_t(size_w), column, outside, row[j]);
         } else {
           read<Channels>(column, row[j]);
         }
       }
     }
+  }
+
+  // The same of the input, for the maximum: -inf where there is none.
+  template <int Number, int Own, bool Checked>
+  static MMSOFTPOOL_BODY void read_input_row(
+      const Arguments& a, const T* input, int32_t h, int32_t w, float (&row)[Number][Channels]) {
+    float outside[Channels];
+    MMSOFTPOOL_UNROLL
+    for (int c = 0; c < Channels; ++c) {
+      outside[c] = -infinity;
+    }
+    read_row<Number, Own, Checked>(a, input, a.in_h, a.in_w, h, w, outside, row);
   }
 
   // Moves what a window row shares with the next one to its place there.
@@ -303,6 +318,24 @@ struct Strip {
     }
   }
 
+  template <bool Checked>
+  static MMSOFTPOOL_BODY void write_row(
+      const Arguments& a, int32_t size_w, const float (&result)[Cols][Channels], T* output,
+      int32_t oh, int32_t ow) {
+    T* const to = output + (oh * size_w + ow) * a.step;
+    constexpr bool out_packed = Packed && !(K > S && Pad == 0);  // else rows are a window shorter
+    if (out_packed) {
+      write<Cols>(&result[0][0], to);
+    } else {
+      MMSOFTPOOL_UNROLL
+      for (int j = 0; j < Cols; ++j) {
+        if ((Channels > 1 && !Checked) || ow + j < size_w) {
+          write<Channels>(result[j], to + j * a.step);
+        }
+      }
+    }
+  }
+
   // One row of windows of the forward. `rows` has what it shares with the row before.
   template <bool Checked>
   static MMSOFTPOOL_BODY void forward_row(
@@ -310,7 +343,7 @@ struct Strip {
       float (&rows)[K][read_forward][Channels]) {
     MMSOFTPOOL_UNROLL
     for (int k = K - S; k < K; ++k) {
-      read_row<read_forward, Pad, Checked>(a, input, S * oh - Pad + k, S * ow - Pad, rows[k]);
+      read_input_row<read_forward, Pad, Checked>(a, input, S * oh - Pad + k, S * ow - Pad, rows[k]);
     }
     float highest[read_forward][Channels];
     find_highest(rows, highest);
@@ -323,18 +356,7 @@ struct Strip {
         result[j][c] = window.max + window.mean * window.per_sum() * a.per_log2e_alpha;
       }
     }
-    T* const to = output + (oh * a.out_w + ow) * a.step;
-    constexpr bool out_packed = Packed && !(K > S && Pad == 0);  // else rows are a window shorter
-    if (out_packed) {
-      write<Cols>(&result[0][0], to);
-    } else {
-      MMSOFTPOOL_UNROLL
-      for (int j = 0; j < Cols; ++j) {
-        if ((Channels > 1 && !Checked) || ow + j < a.out_w) {
-          write<Channels>(result[j], to + j * a.step);
-        }
-      }
-    }
+    write_row<Checked>(a, a.out_w, result, output, oh, ow);
     slide(rows);
   }
 
@@ -353,7 +375,7 @@ struct Strip {
     float rows[K][read_forward][Channels];
     MMSOFTPOOL_UNROLL
     for (int k = 0; k < K - S; ++k) {
-      read_row<read_forward, Pad, true>(a, input, S * place.oh - Pad + k, w, rows[k]);
+      read_input_row<read_forward, Pad, true>(a, input, S * place.oh - Pad + k, w, rows[k]);
     }
     int32_t oh = place.oh;
     while (oh < end) {
@@ -378,7 +400,7 @@ struct Strip {
     const int32_t h = S * oh - Pad;
     MMSOFTPOOL_UNROLL
     for (int k = K - S; k < K; ++k) {
-      read_row<read_backward, own, Checked>(a, input, h + k, S * (ow + first) - Pad, rows[k]);
+      read_input_row<read_backward, own, Checked>(a, input, h + k, S * (ow + first) - Pad, rows[k]);
       MMSOFTPOOL_UNROLL
       for (int j = 0; j < read_backward; ++j) {
         MMSOFTPOOL_UNROLL
@@ -466,7 +488,7 @@ struct Strip {
     float grads[K][read_backward][Channels];
     MMSOFTPOOL_UNROLL
     for (int k = 0; k < K - S; ++k) {
-      read_row<read_backward, own, true>(a, input, S * oh - Pad + k, w, rows[k]);
+      read_input_row<read_backward, own, true>(a, input, S * oh - Pad + k, w, rows[k]);
       MMSOFTPOOL_UNROLL
       for (int j = 0; j < read_backward; ++j) {
         MMSOFTPOOL_UNROLL
@@ -490,91 +512,5 @@ struct Strip {
     }
   }
 };
-
-// Whether the rows of a contiguous tensor are whole packs of `columns` numbers, `stride` of which
-// make an output. (A smaller out is that of a 3 x 3 window without padding.)
-inline bool is_packed(const Pooling& pooling, bool aligned, int64_t columns) {
-  const Axis& axis = pooling.width;
-  const int64_t whole = axis.in / axis.stride;
-  const bool shorter = axis.kernel_size > axis.stride && axis.padding == 0;
-  return aligned && axis.in % columns == 0 && (shorter ? axis.out <= whole : axis.out == whole);
-}
-
-// Calls run(Strip) with the strip that fits the pooling and returns true, or returns false.
-// `aligned` says that all tensors begin at a multiple of 16 bytes.
-template <typename T, bool Backward, typename Run>
-bool with_strip(const Pooling& pooling, bool aligned, const Run& run) {
-  const auto is = [&](int64_t kernel_size, int64_t stride, int64_t padding) {
-    for (const Axis* axis : {&pooling.height, &pooling.width}) {
-      if (axis->kernel_size != kernel_size || axis->stride != stride || axis->padding != padding ||
-          axis->dilation != 1) {
-        return false;
-      }
-    }
-    return true;
-  };
-  const auto run_if_it_fits = [&](auto strip) {
-    if (!decltype(strip)::fits(pooling)) {
-      return false;
-    }
-    run(strip);
-    return true;
-  };
-  if constexpr (sizeof(T) == 8) {
-    return false;
-  } else {
-    constexpr int64_t limit = 1 << 29;  // columns and rows are counted in 32 bits
-    const bool is_plane =
-        pooling.depth.in == 1 && pooling.depth.out == 1 && pooling.depth.kernel_size == 1;
-    // An alpha near 0 has a unit of its own, see Exponent.
-    if (!is_plane || pooling.height.in >= limit || pooling.width.in >= limit ||
-        pooling.channels >= limit || make_exponent<float>(pooling).unit != 1) {
-      return false;
-    }
-    const auto run_in_layout = [&](auto kernel_size, auto stride, auto padding) {
-      constexpr int K = decltype(kernel_size)::value, S = decltype(stride)::value;
-      constexpr int Pad = decltype(padding)::value;
-      if (pooling.layout == Layout::channels_last) {
-        // The backward computes the windows at a strip's edge twice, so its strips are wider.
-        using Last = Strip<T, K, S, Pad, Backward ? 4 / S : 1, Backward ? 2 : 4, false>;
-        return aligned && pooling.channels % 4 == 0 && run_if_it_fits(Last());
-      }
-      // 16 bytes of columns, or 8.
-      constexpr int cols = sizeof(T) == 4 ? 4 / S : 4;
-      return is_packed(pooling, aligned, S * cols)
-                 ? run_if_it_fits(Strip<T, K, S, Pad, cols, 1, true>())
-                 : run_if_it_fits(Strip<T, K, S, Pad, cols, 1, false>());
-    };
-    using one = std::integral_constant<int, 1>;
-    using two = std::integral_constant<int, 2>;
-    using three = std::integral_constant<int, 3>;
-    using zero = std::integral_constant<int, 0>;
-    if (is(2, 2, 0)) {
-      return run_in_layout(two(), two(), zero());
-    }
-    if (is(3, 2, 0)) {
-      return run_in_layout(three(), two(), zero());
-    }
-    if (is(3, 2, 1)) {
-      return run_in_layout(three(), two(), one());
-    }
-    if (is(3, 1, 1)) {
-      return run_in_layout(three(), one(), one());
-    }
-    return false;
-  }
-}
-
-// How many windows a thread of the strip S walks down: as many as leave enough threads to fill any
-// GPU several times over. threads_per_row: how many threads there are for a row of windows.
-template <typename S>
-int64_t strip_rows(int64_t threads_per_row, int64_t height) {
-  constexpr int64_t wanted = 1 << 19;
-  int64_t rows = S::max_rows;
-  while (rows > 1 && threads_per_row * ((height + rows - 1) / rows) < wanted) {
-    rows /= 2;
-  }
-  return rows;
-}
 
 }  // namespace mmsoftpool::cuda

@@ -24,9 +24,11 @@
 #ifdef __CUDA_ARCH__
 #define MMSOFTPOOL_UNROLL _Pragma("unroll")
 #define MMSOFTPOOL_NO_UNROLL _Pragma("unroll 1")
+#define MMSOFTPOOL_UNROLL_TWICE _Pragma("unroll 2")
 #else
 #define MMSOFTPOOL_UNROLL
 #define MMSOFTPOOL_NO_UNROLL
+#define MMSOFTPOOL_UNROLL_TWICE
 #endif
 
 namespace mmsoftpool::cuda {

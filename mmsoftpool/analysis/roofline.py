@@ -1,6 +1,6 @@
 """A roofline of the CUDA kernels from their machine code; needs nvcc or a built library, no GPU.
 
-The strip kernels spend their time in one loop, a trip of which makes a row of outputs. Its
+The strip kernels spend their time in one loop, a trip of which makes a row of outputs or two. Its
 instructions, counted in the disassembly, bound the speed three ways: the scheduler issues one a
 clock, lane and warp, the special-function unit (exponentials, reciprocals) takes 16 a clock, and
 memory is busy only while enough loads are in flight. Counts are static: code in the loop that only
@@ -199,7 +199,8 @@ def _loops(instructions: list[Instruction]) -> set[tuple[int, int]]:
 def hot_loop(instructions: list[Instruction]) -> list[Instruction]:
     """The largest innermost loop, from the target of a backward branch to the branch; all if none.
 
-    A loop is innermost if none of the others lies inside it.
+    A loop is innermost if none of the others lies inside it. If several store, the kernel has a
+    second way for rare numbers, and the loop with the fewest special functions a store is taken.
     """
     loops = _loops(instructions)
     innermost = [
@@ -209,8 +210,16 @@ def hot_loop(instructions: list[Instruction]) -> list[Instruction]:
     ]
     if not innermost:
         return instructions
-    begin, end = max(innermost, key=lambda loop: loop[1] - loop[0])
-    return [i for i in instructions if begin <= i.address <= end]
+    codes = [[i for i in instructions if begin <= i.address <= end] for begin, end in innermost]
+    storing = [code for code in codes if any(i.opcode.startswith("STG") for i in code)]
+    if len(storing) > 1:
+        return min(storing, key=lambda code: _count(code).special / _stored(code))
+    return max(codes, key=len)
+
+
+def _stored(instructions: list[Instruction]) -> float:
+    """Bytes of global memory that are written."""
+    return sum(_width(i) for i in instructions if i.opcode.startswith("STG")) / 8
 
 
 def occupancy(arch: str, registers: int, shared: int, block_size: int = BLOCK_SIZE) -> float:
@@ -235,18 +244,17 @@ def _describe(name: str) -> dict[str, object] | None:
     """What a kernel is, by its demangled name; None if that is not one of the operator's."""
     match = re.search(
         r"(forward|backward)_strip_kernel<mmsoftpool::cuda::"
-        r"Strip<(\w+), (\d), (\d), (\d), (\d), (\d), (true|false)>",
+        r"(?:Sum)?Strip<(\w+), (\d), (\d), (\d), \d, (\d), (true|false)>",
         name,
     )
     if match:
-        direction, dtype, kernel, stride, pad, columns, channels, packed = match.groups()
+        direction, dtype, kernel, stride, pad, channels, packed = match.groups()
         contiguous = "contiguous" if packed == "true" else "unaligned"
         return dict(
             direction=direction,
             dtype=_DTYPES[dtype],
             layout=contiguous if channels == "1" else "channels_last",
             kernel=f"k{kernel} s{stride} p{pad}",
-            outputs=int(columns) * int(channels),
             stride=int(stride),
         )
     match = re.search(r"(\w+)_tile_kernel<(\w+)>", name)
@@ -481,7 +489,7 @@ def analyse(functions: list[Function], arch: str, gpu: Gpu = H200) -> list[dict]
                 for map_case in TILE_CASES
             ]
             continue
-        outputs, stride = case.pop("outputs", None), case.pop("stride", None)
+        stride = case.pop("stride", None)
         loop = hot_loop(function.instructions)
         loads = [_width(i) for i in loop if i.opcode.startswith("LDG")]
         stores = [_width(i) for i in loop if i.opcode.startswith("STG")]
@@ -496,7 +504,10 @@ def analyse(functions: list[Function], arch: str, gpu: Gpu = H200) -> list[dict]
             load_bits=max(loads, default=0),
             store_bits=max(stores, default=0),
         )
-        if outputs:
+        if stride:
+            # The backward stores the gradients of as many inputs.
+            outputs = _stored(loop) / _BYTES[case["dtype"]]
+            outputs /= stride**2 if case["direction"] == "backward" else 1
             special = sum(i.opcode.startswith("MUFU") for i in loop) / outputs
             instructions = len(loop) / outputs
             # Elements per output: x is read, y written; or x and g read, dx written.

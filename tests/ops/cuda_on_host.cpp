@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "../../csrc/cuda/generic.h"
-#include "../../csrc/cuda/strip.h"
 #include "../../csrc/cuda/tile.h"
+#include "../../csrc/cuda/with_strip.h"
 
 using namespace mmsoftpool;
 using namespace mmsoftpool::cuda;
@@ -247,6 +247,36 @@ extern "C" int has_strip(const int64_t* shape) {
   const Pooling pooling = make_pooling(shape, 1, 1);
   return with_strip<Half, false>(pooling, true, [](auto) {}) &&
          with_strip<Half, true>(pooling, true, [](auto) {});
+}
+
+template <typename S>
+void write_shares(
+    const Pooling& pooling, const float* grad_output, const float* input, float* output,
+    float* grad_input, double* shares) {
+  const auto share = [](int64_t threads, const auto& is_right) {
+    int64_t right = 0;
+    for (int64_t i = 0; i < threads; ++i) {
+      right += is_right(static_cast<uint32_t>(i));
+    }
+    return double(right) / double(threads);
+  };
+  const auto a = S::forward_arguments(pooling, 4), b = S::backward_arguments(pooling, 4);
+  shares[0] = share(a.threads, [&](uint32_t i) { return S::forward_by_sums(a, input, output, i); });
+  shares[1] = share(b.threads, [&](uint32_t i) {
+    return S::backward_by_sums(b, grad_output, input, grad_input, i);
+  });
+}
+
+// Writes the shares of the threads that need nothing but sums of powers, in the forward and in the
+// backward, for float32, 3 x 3 windows of stride 1 and a multiple of four columns.
+extern "C" void shares_by_sums(
+    const int64_t* shape, double alpha, const float* grad_output, const float* input, float* output,
+    float* grad_input, double* shares) {
+  const Pooling pooling = make_pooling(shape, alpha, 1);
+  const auto write = pooling.layout == Layout::channels_last
+                         ? write_shares<SumStrip<float, 3, 1, 1, 2, 2, false>>
+                         : write_shares<SumStrip<float, 3, 1, 1, 4, 1, true>>;
+  write(pooling, grad_output, input, output, grad_input, shares);
 }
 
 template <typename T, bool Backward>

@@ -129,13 +129,14 @@ def test_the_emulated_16_bit_types_round_as_torch_does(host_library, dtype):
 
 
 STEMS = [(2, 2), (3, 2, 1), (3, 2), (3, 1, 1), (3, 2, 1, 1, True), (2, 2, 0, 1, True)]
+ASYMMETRIC = [(3, 2, ((1, 0), (1, 0))), (3, 2, ((0, 1), (0, 1))), (3, 1, ((1, 0), (1, 0)))]
 SIZES = [(8, 8), (7, 16), (9, 13), (32, 24), (3, 3), (16, 4), (5, 40), (4, 64), (12, 11)]
 
 
 @pytest.mark.parametrize("gradient", ["exact", "paper"])
 @pytest.mark.parametrize("rows", [1, 2, 16])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("pooling", [*STEMS, (3, 2, ((1, 0), (1, 0))), (3, 2, ((0, 1), (0, 1)))])
+@pytest.mark.parametrize("pooling", [*STEMS, *ASYMMETRIC])
 def test_strips(host_library, pooling, dtype, rows, gradient):
     options = dict(rows=rows, gradient=gradient)
     for size in SIZES:
@@ -202,6 +203,79 @@ def test_windows_of_one_value_give_that_value(host_library, pooling, value):
     y = torch.ops.mmsoftpool.soft_pool(x, *Pooling.check(2, *pooling))
     result, _, kind = run_on_host(host_library, x, Pooling.check(2, *pooling), torch.ones_like(y))
     assert kind == "strips" and (result == torch.tensor(value)).all()
+
+
+def shares_by_sums(library, x, alpha):
+    """The shares of threads, in forward and backward, that need no maximum of each window."""
+    pooling = Pooling.check(2, 3, 1, 1)
+    last = reference.memory_format(x) != torch.contiguous_format
+    in_memory = x.permute(0, 2, 3, 1).contiguous() if last else x
+    others = [torch.ones_like(in_memory) for _ in range(3)]
+    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (others[0], in_memory, *others[1:])]
+    shares = (ctypes.c_double * 2)()
+    shape = shape_argument(x.shape, x.shape, pooling, last)
+    library.shares_by_sums(shape, ctypes.c_double(alpha), *pointers, shares)
+    return list(shares)
+
+
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_windows_of_stride_1_share_exponentials_in_the_usual_range(host_library, format):
+    x = 3 * randn(2, 4, 11, 16).contiguous(memory_format=format)
+    for alpha in (0.01, 0.5, 1.0):
+        assert shares_by_sums(host_library, x, alpha) == [1, 1]
+    masked = x.clone()
+    masked[0, 0, 5, 6] = -1e9  # a tap without weight among others
+    assert shares_by_sums(host_library, masked, 1.0) == [1, 1]
+    for value in (-math.inf, math.inf, math.nan, 60.0):
+        rare = x.clone()
+        rare[0, 0, 5, 6] = value
+        assert all(0.9 < share < 1 for share in shares_by_sums(host_library, rare, 1.0))
+    assert max(shares_by_sums(host_library, x, 16.0)) < 0.5
+    assert shares_by_sums(host_library, x + 1e7, 1.0) == [0, 0]
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 4.0, 16.0, 64.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_windows_of_stride_1_against_float64(host_library, format, dtype, alpha):
+    x = randn(2, 8, 19, 24)
+    x[0, 0, 5, 6], x[0, 1, 7, 8], x[0, 2, 2, 2] = math.nan, math.inf, -math.inf
+    x[0, 3, 4:9, 4:9], x[0, 4, 3, 3] = -math.inf, -1e9
+    x[0, 5], x[0, 6], x[0, 7, 10:] = 0, x[0, 6].relu(), 3.7
+    x[1, 0] *= 5
+    x[1, 1] *= 50
+    x[1, 2] += torch.linspace(0, 40, 19).view(-1, 1)
+    x[1, 3] -= torch.linspace(0, 40, 24)
+    x[1, 4, 9:] -= 15
+    x[1, 5, :, 11:] -= 300
+    x[1, 6] += 1000
+    x[1, 7] *= 1e-3
+    x = x.to(dtype).contiguous(memory_format=format)
+    g = randn(*x.shape, seed=1).to(x)
+    for gradient in ("exact", "paper"):
+        pooling = Pooling.check(2, 3, 1, 1, alpha=alpha, gradient=gradient)
+        y = torch.ops.mmsoftpool.soft_pool(x.double(), *pooling)
+        grad = torch.ops.mmsoftpool.soft_pool_backward(g.double(), x.double(), *pooling)
+        value, grad_input, kind = run_on_host(host_library, x, pooling, g, rows=16)
+        assert kind == "strips"
+        epsilon = EPSILON[dtype]
+        torch.testing.assert_close(value.double(), y, rtol=epsilon, atol=1e-6, equal_nan=True)
+        # As in check().
+        limits = dict(rtol=max(epsilon, 1e-5), atol=3e-6 * (1 + alpha))
+        torch.testing.assert_close(grad_input.double(), grad, equal_nan=True, **limits)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_windows_of_one_value_among_others_give_that_value(host_library, dtype):
+    values = torch.cat([randn(60), torch.tensor([0.0, 1e-40, 6.1e-5, -8.0])]).to(dtype)
+    x = values.view(1, 16, 2, 2).repeat_interleave(6, 2).repeat_interleave(8, 3)
+    assert shares_by_sums(host_library, x.float(), 1.0) == [1, 1]
+    result, *_ = run_on_host(host_library, x, Pooling.check(2, 3, 1, 1), torch.ones_like(x))
+    inside = torch.nn.functional.max_pool2d(x.float(), 3, 1, 1) == -torch.nn.functional.max_pool2d(
+        -x.float(), 3, 1, 1
+    )
+    assert inside.sum() > x.numel() / 2
+    assert (result[inside] == x[inside]).all()
 
 
 @pytest.mark.parametrize("channels", [4, 6])
