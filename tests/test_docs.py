@@ -2,6 +2,7 @@
 and links they name exist."""
 
 import importlib.util
+import itertools
 import json
 import re
 import shlex
@@ -133,21 +134,80 @@ def test_the_tree_of_the_code_is_that_of_the_repository():
     assert not {m for m in modules - named if m.name != "__init__.py"}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
-def test_benchmark_ratios_are_those_of_the_measurement(page):
-    measured = json.loads((ROOT / "benchmarks" / "cpu_epyc_2threads.json").read_text())["rows"]
-    cases = {}  # in the order of the table's columns
-    for row in measured:
-        cases.setdefault((row["layout"], *row["pooling"]), {})[row["method"]] = row
-    names = {
-        "`F.avg_pool2d`": "F.avg_pool2d",
-        "`F.max_pool2d`": "F.max_pool2d",
-        "exponential and two average pools": "exp and two avg pools",
-        "`torch.compile` of the plain PyTorch form": "torch.compile(reference)",
-    }
-    table = re.findall(r"^\| (\w+) / (.+?) \| (.+) \|$", (ROOT / page).read_text(), re.MULTILINE)
-    assert table
-    for part, method, cells in table:
-        part = "both" if part == "SoftPool" else part
-        ratios = [case["soft_pool2d"][part] / case[names[method]][part] for case in cases.values()]
-        assert cells.split(" | ") == [f"{ratio:.2f}" for ratio in ratios], (part, method)
+#: The names of the methods in the tables.
+METHODS = {
+    "`F.avg_pool2d`": "F.avg_pool2d",
+    "`F.max_pool2d`": "F.max_pool2d",
+    "exponential and two average pools": "exp and two avg pools",
+    "`torch.compile` of the plain PyTorch form": "torch.compile(reference)",
+}
+
+
+class TestBenchmarks:
+    """The ratios of the pages are those of the files in benchmarks/."""
+
+    @staticmethod
+    def measured(name: str) -> dict:
+        rows = json.loads((ROOT / "benchmarks" / f"cpu_epyc_2threads_{name}.json").read_text())
+        return {(r["dtype"], r["layout"], r["pooling"][0], r["method"]): r for r in rows["rows"]}
+
+    @staticmethod
+    def table(page: str, heading: str) -> list[list[str]]:
+        text = (ROOT / page).read_text()
+        section = text[text.index(f"## {heading}\n") :].split("\n## ")[0]
+        _, _, *rows = re.findall(r"^\| ?(.*) \|$", section, re.MULTILINE)
+        return [row.split(" | ") for row in rows]
+
+    def ratio(self, rows, layout, kernel, part, method):
+        def time(method):
+            return rows["float32", layout.replace(" ", "_"), kernel, method][part]
+
+        return f"{time('soft_pool2d') / time(METHODS[method]):.2f}"
+
+    @pytest.mark.parametrize(
+        ("page", "heading"),
+        [
+            ("README.md", "What it costs"),
+            ("docs/benchmarks.md", "The operator on the CPU"),
+            ("docs/benchmarks.md", "Other ways to compute it"),
+        ],
+    )
+    def test_of_the_stem(self, page, heading):
+        rows = self.measured("alternatives" if "Other" in heading else "avx512")
+        for name, *cells in self.table(page, heading):
+            part, method = name.split(" / ")
+            part = "both" if part == "SoftPool" else part
+            cases = itertools.product(("contiguous", "channels last"), (3, 2))
+            assert cells == [self.ratio(rows, *case, part, method) for case in cases], name
+
+    def test_of_large_windows(self):
+        rows = self.measured("avx512")
+        for name, *cells in self.table("docs/benchmarks.md", "Overlapping and global windows"):
+            layout, part, method = re.split(": | / ", name)
+            expected = [self.ratio(rows, layout, k, part, method) for k in (5, 9, 13, 7)]
+            assert cells == expected, name
+
+    def test_of_the_instruction_sets(self):
+        sets = [self.measured(name) for name in ("avx512", "avx2", "default")]
+        for name, *cells in self.table("docs/benchmarks.md", "Instruction sets"):
+            layout, part, method = re.split(": | / ", name)
+            expected = [self.ratio(rows, layout, 3, part, method) for rows in sets]
+            assert cells == expected, name
+
+    def test_of_16_bit(self):
+        rows = self.measured("16bit")
+        for part, *cells in self.table("docs/benchmarks.md", "16 bit"):
+            expected = [
+                rows[dtype, layout, 3, "soft_pool2d"][part]
+                / rows["float32", layout, 3, "soft_pool2d"][part]
+                for layout in ("contiguous", "channels_last")
+                for dtype in ("float16", "bfloat16")
+            ]
+            assert cells == [f"{ratio:.2f}" for ratio in expected], part
+
+    def test_of_detectors(self):
+        text = (ROOT / "docs" / "benchmarks.md").read_text()
+        for name, stem in (("RetinaNet-R50", "retinanet"), ("YOLOX-s", "yolox")):
+            file = ROOT / "benchmarks" / f"cpu_epyc_2threads_{stem}.json"
+            softpool, maxpool = json.loads(file.read_text())["rows"]
+            assert f"{name} {softpool['train'] / maxpool['train']:.2f}" in text

@@ -243,12 +243,25 @@ class TestBenchmark:
         assert nbytes <= rows["soft_pool2d"]["forward_memory"] <= nbytes + 1024
         assert (tmp_path / "op.png").stat().st_size > 10_000
 
+    def test_op_compares_the_methods_that_are_named(self, run_tool, tmp_path):
+        case = ("--shape", 1, 4, 16, 16, "--kernel", "3,2,1", "--layout", "contiguous")
+        options = ("--device", "cpu", "--rounds", 1, "--json", tmp_path / "op.json")
+        methods = ("--methods", "soft_pool2d", "F.max_pool2d")
+        assert run_tool("benchmark", "op", *case, *options, *methods)[0] == 0
+        rows = json.loads((tmp_path / "op.json").read_text())["rows"]
+        assert [row["method"] for row in rows] == ["copy", "soft_pool2d", "F.max_pool2d"]
+        status, _, error = run_tool("benchmark", "op", *case, *options, "--methods", "max")
+        assert status == 2 and "names must be among soft_pool2d, F.avg_pool2d" in error
+
     def test_model_times_detectors(self, run_script, tmp_path):
         options = ("--device", "cpu", "--size", 64, 64, "--rounds", 1)
         output = ("--json", tmp_path / "model.json")
-        run_script("tools/benchmark.py", "model", DEMO, *options, *output)
-        (row,) = json.loads((tmp_path / "model.json").read_text())["rows"]
-        assert min(row["train"], row["inference"], row["train_memory"]) > 0
+        configs = (DEMO, "configs/yolox_s_softpool.py")
+        run_script("tools/benchmark.py", "model", *configs, *options, *output)
+        rows = json.loads((tmp_path / "model.json").read_text())["rows"]
+        assert len(rows) == 2
+        for row in rows:
+            assert min(row["train"], row["inference"], row["train_memory"]) > 0
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ detectors, side by side in one run; or predicts the operator's time on a GPU fro
 Examples:
   python tools/benchmark.py op
   python tools/benchmark.py op --dtype float32 --kernel 3,2,1 --json op.json --plot op.png
+  python tools/benchmark.py op --methods soft_pool2d F.avg_pool2d F.max_pool2d
   python tools/benchmark.py pooling --kernel 2,2,0
   python tools/benchmark.py model configs/retinanet_r50_softpool.py --size 800 1344
   python tools/benchmark.py sass --arch 9.0 8.0 --json sass.json
@@ -93,7 +94,9 @@ def run_op(args) -> list[dict]:
             f"{i + 1}/{len(cases)}: {args.device}, {dtype}, {layout}, {shape}, k, s, p = {pooling}"
         )
         print(f"{title} ...", flush=True)
-        case = benchmark.benchmark_pooling(args.device, dtype, layout, pooling, shape, args.rounds)
+        case = benchmark.benchmark_pooling(
+            args.device, dtype, layout, pooling, shape, args.rounds, names=args.methods or ()
+        )
         columns = {
             "method": "method",
             "forward": "fwd ms",
@@ -246,6 +249,13 @@ def make_parser():
         command.add_argument(
             "--plot", metavar="FILE", help="save a picture of the times to this file"
         )
+    op.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help="compare these methods, such as soft_pool2d F.max_pool2d; the first is the base of "
+        "the ratios (default: all, of which some are ten times slower)",
+    )
     # A stem on ImageNet, as in the paper.
     pooling.set_defaults(kernel=KERNELS, shape=[8, 64, 112, 112])
     model = commands.add_parser("model", help="a training iteration and the inference of detectors")

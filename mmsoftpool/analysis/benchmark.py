@@ -175,6 +175,7 @@ def benchmark_pooling(
     shape: tuple[int, int, int, int] = (4, 64, 400, 672),
     rounds: int = 15,
     compare: str = "operators",
+    names: Sequence[str] = (),
 ) -> list[dict]:
     """Measures every method's forward, backward and both together on one input.
 
@@ -188,6 +189,7 @@ def benchmark_pooling(
         compare: ``'operators'``, see :func:`operators`, or ``'methods'``, see :func:`methods`; the
             backward of a trainable method includes its parameters' gradients. Defaults to
             ``'operators'``.
+        names: The methods among these, by name. Defaults to all.
 
     Returns:
         A row per method: median times in seconds, peak memory in bytes, ``*_bandwidth`` in bytes
@@ -216,6 +218,10 @@ def benchmark_pooling(
     case = dict(device=device, dtype=dtype, layout=layout, shape=list(shape), pooling=list(pooling))
     rows, forward, backward, both = {}, {}, {}, {}
     compared = methods(pooling, device) if compare == "methods" else operators(pooling)
+    if unknown := set(names) - compared.keys():
+        raise ValueError(f"names must be among {', '.join(compared)}, got {', '.join(unknown)}")
+    if names:
+        compared = {name: compared[name] for name in names}
     for name, method in compared.items():
         rows[name] = dict(case, method=name)
         leaves = [leaf, *(method.parameters() if isinstance(method, nn.Module) else ())]
@@ -290,15 +296,18 @@ def benchmark_models(
         FileNotFoundError: If a config is missing.
     """
     from mmdet.testing import demo_mm_inputs
+    from mmengine.logging import MessageHub
 
     from ..engine import build_model, build_optimizer, load_config, require
 
     _check_counts(size=size, batch_size=(batch_size,), rounds=(rounds,))
     train, inference, rows = {}, {}, []
+    # YOLOX's training asks for the iteration, to draw the size of the images.
+    MessageHub.get_current_instance().update_info("iter", 0)
     for path in configs:
         cfg = load_config(path)
         require(cfg, "model.backbone", "optim_wrapper")
-        cfg.model.backbone.init_cfg = None
+        cfg.model.backbone.pop("init_cfg", None)
         model = build_model(cfg).to(device)
         optim = build_optimizer(cfg, model)
         inputs = demo_mm_inputs(
