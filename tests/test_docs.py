@@ -155,8 +155,9 @@ class TestBenchmarks:
     def table(page: str, heading: str) -> list[list[str]]:
         text = (ROOT / page).read_text()
         section = text[text.index(f"## {heading}\n") :].split("\n## ")[0]
-        _, _, *rows = re.findall(r"^\| ?(.*) \|$", section, re.MULTILINE)
-        return [row.split(" | ") for row in rows]
+        _, _, *rows = re.findall(r"^\|(.*)\|$", section, re.MULTILINE)  # header, line, rows
+        assert rows
+        return [row.strip().split(" | ") for row in rows]
 
     def ratio(self, rows, layout, kernel, part, method):
         def time(method):
