@@ -8,7 +8,8 @@ that version of torch only and have it in their name, ``libmmsoftpool_cpu-torch2
 before torch 2.3 it cannot be imported with a recent setuptools.
 
 Environment variables: ``CXX`` and ``CXXFLAGS`` (the C++ compiler, ``g++`` or ``ccache g++``, and
-additional flags), ``CUDA_HOME`` and ``TORCH_CUDA_ARCH_LIST`` (as for any torch extension),
+additional flags), ``MAX_JOBS`` (the number of compilers at a time, by default one per core),
+``CUDA_HOME`` and ``TORCH_CUDA_ARCH_LIST`` (as for any torch extension),
 ``MMSOFTPOOL_CUDA=0`` (do not build the CUDA library), ``MMSOFTPOOL_ABI=stable`` or ``aten``
 (overrides the choice by torch version), ``MMSOFTPOOL_GLIBC=2.28`` (the oldest glibc that the
 libraries shall run on, instead of the one of this machine; zig links them, PyPI's ``ziglang``).
@@ -23,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -100,6 +102,16 @@ def oldest_glibc():
     if importlib.util.find_spec("ziglang") is None:
         raise SystemExit("mmsoftpool: MMSOFTPOOL_GLIBC requires zig: pip install ziglang")
     return glibc
+
+
+def number_of_jobs():
+    """How many compilers run at a time."""
+    jobs = os.environ.get("MAX_JOBS")
+    if not jobs:
+        return len(os.sched_getaffinity(0))
+    if not re.fullmatch(r"[1-9]\d*", jobs):
+        raise SystemExit(f"mmsoftpool: MAX_JOBS must be a number of at least 1, got {jobs!r}")
+    return int(jobs)
 
 
 def find_nvcc():
@@ -189,7 +201,7 @@ class BuildLibraries(build_ext):
             )
         library.parent.mkdir(parents=True, exist_ok=True)
         glibc = oldest_glibc()
-        objects = []
+        objects, commands = [], []
         for source in [*ext.sources, *(["csrc/manylinux.cpp"] if glibc else [])]:
             object_file = Path(self.build_temp) / ext.name / (source + ".o")
             object_file.parent.mkdir(parents=True, exist_ok=True)
@@ -199,8 +211,10 @@ class BuildLibraries(build_ext):
                 compiler = cxx + CXX_FLAGS + shlex.split(os.environ.get("CXXFLAGS", ""))
                 # at::parallel_for is defined in a header; the stable ABI calls torch's.
                 compiler += ["-fopenmp"] if use_aten() else []
-            self.call([*compiler, *self.torch_flags(), "-c", source, "-o", str(object_file)])
+            commands.append([*compiler, *self.torch_flags(), "-c", source, "-o", str(object_file)])
             objects.append(str(object_file))
+        with ThreadPoolExecutor(number_of_jobs()) as pool:
+            list(pool.map(self.call, commands))
         import torch
 
         linker = cxx

@@ -149,8 +149,10 @@ def check_tensor(axes: int, input: Tensor) -> None:
 
 
 def _is_int(value) -> bool:
-    # numbers.Integral: NumPy's integers too.
-    return isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
+    # The first test saves time. numbers.Integral: NumPy's integers too.
+    return type(value) is int or (
+        isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
+    )
 
 
 def _plain(value):
@@ -160,6 +162,8 @@ def _plain(value):
 
 def _per_axis(name: str, value, axes: int, minimum: int) -> tuple[int, ...]:
     """``value``, an int or one int per axis, as a tuple of ``axes`` ints."""
+    if type(value) is int and value >= minimum:  # the rest takes several times as long
+        return (value,) * axes
     allowed = f"an int >= {minimum}" + (f" or {axes} of them" if axes > 1 else "")
     values = [value] * axes if _is_int(value) else value
     if not isinstance(values, Sequence) or not all(map(_is_int, values)):
@@ -175,7 +179,9 @@ def _per_axis(name: str, value, axes: int, minimum: int) -> tuple[int, ...]:
 def _padding_pairs(value, kernel_size: tuple[int, ...]) -> tuple[int, ...]:
     """``padding`` as (before, after) of every axis, in one flat tuple."""
     axes = len(kernel_size)
-    if isinstance(value, Sequence) and any(isinstance(pair, Sequence) for pair in value):
+    if type(value) is int:
+        flat = _per_axis("padding", value, axes, 0) * 2
+    elif isinstance(value, Sequence) and any(isinstance(pair, Sequence) for pair in value):
         if len(value) != axes or not all(isinstance(p, Sequence) and len(p) == 2 for p in value):
             raise ValueError(
                 f"padding must be an int, {axes} of them or {axes} pairs (before, after), "
@@ -193,7 +199,9 @@ def _padding_pairs(value, kernel_size: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_alpha(alpha) -> float:
-    if not isinstance(alpha, numbers.Real) or isinstance(alpha, bool):
+    if type(alpha) is not float and (
+        not isinstance(alpha, numbers.Real) or isinstance(alpha, bool)
+    ):
         raise TypeError(f"alpha must be a finite number >= 0, got {alpha!r}")
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be a finite number >= 0, got {alpha!r}")

@@ -1,18 +1,19 @@
 // Contiguous tensors with few, large windows in a row, such as one over the whole map: a vector
 // holds taps of one window.
-#pragma once
-
 #include <algorithm>
 #include <limits>
 #include <vector>
 
+#include "dispatch.h"
+#include "kernels.h"
 #include "rows.h"
 #include "softmax.h"
 
 namespace mmsoftpool::cpu {
+namespace {
 
 // Whether a window is all of a plane: its taps lie in memory one after the other.
-inline bool is_whole_plane(const Pooling& pooling) {
+bool is_whole_plane(const Pooling& pooling) {
   const auto is_whole = [](const Axis& axis) {
     return axis.out == 1 && axis.padding == 0 && axis.dilation == 1 && axis.kernel_size == axis.in;
   };
@@ -97,7 +98,7 @@ copy_taps(const Pooling& pooling, const T* plane, int64_t od, int64_t oh, int64_
 
 // Items are rows of outputs.
 template <int Bytes, typename T>
-MMSOFTPOOL_INLINE void forward_one_window(
+MMSOFTPOOL_INLINE void forward(
     const Pooling& pooling, const T* input, T* output, int64_t begin, int64_t end) {
   using S = Simd<Compute<T>, Bytes>;
   const Exponents<S> exponents(pooling);
@@ -122,9 +123,9 @@ MMSOFTPOOL_INLINE void forward_one_window(
 
 // Items are planes.
 template <int Bytes, typename T>
-MMSOFTPOOL_INLINE void backward_one_window(
-    const Pooling& pooling, const T* grad_output, const T* input, T* grad_input, int64_t begin,
-    int64_t end) {
+MMSOFTPOOL_INLINE void backward(
+    const Pooling& pooling, int64_t, const T* grad_output, const T* input, T* grad_input,
+    int64_t begin, int64_t end) {
   using A = Compute<T>;
   using S = Simd<A, Bytes>;
   using Vec = typename S::Vec;
@@ -200,5 +201,13 @@ MMSOFTPOOL_INLINE void backward_one_window(
     convert(sums.data());
   }
 }
+
+}  // namespace
+
+MMSOFTPOOL_DEFINE_KERNEL(one_window)
+MMSOFTPOOL_INSTANTIATE_KERNEL(one_window, float)
+MMSOFTPOOL_INSTANTIATE_KERNEL(one_window, double)
+MMSOFTPOOL_INSTANTIATE_KERNEL(one_window, Half)
+MMSOFTPOOL_INSTANTIATE_KERNEL(one_window, BFloat16)
 
 }  // namespace mmsoftpool::cpu

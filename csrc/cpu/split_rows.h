@@ -1,6 +1,6 @@
-// Contiguous tensors: a vector holds neighbouring windows of a row. Rows of the input are copied
-// once into a small cache, converted to the type computed with, framed by -inf for what is absent,
-// and split by column modulo the stride: tap k of all windows of the row is then contiguous.
+// Contiguous tensors: rows of the input are copied once into a small cache, converted to the type
+// computed with, framed by -inf for what is absent, and split by column modulo the stride: tap k of
+// all windows of the row is then contiguous.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "rows.h"
-#include "softmax.h"
+#include "simd.h"
 
 namespace mmsoftpool::cpu {
 
@@ -234,99 +234,5 @@ class SplitInput {
   std::vector<int64_t> offsets_;
   Pointers<const A> taps_;
 };
-
-// Items are rows of outputs.
-template <int Bytes, typename T>
-MMSOFTPOOL_INLINE void forward_contiguous(
-    const Pooling& pooling, const T* input, T* output, int64_t begin, int64_t end) {
-  using S = Simd<Compute<T>, Bytes>;
-  const Exponents<S> exponents(pooling);
-  const SplitRow layout(pooling.width, S::lanes);
-  SplitInput<S, T> split(pooling, layout);
-  const int64_t depth = pooling.depth.out, height = pooling.height.out, width = pooling.width.out;
-  for (int64_t row = begin; row < end; ++row) {
-    const auto& taps = split.taps(input, row / height / depth, row / height % depth, row % height);
-    T* const output_row = output + row * width;
-    with_taps(taps.size(), [&](auto constant) MMSOFTPOOL_INLINE_LAMBDA {
-      const auto* const* const tap = taps.data();
-      int64_t ow = 0;
-      const auto load = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + ow); };
-      for (; ow + S::lanes <= width; ow += S::lanes) {
-        S::store(window_output<constant.value, S>(taps.size(), exponents, load), output_row + ow);
-      }
-      if (ow < width) {
-        S::store_first(
-            window_output<constant.value, S>(taps.size(), exponents, load), output_row + ow,
-            width - ow);
-      }
-    });
-  }
-}
-
-// Items are planes.
-template <int Bytes, typename T>
-MMSOFTPOOL_INLINE void backward_contiguous(
-    const Pooling& pooling, const T* grad_output, const T* input, T* grad_input, int64_t begin,
-    int64_t end) {
-  using A = Compute<T>;
-  using S = Simd<A, Bytes>;
-  using Vec = typename S::Vec;
-  const Exponents<S> exponents(pooling);
-  const SplitRow layout(pooling.width, S::lanes);
-  SplitInput<S, T> split(pooling, layout);
-  GradientRows<A> gradient_rows(pooling, layout.size);
-  Pointers<A> grads;  // as the taps, in gradient_rows
-  grads.reserve(pooling.taps());
-  std::vector<A> scratch(pooling.taps() * S::lanes);
-  const Vec lane = S::lane_numbers();
-  const int64_t width = pooling.width.out;
-
-  for (int64_t plane = begin; plane < end; ++plane) {
-    const T* const grad_plane = grad_output + plane * pooling.out_plane();
-    T* const grad_input_plane = grad_input + plane * pooling.in_plane();
-    const auto add_row = [&](int64_t od, int64_t oh) MMSOFTPOOL_INLINE_LAMBDA {
-      const auto& taps = split.taps(input, plane, od, oh);
-      grads.clear();
-      for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
-        A* const row = gradient_rows.claim(plane, d, h);
-        for (const int64_t offset : split.offsets()) {
-          grads.push_back(row + offset);
-        }
-      });
-      const T* const grad_row = grad_plane + (od * pooling.height.out + oh) * width;
-      with_taps(taps.size(), [&](auto constant) MMSOFTPOOL_INLINE_LAMBDA {
-        const A* const* const tap = taps.data();
-        A* const* const grad = grads.data();
-        int64_t ow = 0;
-        const auto load = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + ow); };
-        for (; ow + S::lanes <= width; ow += S::lanes) {
-          window_gradients<constant.value, S>(
-              taps.size(), exponents, pooling.gradient, S::load(grad_row + ow), scratch.data(),
-              load, [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
-                S::store(S::load(grad[t] + ow) + v, grad[t] + ow);
-              });
-        }
-        if (const int64_t rest = width - ow; rest > 0) {
-          // The lanes beyond may hold columns of real windows, or a NaN.
-          const auto live = lane < S::splat(A(rest));
-          window_gradients<constant.value, S>(
-              taps.size(), exponents, pooling.gradient, S::load_first(grad_row + ow, rest),
-              scratch.data(), load, [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
-                S::store(S::load(grad[t] + ow) + (live ? v : Vec{}), grad[t] + ow);
-              });
-        }
-      });
-    };
-    const auto write_row = [&](int64_t d, int64_t h, A* sums) MMSOFTPOOL_INLINE_LAMBDA {
-      T* const row = grad_input_plane + (d * pooling.height.in + h) * pooling.width.in;
-      if (sums != nullptr) {
-        merge_row<S>(layout, sums, row);
-      } else {
-        std::fill_n(row, pooling.width.in, T{});
-      }
-    };
-    gradient_rows.for_each_output_row(plane, add_row, write_row);
-  }
-}
 
 }  // namespace mmsoftpool::cpu

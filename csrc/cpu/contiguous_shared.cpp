@@ -1,14 +1,15 @@
 // Contiguous tensors whose windows overlap: one exponential for every input, see powers.h. Sums
 // over windows are taken along the width first, once for each row of the input, and then over rows.
-#pragma once
-
 #include <algorithm>
 #include <vector>
 
-#include "contiguous.h"
+#include "dispatch.h"
+#include "kernels.h"
 #include "powers.h"
+#include "split_rows.h"
 
 namespace mmsoftpool::cpu {
+namespace {
 
 // The rows of the input as powers, and their sums along the width. Products are those of
 // Powers::power.
@@ -122,7 +123,7 @@ class PowerRows {
 
 // Items are rows of outputs.
 template <int Bytes, typename T>
-MMSOFTPOOL_INLINE void forward_contiguous_shared(
+MMSOFTPOOL_INLINE void forward(
     const Pooling& pooling, const T* input, T* output, int64_t begin, int64_t end) {
   using S = Simd<float, Bytes>;
   using Vec = typename S::Vec;
@@ -172,9 +173,9 @@ MMSOFTPOOL_INLINE void forward_contiguous_shared(
 
 // Items are planes.
 template <int Bytes, typename T>
-MMSOFTPOOL_INLINE void backward_contiguous_shared(
-    const Pooling& pooling, const T* grad_output, const T* input, T* grad_input, int64_t begin,
-    int64_t end) {
+MMSOFTPOOL_INLINE void backward(
+    const Pooling& pooling, int64_t, const T* grad_output, const T* input, T* grad_input,
+    int64_t begin, int64_t end) {
   using S = Simd<float, Bytes>;
   using Vec = typename S::Vec;
   const Exponents<S> exponents(pooling);
@@ -288,5 +289,12 @@ MMSOFTPOOL_INLINE void backward_contiguous_shared(
     gradient_rows.for_each_output_row(plane, add_row, write_row);
   }
 }
+
+}  // namespace
+
+MMSOFTPOOL_DEFINE_KERNEL(contiguous_shared)
+MMSOFTPOOL_INSTANTIATE_KERNEL(contiguous_shared, float)
+MMSOFTPOOL_INSTANTIATE_KERNEL(contiguous_shared, Half)
+MMSOFTPOOL_INSTANTIATE_KERNEL(contiguous_shared, BFloat16)
 
 }  // namespace mmsoftpool::cpu

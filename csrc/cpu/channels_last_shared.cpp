@@ -2,15 +2,16 @@
 // windows are taken along the width first, once for each row of the input, and then over rows. A
 // vector holds neighbouring channels; a few pixels of a row are worked on at a time, so that their
 // powers stay in the cache.
-#pragma once
-
 #include <algorithm>
 #include <vector>
 
-#include "channels_last.h"
+#include "dispatch.h"
+#include "kernels.h"
 #include "powers.h"
+#include "rows.h"
 
 namespace mmsoftpool::cpu {
+namespace {
 
 // The columns [first, last) of the input, and the windows [first_out, last_out) that reach them.
 struct Tile {
@@ -156,11 +157,11 @@ class PowerPixels {
 };
 
 // Columns of a tile: enough that few are in two of them, and that the cache holds the powers.
-inline int64_t tile_columns(const Axis& width) {
+int64_t tile_columns(const Axis& width) {
   return std::min(width.in, std::max<int64_t>(64, 8 * width.span()));
 }
 
-inline Tile make_tile(const Axis& width, int64_t first, int64_t last) {
+Tile make_tile(const Axis& width, int64_t first, int64_t last) {
   const auto at_least_0 = [](int64_t n) { return std::max<int64_t>(n, 0); };
   // The first window that ends behind `first`, and the one after the last that starts before last.
   const int64_t reach = first + width.padding - width.span() + 1;
@@ -171,7 +172,7 @@ inline Tile make_tile(const Axis& width, int64_t first, int64_t last) {
 
 // Items are rows of outputs.
 template <int Bytes, typename T>
-MMSOFTPOOL_INLINE void forward_channels_last_shared(
+MMSOFTPOOL_INLINE void forward(
     const Pooling& pooling, const T* input, T* output, int64_t begin, int64_t end) {
   using S = Simd<float, Bytes>;
   using Vec = typename S::Vec;
@@ -251,7 +252,7 @@ MMSOFTPOOL_INLINE void forward_channels_last_shared(
 
 // Items are blocks of channels of one image.
 template <int Bytes, typename T>
-MMSOFTPOOL_INLINE void backward_channels_last_shared(
+MMSOFTPOOL_INLINE void backward(
     const Pooling& pooling, int64_t channel_block, const T* grad_output, const T* input,
     T* grad_input, int64_t begin, int64_t end) {
   using S = Simd<float, Bytes>;
@@ -405,5 +406,12 @@ MMSOFTPOOL_INLINE void backward_channels_last_shared(
     }
   }
 }
+
+}  // namespace
+
+MMSOFTPOOL_DEFINE_KERNEL(channels_last_shared)
+MMSOFTPOOL_INSTANTIATE_KERNEL(channels_last_shared, float)
+MMSOFTPOOL_INSTANTIATE_KERNEL(channels_last_shared, Half)
+MMSOFTPOOL_INSTANTIATE_KERNEL(channels_last_shared, BFloat16)
 
 }  // namespace mmsoftpool::cpu

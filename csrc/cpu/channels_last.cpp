@@ -1,18 +1,19 @@
 // Channels last: a vector holds neighbouring channels of a window, and its taps lie in the tensor
 // itself.
-#pragma once
-
 #include <algorithm>
 #include <vector>
 
+#include "dispatch.h"
+#include "kernels.h"
 #include "rows.h"
 #include "softmax.h"
 
 namespace mmsoftpool::cpu {
+namespace {
 
 // How many windows from ow on pool_neighbours() takes: windows that share every other column, in
 // three rows and without padding. It takes at least two, or none.
-inline int64_t neighbours(const Axis& width, size_t rows, int64_t ow) {
+int64_t neighbours(const Axis& width, size_t rows, int64_t ow) {
   const int64_t first = width.first_input(ow);
   if (rows != 3 || width.kernel_size != 3 || width.stride != 2 || width.dilation != 1 ||
       first < 0) {
@@ -62,7 +63,7 @@ MMSOFTPOOL_INLINE auto pool_neighbours(
 
 // Items are rows of outputs.
 template <int Bytes, typename T>
-MMSOFTPOOL_INLINE void forward_channels_last(
+MMSOFTPOOL_INLINE void forward(
     const Pooling& pooling, const T* input, T* output, int64_t begin, int64_t end) {
   using S = Simd<Compute<T>, Bytes>;
   const Exponents<S> exponents(pooling);
@@ -143,7 +144,7 @@ MMSOFTPOOL_INLINE void forward_channels_last(
 
 // Items are blocks of channels of one image.
 template <int Bytes, typename T>
-MMSOFTPOOL_INLINE void backward_channels_last(
+MMSOFTPOOL_INLINE void backward(
     const Pooling& pooling, int64_t channel_block, const T* grad_output, const T* input,
     T* grad_input, int64_t begin, int64_t end) {
   using A = Compute<T>;
@@ -292,5 +293,13 @@ MMSOFTPOOL_INLINE void backward_channels_last(
     }
   }
 }
+
+}  // namespace
+
+MMSOFTPOOL_DEFINE_KERNEL(channels_last)
+MMSOFTPOOL_INSTANTIATE_KERNEL(channels_last, float)
+MMSOFTPOOL_INSTANTIATE_KERNEL(channels_last, double)
+MMSOFTPOOL_INSTANTIATE_KERNEL(channels_last, Half)
+MMSOFTPOOL_INSTANTIATE_KERNEL(channels_last, BFloat16)
 
 }  // namespace mmsoftpool::cpu
