@@ -24,8 +24,9 @@ int64_t neighbours(const Axis& width, size_t rows, int64_t ow) {
 }
 
 // The outputs of n such windows for a vector of channels. They share the largest tap of all of them
-// as the maximum, and so the weights of the columns that they share. Returns which lanes are right.
-// row: where the first tap of each row is. step: from a column to the next, in input and output.
+// as the maximum, and so the weights of the columns that they share. Returns the lanes that are
+// wrong. row: where the first tap of each row is. step: from a column to the next, in input and
+// output.
 template <typename S, typename T>
 MMSOFTPOOL_INLINE auto pool_neighbours(
     const Exponents<S>& exponents, const T* const* row, int64_t c, int64_t step, int64_t n,
@@ -49,16 +50,16 @@ MMSOFTPOOL_INLINE auto pool_neighbours(
     return softmax;
   };
   Softmax<S> last = column(0);
-  auto right = max == max;
+  typename S::Bits wrong{};
   for (int64_t i = 0; i < n; ++i) {
     Softmax<S> window = column((2 * i + 1) * step);
     window.add(last);
     last = column((2 * i + 2) * step);
     window.add(last);
     S::store(window.output(), output + i * step + c);
-    right &= window.is_right();
+    wrong |= window.is_wrong();
   }
-  return right;
+  return wrong;
 }
 
 // Items are rows of outputs.
@@ -91,11 +92,11 @@ MMSOFTPOOL_INLINE void forward(
           for (int r = 0; r < 3; ++r) {
             first[r] = rows[r] + pooling.width.first_input(ow) * channels;
           }
-          auto right = pool_neighbours<S>(exponents, first, 0, channels, n, pixel);
+          auto wrong = pool_neighbours<S>(exponents, first, 0, channels, n, pixel);
           for (int64_t c = S::lanes; c < vectors; c += S::lanes) {
-            right &= pool_neighbours<S>(exponents, first, c, channels, n, pixel);
+            wrong |= pool_neighbours<S>(exponents, first, c, channels, n, pixel);
           }
-          pooled = all_of(right);
+          pooled = none_of(wrong);
           end = ow + n;
         }
       }

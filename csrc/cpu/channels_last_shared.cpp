@@ -214,17 +214,17 @@ MMSOFTPOOL_INLINE void forward(
               Vec sum, product;
               pixels.sums(ow - first_out, sum, product);
               store(ow, product / sum);
-              return sum >= S::splat(smallest_sum);
+              return S::is_below(sum, smallest_sum);
             };
-            auto right = pool(first_out);
+            auto wrong = pool(first_out);
             for (int64_t ow = first_out + 1; ow < tile.last_out; ++ow) {
-              right &= pool(ow);
+              wrong |= pool(ow);
             }
-            if (all_of(right)) {
+            if (none_of(wrong)) {
               continue;
             }
             for (int64_t ow = first_out; ow < tile.last_out; ++ow) {
-              if (all_of(pool(ow))) {
+              if (none_of(pool(ow))) {
                 continue;
               }
               taps.clear();
@@ -307,15 +307,15 @@ MMSOFTPOOL_INLINE void backward(
           float* const to = shares.data() + 2 * (ow - tile.first_out) * S::lanes;
           S::store(share.a, to);
           S::store(share.b, to + S::lanes);
-          return share.are_right(sum);
+          return share.are_wrong(sum);
         };
-        auto right = share(tile.first_out);
+        auto wrong = share(tile.first_out);
         for (int64_t ow = tile.first_out + 1; ow < tile.last_out; ++ow) {
-          right &= share(ow);
+          wrong |= share(ow);
         }
-        if (!all_of(right)) {
+        if (!none_of(wrong)) {
           for (int64_t ow = tile.first_out; ow < tile.last_out; ++ow) {
-            if (all_of(share(ow))) {
+            if (none_of(share(ow))) {
               continue;
             }
             float* const to = shares.data() + 2 * (ow - tile.first_out) * S::lanes;

@@ -53,7 +53,6 @@ MMSOFTPOOL_INLINE void backward(
   Pointers<A> grads;  // as the taps, in gradient_rows
   grads.reserve(pooling.taps());
   std::vector<A> scratch(pooling.taps() * S::lanes);
-  const Vec lane = S::lane_numbers();
   const int64_t width = pooling.width.out;
 
   for (int64_t plane = begin; plane < end; ++plane) {
@@ -83,11 +82,11 @@ MMSOFTPOOL_INLINE void backward(
         }
         if (const int64_t rest = width - ow; rest > 0) {
           // The lanes beyond may hold columns of real windows, or a NaN.
-          const auto live = lane < S::splat(A(rest));
+          const auto live = S::first_lanes(rest);
           window_gradients<constant.value, S>(
               taps.size(), exponents, pooling.gradient, S::load_first(grad_row + ow, rest),
               scratch.data(), load, [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
-                S::store(S::load(grad[t] + ow) + (live ? v : Vec{}), grad[t] + ow);
+                S::store(S::load(grad[t] + ow) + S::masked(v, live), grad[t] + ow);
               });
         }
       });

@@ -132,7 +132,8 @@ MMSOFTPOOL_INLINE void forward(
   SplitInput<S, T> split(pooling, layout);
   PowerRows<false, S, T> rows(pooling, layout, split, false);
   const int64_t depth = pooling.depth.out, height = pooling.height.out, width = pooling.width.out;
-  const Vec lane = S::lane_numbers();
+  const auto present = [&](int64_t ow)
+                           MMSOFTPOOL_INLINE_LAMBDA { return S::first_lanes(width - ow); };
   for (int64_t row = begin; row < end; ++row) {
     const int64_t plane = row / height / depth, od = row / height % depth, oh = row % height;
     rows.reach(input, plane, od, oh);
@@ -144,23 +145,23 @@ MMSOFTPOOL_INLINE void forward(
         S::store_first(y, output_row + ow, width - ow);
       }
     };
-    // Stores outputs and returns which lanes are right or no windows.
+    // Stores outputs and returns which of them are wrong.
     const auto pool = [&](int64_t ow) MMSOFTPOOL_INLINE_LAMBDA {
       Vec sum, product;
       rows.sums(ow, sum, product);
       store(ow, product / sum);
-      return (sum >= S::splat(smallest_sum)) | (lane >= S::broadcast(float(width - ow)));
+      return S::is_below(sum, smallest_sum) & present(ow);
     };
-    auto right = pool(0);
+    auto wrong = pool(0);
     for (int64_t ow = S::lanes; ow < width; ow += S::lanes) {
-      right &= pool(ow);
+      wrong |= pool(ow);
     }
-    if (all_of(right)) {
+    if (none_of(wrong)) {
       continue;
     }
     const auto& taps = split.taps(input, plane, od, oh);
     for (int64_t ow = 0; ow < width; ow += S::lanes) {
-      if (!all_of(pool(ow))) {
+      if (!none_of(pool(ow))) {
         store(
             ow,
             window_output<0, S>(taps.size(), exponents, [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA {
@@ -188,7 +189,8 @@ MMSOFTPOOL_INLINE void backward(
   GradientRows<float> gradient_rows(pooling, 3 * layout.size);
   Pointers<float> sums, grads;
   const int64_t width = pooling.width.out;
-  const Vec lane = S::lane_numbers();
+  const auto present = [&](int64_t ow)
+                           MMSOFTPOOL_INLINE_LAMBDA { return S::first_lanes(width - ow); };
   const float slope = pooling.gradient == Gradient::exact ? ln2 : 0.0f;
   std::vector<float> scratch(pooling.taps() * S::lanes);
   // The shares of a row of windows with zeros around, as many before them as a tap can be away.
@@ -218,16 +220,15 @@ MMSOFTPOOL_INLINE void backward(
         Vec sum, product;
         rows.sums(ow, sum, product);
         const Shares<S> shares(sum, product, grad(ow), pooling.gradient);
-        const auto absent = lane >= S::broadcast(float(width - ow));
-        S::store(absent ? Vec{} : shares.a, a.data() + before + ow);
-        S::store(absent ? Vec{} : shares.b, b.data() + before + ow);
-        return shares.are_right(sum) | absent;
+        S::store(S::masked(shares.a, present(ow)), a.data() + before + ow);
+        S::store(S::masked(shares.b, present(ow)), b.data() + before + ow);
+        return shares.are_wrong(sum) & present(ow);
       };
-      auto right = share(0);
+      auto wrong = share(0);
       for (int64_t ow = S::lanes; ow < width; ow += S::lanes) {
-        right &= share(ow);
+        wrong |= share(ow);
       }
-      if (!all_of(right)) {
+      if (!none_of(wrong)) {
         const auto& taps = split.taps(input, plane, od, oh);
         grads.clear();
         for (float* const row : sums) {
@@ -236,17 +237,16 @@ MMSOFTPOOL_INLINE void backward(
           }
         }
         for (int64_t ow = 0; ow < width; ow += S::lanes) {
-          if (all_of(share(ow))) {
+          if (none_of(share(ow))) {
             continue;
           }
           S::store(Vec{}, a.data() + before + ow);
           S::store(Vec{}, b.data() + before + ow);
-          const auto live = lane < S::broadcast(float(width - ow));
           window_gradients<0, S>(
               taps.size(), exponents, pooling.gradient, grad(ow), scratch.data(),
               [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(taps[t] + ow); },
               [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
-                S::store(S::load(grads[t] + ow) + (live ? v : Vec{}), grads[t] + ow);
+                S::store(S::load(grads[t] + ow) + S::masked(v, present(ow)), grads[t] + ow);
               });
         }
       }

@@ -40,11 +40,11 @@ class Powers {
   MMSOFTPOOL_INLINE Reference reference(Vec max) const {
     const Vec lowest = per_c_ * -limit;
     const Vec x = lowest > max ? lowest : max;
-    const auto fits = x * c_ <= S::splat(limit);
-    const Vec shifted = (fits ? x * c_ : Vec{}) + magic;
+    const Bits too_large = S::is_beyond(x * c_, 2 * limit);
+    const Vec shifted = S::masked(x * c_, ~too_large) + magic;
     const Vec exponent = shifted - magic;
     return {
-        exponent, c_ + (fits ? Vec{} : S::splat(std::numeric_limits<float>::quiet_NaN())),
+        exponent, c_ + S::masked(S::splat(std::numeric_limits<float>::quiet_NaN()), too_large),
         (exponent - 127.0f) * per_c_, 127u - (Bits)shifted};
   }
 
@@ -77,15 +77,14 @@ class Powers {
 
   // c x - n without the rounding error of c x.
   static MMSOFTPOOL_INLINE Vec fraction(Vec x, Vec c, Vec n) {
-#if defined(__x86_64__)
-    if constexpr (sizeof(Vec) == 16) {
-      // No fused multiply-add: exact products of halves of the digits.
+    if constexpr (S::has_fused) {
+      return S::fused_multiply_subtract(x, c, n);
+    } else {
+      // Exact products of halves of the digits.
       const Vec x_high = (Vec)((Bits)x & 0xfffff000u), c_high = (Vec)((Bits)c & 0xfffff000u);
       const Vec x_low = x - x_high, c_low = c - c_high;
       return ((x_high * c_high - n) + x_high * c_low) + x_low * c;
     }
-#endif
-    return x * c - n;
   }
 
   Vec c_, per_c_;
@@ -108,9 +107,8 @@ struct Shares {
       a = b * (1.0f - ln2 * (product / sum));
     }
   }
-  MMSOFTPOOL_INLINE auto are_right(Vec sum) const {
-    const Vec most = S::splat(0x1p100f);
-    return (sum >= S::splat(smallest_sum)) & (b <= most) & (b >= -most);
+  MMSOFTPOOL_INLINE typename S::Bits are_wrong(Vec sum) const {
+    return S::is_below(sum, smallest_sum) | S::is_beyond(b, 0x1p100f);
   }
 
   // The gradient of an input with the sums of a and of b over its windows. Where the power is NaN

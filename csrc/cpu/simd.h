@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 // Always inlined: code must be compiled for the instruction set of the function that it is used in.
@@ -32,6 +33,7 @@ struct Simd {
   using Integer = std::conditional_t<sizeof(A) == 4, uint32_t, uint64_t>;
   typedef A Vec __attribute__((vector_size(Bytes)));
   typedef Integer Bits __attribute__((vector_size(Bytes)));
+  typedef std::make_signed_t<Integer> Signed __attribute__((vector_size(Bytes)));
   typedef uint16_t Halves __attribute__((vector_size(lanes * 2)));
 
   // splat is for constants: of a variable GCC would set one lane after the other.
@@ -58,6 +60,23 @@ struct Simd {
     return v;
   }
   static MMSOFTPOOL_INLINE void store(Vec v, A* p) { std::memcpy(p, &v, sizeof(v)); }
+
+  // a * b - c in float, rounded once. Not left to the compiler, which rounds twice with -O1.
+#if defined(__aarch64__)
+  static constexpr bool has_fused = true;
+#else
+  static constexpr bool has_fused = Bytes >= 32;
+#endif
+  static MMSOFTPOOL_INLINE Vec fused_multiply_subtract(Vec a, Vec b, Vec c) {
+#if defined(__aarch64__)
+    Vec negative = -c;
+    asm("fmla %0.4s, %1.4s, %2.4s" : "+w"(negative) : "w"(a), "w"(b));
+    return negative;
+#elif defined(__x86_64__)
+    asm("vfmsub213ps %2, %1, %0" : "+v"(a) : "v"(b), "v"(c));
+    return a;
+#endif
+  }
 
   // Between halves and the low halves of lanes. One instruction, of which GCC makes several.
   static MMSOFTPOOL_INLINE Bits widen(Halves h) {
@@ -136,6 +155,12 @@ struct Simd {
     return narrow(h | ((b >> 16) & 0x8000u));
   }
 
+  static MMSOFTPOOL_INLINE Integer bits(A value) {
+    Integer bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return bits;
+  }
+
   template <typename T>
   static MMSOFTPOOL_INLINE Vec load(const T* p) {
     Halves h;
@@ -186,6 +211,33 @@ struct Simd {
     std::memcpy(p, buffer, n * sizeof(T));
   }
 
+  // Masks that are kept: a lane is in the mask if its sign bit is set. They are made without
+  // comparisons, which GCC does lane by lane for vectors of 64 bytes unless a selection follows.
+
+  // Not v >= least, which is positive.
+  static MMSOFTPOOL_INLINE Bits is_below(Vec v, A least) {
+    return ((Bits)v - bits(least)) | (bits(std::numeric_limits<A>::infinity()) - (Bits)v);
+  }
+  // Not |v| <= most.
+  static MMSOFTPOOL_INLINE Bits is_beyond(Vec v, A most) {
+    constexpr Integer sign = Integer(1) << (8 * sizeof(A) - 1);
+    return bits(most) - ((Bits)v & ~sign);
+  }
+  static MMSOFTPOOL_INLINE Bits first_lanes(int64_t n) {
+    Bits numbers{}, end;
+    Integer buffer[lanes];
+    for (int64_t i = 0; i < lanes; ++i) {
+      numbers[i] = Integer(i);
+      buffer[i] = Integer(n);
+    }
+    std::memcpy(&end, buffer, sizeof(end));
+    return numbers - end;
+  }
+  // v in the lanes of the mask, 0 in the others.
+  static MMSOFTPOOL_INLINE Vec masked(Vec v, Bits mask) {
+    return (Vec)((Bits)v & (Bits)((Signed)mask >> (8 * sizeof(A) - 1)));
+  }
+
   // Combines all lanes in a fixed order: halves, then their halves, and so on.
   template <typename Combine>
   static MMSOFTPOOL_INLINE A reduce(Vec v, Combine&& combine) {
@@ -230,16 +282,16 @@ struct Simd {
   }
 };
 
-// Whether all lanes of a comparison hold.
-template <typename Mask>
-MMSOFTPOOL_INLINE bool all_of(Mask mask) {
+// Whether a mask of float has no lane.
+template <typename Bits>
+MMSOFTPOOL_INLINE bool none_of(Bits mask) {
   uint64_t words[sizeof(mask) / 8];
   std::memcpy(words, &mask, sizeof(mask));
-  uint64_t all = ~uint64_t(0);
+  uint64_t any = 0;
   for (const uint64_t word : words) {
-    all &= word;
+    any |= word;
   }
-  return all == ~uint64_t(0);
+  return (any & 0x8000000080000000u) == 0;
 }
 
 }  // namespace mmsoftpool::cpu

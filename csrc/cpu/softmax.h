@@ -89,8 +89,8 @@ class Softmax {
     mean_ += other.mean_;
   }
 
-  // Which lanes are right even if max is larger than all taps of the window.
-  MMSOFTPOOL_INLINE auto is_right() const { return sum_ >= S::splat(smallest_sum); }
+  // The windows whose sums are too small, where max is larger than all of their taps.
+  MMSOFTPOOL_INLINE typename S::Bits is_wrong() const { return S::is_below(sum_, smallest_sum); }
 
   // Makes one window of those of all lanes, which have the same max.
   MMSOFTPOOL_INLINE void merge_lanes() {
