@@ -330,6 +330,9 @@ def main(args):
 
     if args.capability:
         os.environ["ATEN_CPU_CAPABILITY"] = args.capability  # read with the libraries
+    os.environ.setdefault(
+        "KINETO_LOG_LEVEL", "99"
+    )  # else torch's profiler prints between the tables
     import torch
 
     from mmsoftpool.analysis import benchmark

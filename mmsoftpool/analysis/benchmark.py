@@ -6,6 +6,7 @@ results are medians over the rounds, and their ratios.
 
 import gc
 import importlib.util
+import os
 import platform
 import random
 import statistics
@@ -145,6 +146,8 @@ def environment(device: str) -> dict[str, object]:
         threads=torch.get_num_threads(),
         cpu_capability=backends.cpu_capability(),
         torch_cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        # They decide whether an output has new memory, which costs page faults.
+        allocator={name: os.environ.get(name, "") for name in ("GLIBC_TUNABLES", "LD_PRELOAD")},
         torch=torch.__version__,
         cuda=torch.version.cuda,
         mmsoftpool=__version__,

@@ -1,4 +1,7 @@
-"""The CPU kernels on every instruction set that the machine has (ATEN_CPU_CAPABILITY)."""
+"""The CPU kernels on every instruction set that the machine has (ATEN_CPU_CAPABILITY); memory."""
+
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,3 +75,39 @@ def test_memory_does_not_grow_with_the_stride():
     (grad,) = torch.autograd.grad(y.sum(), x)
     assert grad[..., :2].sum().item() == pytest.approx(1, abs=1e-6)
     assert (grad[..., 2:] == 0).all()
+
+
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_a_large_tensor_is_pooled_as_its_parts(format):
+    x = randn(1, 9, 1000, 1000).contiguous(memory_format=format).requires_grad_()
+    y = soft_pool2d(x, 2, 1)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    part = x.detach()[:, :, 500:].contiguous(memory_format=format).requires_grad_()
+    part_y = soft_pool2d(part, 2, 1)
+    (part_grad,) = torch.autograd.grad(part_y.sum(), part)
+    assert y[:, :, 500:].equal(part_y)
+    assert grad[:, :, 501:].equal(part_grad[:, :, 1:])
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no transparent huge pages"
+)
+def test_large_outputs_and_gradients_ask_for_huge_pages():
+    x = torch.zeros(1, 9, 1000, 1000, requires_grad=True)
+    y = soft_pool2d(x, 1)
+    (grad,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert "hg" in flags_of_memory(y) and "hg" in flags_of_memory(grad)
+    assert "hg" not in flags_of_memory(soft_pool2d(x[:, :1], 1))
+
+
+def flags_of_memory(tensor):
+    """What the system knows about the memory in the middle of a tensor."""
+    address = tensor.data_ptr() + tensor.nbytes // 2
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            begin, end = (int(bound, 16) for bound in bounds.groups())
+            inside = begin <= address < end
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise AssertionError(f"no memory at {address:#x}")

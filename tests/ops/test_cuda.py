@@ -26,7 +26,7 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
 def check(pool, x, *args, epsilon=None, alpha=1.0, **kwargs):
-    """Compares value and gradient of x on the GPU with float64's on the CPU; two runs bit by bit."""
+    """Compares x on the GPU with float64 on the CPU, value and gradient; two runs bit by bit."""
     results = []
     g = None
     for leaf in (x.double(), x.to("cuda"), x.to("cuda")):
