@@ -128,6 +128,12 @@ def test_an_unknown_abi_is_named(run_script, tmp_path):
     assert "MMSOFTPOOL_ABI must be stable or aten, got 'unstable'" in result.stderr
 
 
+@pytest.mark.parametrize("jobs", ["0", "many"])
+def test_a_wrong_number_of_compilers_is_named(run_script, tmp_path, jobs):
+    result = run_script(*build_ext(tmp_path), check=False, MAX_JOBS=jobs)
+    assert f"MAX_JOBS must be a number of at least 1, got '{jobs}'" in result.stderr
+
+
 @pytest.mark.slow
 def test_on_aten_as_for_older_torch_it_passes_the_operators_tests(run_script, tmp_path):
     run_script(*build_ext(tmp_path), MMSOFTPOOL_ABI="aten", MMSOFTPOOL_CUDA="0", CXXFLAGS="-O1")

@@ -78,24 +78,23 @@ def medians(
     functions: dict[str, Callable[..., object]],
     device: str,
     rounds: int = 15,
-    warmup: int = 2,
     prepare: Callable[[str], tuple] = lambda name: (),
 ) -> dict[str, float]:
     """Median time of each function in seconds, by device events on CUDA.
 
-    The functions take turns. Their order changes from round to round, so that caches and freed
-    memory do not always come from the same predecessor.
+    The functions take turns, in an order that changes from round to round. A call of the same
+    function precedes each timed one, so that caches and freed memory are its own.
 
     Args:
         functions: The functions by name.
         device: ``'cpu'`` or ``'cuda'``.
         rounds: Number of timed calls of each function. Defaults to 15.
-        warmup: Number of calls before them. Defaults to 2.
         prepare: Returns a function's arguments, before every call and not timed. Defaults to none.
     """
     times = {name: [] for name in functions}
-    for i in range(warmup + rounds):
+    for i in range(rounds):
         for name, function in random.Random(i).sample(list(functions.items()), len(functions)):
+            function(*prepare(name))
             arguments = prepare(name)
             if device == "cuda":
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -108,8 +107,7 @@ def medians(
                 begin = time.perf_counter()
                 function(*arguments)
                 seconds = time.perf_counter() - begin
-            if i >= warmup:
-                times[name].append(seconds)
+            times[name].append(seconds)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -338,8 +336,8 @@ def benchmark_models(
                 inference_memory=peak_memory(test_step, device),
             )
         )
-    train_times = medians(train, device, rounds, warmup=1)
-    inference_times = medians(inference, device, rounds, warmup=1)
+    train_times = medians(train, device, rounds)
+    inference_times = medians(inference, device, rounds)
     for row in rows:
         row.update(train=train_times[row["config"]], inference=inference_times[row["config"]])
     return rows
