@@ -134,6 +134,13 @@ def test_a_wrong_number_of_compilers_is_named(run_script, tmp_path, jobs):
     assert f"MAX_JOBS must be a number of at least 1, got '{jobs}'" in result.stderr
 
 
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="there is no clang++")
+def test_clang_accepts_the_cpu_kernels():
+    sources = {*(ROOT / "csrc" / "cpu").glob("*.cpp")} - {ROOT / "csrc" / "cpu" / "binding.cpp"}
+    flags = ("-std=c++17", "-O3", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-fsyntax-only")
+    subprocess.run(["clang++", *flags, *map(str, sorted(sources))], check=True)
+
+
 @pytest.mark.slow
 def test_on_aten_as_for_older_torch_it_passes_the_operators_tests(run_script, tmp_path):
     run_script(*build_ext(tmp_path), MMSOFTPOOL_ABI="aten", MMSOFTPOOL_CUDA="0", CXXFLAGS="-O1")

@@ -10,12 +10,18 @@
 namespace mmsoftpool::cpu {
 
 #if defined(__x86_64__)
+#if defined(__clang__)
+#define MMSOFTPOOL_FULL_WIDTH ""
+#else
+#define MMSOFTPOOL_FULL_WIDTH ",prefer-vector-width=512"
+#endif
+
 template <typename Run>
 __attribute__((target("avx2,fma"))) void run_avx2(const Run& run) {
   run(std::integral_constant<int, 32>());
 }
 template <typename Run>
-__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))) void
+__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl" MMSOFTPOOL_FULL_WIDTH))) void
 run_avx512(const Run& run) {
   run(std::integral_constant<int, 64>());
 }

@@ -12,6 +12,12 @@
 #define MMSOFTPOOL_INLINE inline __attribute__((always_inline))
 #define MMSOFTPOOL_INLINE_LAMBDA __attribute__((always_inline))
 
+// Instructions that GCC does not choose itself. Clang refuses them outside of functions that are
+// for their instruction set alone.
+#if defined(__x86_64__) && !defined(__clang__)
+#define MMSOFTPOOL_ASSEMBLY
+#endif
+
 namespace mmsoftpool::cpu {
 
 // Storage of the 16-bit types; they are computed in float.
@@ -61,26 +67,28 @@ struct Simd {
   }
   static MMSOFTPOOL_INLINE void store(Vec v, A* p) { std::memcpy(p, &v, sizeof(v)); }
 
-  // a * b - c in float, rounded once. Not left to the compiler, which rounds twice with -O1.
+  // a * b - c in float, rounded once, where has_fused. Not left to the compiler: GCC rounds twice
+  // with -O1.
 #if defined(__aarch64__)
   static constexpr bool has_fused = true;
-#else
-  static constexpr bool has_fused = Bytes >= 32;
-#endif
   static MMSOFTPOOL_INLINE Vec fused_multiply_subtract(Vec a, Vec b, Vec c) {
-#if defined(__aarch64__)
-    Vec negative = -c;
-    asm("fmla %0.4s, %1.4s, %2.4s" : "+w"(negative) : "w"(a), "w"(b));
-    return negative;
-#elif defined(__x86_64__)
+    Vec result = -c;
+    asm("fmla %0.4s, %1.4s, %2.4s" : "+w"(result) : "w"(a), "w"(b));
+    return result;
+  }
+#elif defined(MMSOFTPOOL_ASSEMBLY)
+  static constexpr bool has_fused = Bytes >= 32;
+  static MMSOFTPOOL_INLINE Vec fused_multiply_subtract(Vec a, Vec b, Vec c) {
     asm("vfmsub213ps %2, %1, %0" : "+v"(a) : "v"(b), "v"(c));
     return a;
-#endif
   }
+#else
+  static constexpr bool has_fused = false;
+#endif
 
   // Between halves and the low halves of lanes. One instruction, of which GCC makes several.
   static MMSOFTPOOL_INLINE Bits widen(Halves h) {
-#if defined(__x86_64__)
+#ifdef MMSOFTPOOL_ASSEMBLY
     if constexpr (Bytes >= 32) {
       Bits bits;
       asm("vpmovzxwd %1, %0" : "=v"(bits) : "vm"(h));
@@ -90,7 +98,7 @@ struct Simd {
     return __builtin_convertvector(h, Bits);
   }
   static MMSOFTPOOL_INLINE Halves narrow(Bits bits) {
-#if defined(__x86_64__)
+#ifdef MMSOFTPOOL_ASSEMBLY
     if constexpr (Bytes == 64) {
       Halves h;
       asm("vpmovdw %1, %0" : "=v"(h) : "v"(bits));
@@ -115,7 +123,7 @@ struct Simd {
   // float16. AVX2 and AVX-512 machines have instructions for it, which keep subnormal numbers
   // whatever the mode of the processor.
   static MMSOFTPOOL_INLINE Vec from_halves(Halves halves, const Half*) {
-#if defined(__x86_64__)
+#ifdef MMSOFTPOOL_ASSEMBLY
     if constexpr (Bytes >= 32) {
       Vec v;
       asm("vcvtph2ps %1, %0" : "=v"(v) : "vm"(halves));
@@ -135,7 +143,7 @@ struct Simd {
     return (Vec)(bits | ((h & 0x8000u) << 16));
   }
   static MMSOFTPOOL_INLINE Halves to_halves(Vec v, const Half*) {
-#if defined(__x86_64__)
+#ifdef MMSOFTPOOL_ASSEMBLY
     if constexpr (Bytes >= 32) {
       Halves h;
       asm("vcvtps2ph $0, %1, %0" : "=v"(h) : "v"(v));  // to nearest, ties to even
