@@ -214,3 +214,12 @@ class TestBenchmarks:
             file = ROOT / "benchmarks" / f"cpu_epyc_2threads_{stem}.json"
             softpool, maxpool = json.loads(file.read_text())["rows"]
             assert f"{name} {softpool['train'] / maxpool['train']:.2f}" in text
+
+    def test_in_the_sentences_of_the_readme(self):
+        text = " ".join((ROOT / "README.md").read_text().split())
+        rows = self.measured("kept_memory")
+        kept = float(self.ratio(rows, "channels last", 3, "both", "`F.avg_pool2d`"))
+        assert f"[{kept:.1f} times as long as average pooling]" in text
+        file = ROOT / "benchmarks" / "cpu_epyc_2threads_retinanet.json"
+        softpool, maxpool = json.loads(file.read_text())["rows"]
+        assert f"(ratio {softpool['train'] / maxpool['train']:.2f}, within the noise)" in text

@@ -13,8 +13,9 @@ namespace {
 constexpr int64_t taps_per_task = 1 << 15;
 
 // Asks for huge pages behind a tensor that nothing has been written to yet. The C library takes as
-// much memory as this from the system each time; to map it in pages of 4 KiB would take longer than
-// the pooling. NumPy does the same. A system without huge pages refuses, which changes nothing.
+// much memory as this from the system each time; to map it in pages of 4 KiB would take about as
+// long as the pooling. NumPy does the same. A system without huge pages refuses, which changes
+// nothing.
 void use_huge_pages(const Tensor& tensor, int64_t element_size) {
   constexpr uintptr_t huge_page = 1 << 21;
   constexpr int64_t large = 32 << 20;  // the largest mmap threshold of glibc

@@ -40,6 +40,7 @@ class Powers {
   MMSOFTPOOL_INLINE Reference reference(Vec max) const {
     const Vec lowest = per_c_ * -limit;
     const Vec x = lowest > max ? lowest : max;
+    // The product of `lowest` may be rounded to a little beyond the limit.
     const Bits too_large = S::is_beyond(x * c_, 2 * limit);
     const Vec shifted = S::masked(x * c_, ~too_large) + magic;
     const Vec exponent = shifted - magic;
