@@ -10,29 +10,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-#: The names in mmsoftpool.models.pooling_methods, whose import takes seconds.
-METHODS = (
-    "average",
-    "maximum",
-    "power-average",
-    "sum",
-    "lp",
-    "gate",
-    "lite-s3dpp",
-    "lip",
-    "stochastic",
-    "s3",
-    "softpool",
-)
-
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
     """Parses the command line and runs ``main`` with it.
 
     Two kinds of error end the process with one line on stderr and exit status 2, because the user
     can correct their cause: a ValueError or TypeError that a ``raise`` statement of mmsoftpool or
-    of the tool raises, and any OSError. Every other exception, such as a ValueError that torch
-    raises, is a bug and keeps its traceback.
+    of the tool's folder raises, and any OSError. Every other exception, such as a ValueError that
+    torch raises, is a bug and keeps its traceback.
 
     Args:
         main: Takes the parsed arguments.
@@ -52,7 +37,7 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
 
 
 def _is_raised_here(error: Exception, main: Callable) -> bool:
-    """Whether a ``raise`` statement of mmsoftpool, or of the file of ``main``, raised an error.
+    """Whether a ``raise`` statement of mmsoftpool, or of the folder of ``main``, raised an error.
 
     The line matters too: a function in C, such as ``int()``, has no frame of its own, so the
     innermost frame of its error is that of the caller.
@@ -60,7 +45,7 @@ def _is_raised_here(error: Exception, main: Callable) -> bool:
     innermost = traceback.extract_tb(error.__traceback__)[-1]
     package = sys.modules.get("mmsoftpool")  # without it, none of its errors either
     ours = package and Path(innermost.filename).is_relative_to(Path(package.__file__).parent)
-    tool = innermost.filename == main.__code__.co_filename
+    tool = Path(innermost.filename).parent == Path(main.__code__.co_filename).parent
     return (ours or tool) and innermost.line.startswith("raise ")
 
 
