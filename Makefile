@@ -120,11 +120,10 @@ sanitize-cuda: env
 	compute-sanitizer --error-exitcode 1 $(PY) -m pytest -q tests/ops/test_cuda.py -m cuda \
 	  -k "not 2_31 and not graph and not compile"
 
-# Without the environment of `make env`: the Python that is there has torch for its GPU. The
-# egg-info tells the package's version, as it is not installed.
+# Without the environment of `make env`: the Python that is there has torch for its GPU.
 gpu-report:
-	$(PYTHON) setup.py -q egg_info build_ext --inplace
-	PYTHONPATH=. $(PYTHON) tools/gpu_report.py
+	$(PYTHON) setup.py -q build_ext --inplace
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu_report.py
 
 clean:
 	rm -rf build dist *.egg-info mmsoftpool/*.so mmsoftpool/.mim $(VENV)/.built

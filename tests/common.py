@@ -10,6 +10,13 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
+#: The command lines: what every user has, and what a checkout has.
+SCRIPTS = sorted(
+    path
+    for folder in ("tools", "benchmarks", "paper")
+    for path in (ROOT / folder).glob("*.py")
+    if path.stem not in ("cli", "roofline", "tables")
+)
 #: Real photos and annotations, beside the checkout; tests that use them skip where it is absent.
 SHARED = ROOT.parent / "shared"
 #: The detectors of Table 8 of the paper.
@@ -90,7 +97,7 @@ def config_path(name: str) -> str:
 
 
 def load_tool(path: Path) -> ModuleType:
-    """Imports one of the tools, a file in ``tools/``, as a module."""
+    """Imports a script as a module."""
     spec = importlib.util.spec_from_file_location(f"tool_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

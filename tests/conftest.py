@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from .common import ROOT, SHARED
+from .common import ROOT, SCRIPTS, SHARED
 
 
 @pytest.fixture(scope="session")
@@ -38,10 +38,10 @@ def run_script():
 
 @pytest.fixture
 def run_tool(monkeypatch, capsys):
-    """Runs a tool in this process, which saves the imports; returns status, stdout and stderr."""
+    """Runs a script in this process, which saves the imports; returns status, stdout and stderr."""
 
     def run(tool, *args):
-        path = str(ROOT / "tools" / f"{tool}.py")
+        (path,) = (str(path) for path in SCRIPTS if path.stem == tool)
         monkeypatch.setattr(sys, "argv", [path, *map(str, args)])
         status = 0
         try:

@@ -14,6 +14,7 @@ from mmengine.registry import init_default_scope
 
 from .common import ROOT, blocks
 
+RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 every_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 
@@ -74,7 +75,8 @@ def test_python_runs_and_configs_build(path, tmp_path):
 @every_page
 def test_tools_take_the_commands(path):
     for words in commands(path):
-        tool = next((n for n, word in enumerate(words) if word.startswith("tools/")), None)
+        scripts = ("tools/", "benchmarks/", "paper/")
+        tool = next((n for n, word in enumerate(words) if word.startswith(scripts)), None)
         if tool is None:
             continue
         name, arguments = words[tool], words[tool + 1 :]
@@ -103,7 +105,7 @@ def test_named_files_exist(path):
     words = [word for words in commands(path) for word in words]
     for name in words + inline_code(path):
         if re.fullmatch(
-            r"(configs|tools|scripts|csrc|mmsoftpool|benchmarks|tests)/[\w{},*./]+", name
+            r"(configs|tools|scripts|csrc|mmsoftpool|benchmarks|paper|tests)/[\w{},*./]+", name
         ):
             pattern = re.sub(r"\{[^}]*\}", "*", name).rstrip("/")
             assert any(ROOT.glob(pattern)) or "yours" in name, name
@@ -130,7 +132,8 @@ def test_the_tree_of_the_code_is_that_of_the_repository():
             assert found, line
             named.update(found)
         folders += [names.rstrip("/")]
-    modules = set((ROOT / "mmsoftpool").rglob("*.py")) | set((ROOT / "csrc").rglob("*.*"))
+    modules = {m for f in ("mmsoftpool", "benchmarks", "paper") for m in ROOT.glob(f"{f}/**/*.py")}
+    modules |= set((ROOT / "csrc").rglob("*.*"))
     assert not {m for m in modules - named if m.name != "__init__.py"}
 
 
@@ -144,11 +147,11 @@ METHODS = {
 
 
 class TestBenchmarks:
-    """The ratios of the pages are those of the files in benchmarks/."""
+    """The ratios of the pages are those of the files in benchmarks/results/."""
 
     @staticmethod
     def measured(name: str) -> dict:
-        rows = json.loads((ROOT / "benchmarks" / f"cpu_epyc_2threads_{name}.json").read_text())
+        rows = json.loads((RESULTS / f"cpu_epyc_2threads_{name}.json").read_text())
         return {(r["dtype"], r["layout"], r["pooling"][0], r["method"]): r for r in rows["rows"]}
 
     @staticmethod
@@ -211,7 +214,7 @@ class TestBenchmarks:
     def test_of_detectors(self):
         text = (ROOT / "docs" / "benchmarks.md").read_text()
         for name, stem in (("RetinaNet-R50", "retinanet"), ("YOLOX-s", "yolox")):
-            file = ROOT / "benchmarks" / f"cpu_epyc_2threads_{stem}.json"
+            file = RESULTS / f"cpu_epyc_2threads_{stem}.json"
             softpool, maxpool = json.loads(file.read_text())["rows"]
             assert f"{name} {softpool['train'] / maxpool['train']:.2f}" in text
 
@@ -220,6 +223,6 @@ class TestBenchmarks:
         rows = self.measured("kept_memory")
         kept = float(self.ratio(rows, "channels last", 3, "both", "`F.avg_pool2d`"))
         assert f"[{kept:.1f} times as long as average pooling]" in text
-        file = ROOT / "benchmarks" / "cpu_epyc_2threads_retinanet.json"
+        file = RESULTS / "cpu_epyc_2threads_retinanet.json"
         softpool, maxpool = json.loads(file.read_text())["rows"]
         assert f"(ratio {softpool['train'] / maxpool['train']:.2f}, within the noise)" in text

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 from torchvision.models import resnet18
 
+import benchmark
 import cli
 from mmsoftpool import engine, export
-from mmsoftpool.analysis import benchmark
 from mmsoftpool.datasets.shapes import make_shapes
 from mmsoftpool.evaluation import ab
 

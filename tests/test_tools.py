@@ -10,13 +10,10 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
-import cli
 from mmsoftpool import engine
-from mmsoftpool.analysis import benchmark
 from mmsoftpool.datasets.shapes import make_shapes
-from mmsoftpool.models.pooling_methods import METHODS
 
-from .common import ROOT, SMALL, config_path, load_tool
+from .common import ROOT, SCRIPTS, SMALL, config_path, load_tool
 
 DEMO = "configs/demo_retinanet_softpool.py"
 
@@ -143,9 +140,6 @@ def test_a_mistake_is_one_line_and_no_traceback(run_script, arguments, message):
     assert "Traceback" not in result.stderr
 
 
-TOOLS = sorted(path for path in (ROOT / "tools").glob("*.py") if path.stem != "cli")
-
-
 def with_commands(parser):
     """The parser and those of its subcommands."""
     yield parser
@@ -154,11 +148,11 @@ def with_commands(parser):
             yield from action.choices.values()
 
 
-@pytest.mark.parametrize("path", TOOLS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 class TestParsers:
     def test_the_help_has_an_example(self, path):
         text = load_tool(path).make_parser().format_help()
-        assert re.search(rf"Examples?:\s+python tools/{path.name}", text)
+        assert re.search(rf"Examples?:\s+python {path.relative_to(ROOT)}", text)
 
     def test_every_option_has_a_help_text(self, path):
         for parser in with_commands(load_tool(path).make_parser()):
@@ -166,7 +160,9 @@ class TestParsers:
             assert not [action.dest for action in parser._actions if not action.help]
 
 
-@pytest.mark.parametrize("path", TOOLS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in SCRIPTS if p.parent.name == "tools"], ids=lambda path: path.stem
+)
 def test_the_help_imports_nothing_heavy(run_script, path):
     code = (
         "import runpy, sys\n"
@@ -175,15 +171,6 @@ def test_the_help_imports_nothing_heavy(run_script, path):
         "except SystemExit: print(sorted({'torch', 'numpy', 'mmengine'} & set(sys.modules)))"
     )
     assert run_script("-c", code).stdout.endswith("[]\n")
-
-
-def test_the_names_in_the_parsers_are_the_librarys():
-    assert tuple(METHODS) == cli.METHODS
-    command = load_tool(ROOT / "tools" / "benchmark.py").make_parser()
-    op = next(with_commands(command._subparsers._group_actions[0].choices["op"]))
-    choices = {action.dest: action.choices for action in op._actions}
-    assert choices["dtype"] == list(benchmark.DTYPES)
-    assert choices["layout"] == list(benchmark.LAYOUTS)
 
 
 def test_the_work_dir_of_an_experiment_names_its_configs(monkeypatch):
@@ -224,44 +211,6 @@ class TestCompare:
         out = run_script("tools/compare.py", "detectors", ann_file, *files, *options).stdout
         assert re.search(r"\| B +\| +100.0 \|", out) and "3 images; 1 run of each" in out
         assert (tmp_path / "plot.png").stat().st_size > 10_000
-
-
-class TestBenchmark:
-    def test_op_times_every_method(self, run_script, tmp_path):
-        case = ("--shape", 1, 4, 16, 16, "--kernel", "3,2,1", "--layout", "channels_last")
-        outputs = ("--json", tmp_path / "op.json", "--plot", tmp_path / "op.png")
-        options = ("--device", "cpu", "--rounds", 2)
-        out = run_script("tools/benchmark.py", "op", *case, *outputs, *options).stdout
-        assert "soft_pool2d" in out and "torch.compile(reference)" in out
-        result = json.loads((tmp_path / "op.json").read_text())
-        assert result["environment"]["compiled"] is True
-        rows = {row["method"]: row for row in result["rows"]}
-        assert len(rows) >= 7 and not [row for row in rows.values() if "error" in row]
-        for name, row in rows.items():
-            assert row["forward"] > 0 and (name == "copy" or row["backward"] > 0)
-        nbytes = 4 * 8 * 8 * 4  # the output is the only tensor that forward allocates
-        assert nbytes <= rows["soft_pool2d"]["forward_memory"] <= nbytes + 1024
-        assert (tmp_path / "op.png").stat().st_size > 10_000
-
-    def test_op_compares_the_methods_that_are_named(self, run_tool, tmp_path):
-        case = ("--shape", 1, 4, 16, 16, "--kernel", "3,2,1", "--layout", "contiguous")
-        options = ("--device", "cpu", "--rounds", 1, "--json", tmp_path / "op.json")
-        methods = ("--methods", "soft_pool2d", "F.max_pool2d")
-        assert run_tool("benchmark", "op", *case, *options, *methods)[0] == 0
-        rows = json.loads((tmp_path / "op.json").read_text())["rows"]
-        assert [row["method"] for row in rows] == ["copy", "soft_pool2d", "F.max_pool2d"]
-        status, _, error = run_tool("benchmark", "op", *case, *options, "--methods", "max")
-        assert status == 2 and "names must be among soft_pool2d, F.avg_pool2d" in error
-
-    def test_model_times_detectors(self, run_script, tmp_path):
-        options = ("--device", "cpu", "--size", 64, 64, "--rounds", 1)
-        output = ("--json", tmp_path / "model.json")
-        configs = (DEMO, "configs/yolox_s_softpool.py")
-        run_script("tools/benchmark.py", "model", *configs, *options, *output)
-        rows = json.loads((tmp_path / "model.json").read_text())["rows"]
-        assert len(rows) == 2
-        for row in rows:
-            assert min(row["train"], row["inference"], row["train_memory"]) > 0
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ int write_plan(const Pooling& pooling, int64_t* plan) {
   });
 }
 
-// Writes how a pooling is divided into tiles, as TilePlan in mmsoftpool/analysis/roofline.py has
+// Writes how a pooling is divided into tiles, as TilePlan in benchmarks/roofline.py has
 // it; returns 0 if it is not. wide: for double.
 extern "C" int tile_plan(const int64_t* shape, int backward, int wide, int64_t* plan) {
   const Pooling pooling = make_pooling(shape, 1, 1);

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmsoftpool.analysis import roofline
+import roofline
 from mmsoftpool.ops import reference
 from mmsoftpool.ops.pooling import Pooling
 

@@ -1,4 +1,12 @@
-"""SSIM and PSNR of pooled images, as in Tables 1 and 3 of the paper.
+#!/usr/bin/env python
+"""Downsamples images by every pooling method and compares them with the originals, as in Tables 1
+and 3 of the SoftPool paper.
+
+The tables have the mean SSIM and PSNR (dB) beside the paper's. --csv saves the values of every
+image, --plot draws the means.
+
+Example:
+  python paper/image_similarity.py photos/ --kernel 2 3 5 --csv photos.csv --plot photos.png
 
 The paper (section 4.2) compares "the original inputs with the downsampled outputs" and does not
 state how their sizes are matched. For the pictures its supplement (S1) does: the pooled image is
@@ -18,6 +26,7 @@ import importlib.util
 import io
 import itertools
 import os
+import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,14 +37,19 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from mmengine.registry import MODELS
+from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 from scipy import stats
 from torch import Tensor
 
-from ..files import read_text, write_atomically
-from ..models.pooling_methods import METHODS
-from ..visualization import save_figure
-from . import paper
+import tables
+from mmsoftpool.files import check_output, read_text, write_atomically
+from mmsoftpool.models.pooling_methods import METHODS
+from mmsoftpool.visualization import check_picture, save_figure
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+import cli
 
 MATCHES = ("original", "pooled")
 _SSIM_WINDOW = 11
@@ -94,7 +108,7 @@ def pool_image(
     """
     sharpness = dict(alpha=alpha) if method == "softpool" else {}
     pool = MODELS.build(dict(METHODS[method], kernel_size=kernel, **sharpness))
-    pool.train(method in paper.STOCHASTIC and not expectation)
+    pool.train(method in tables.STOCHASTIC and not expectation)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return (pool(image * scale) / scale).clamp(0, 1)
@@ -145,7 +159,7 @@ def similarity(image: Tensor, pooled: Tensor, kernel: int, match: str = "origina
 
 def image_similarity(
     folder,
-    kernels: Sequence[int] = paper.KERNELS,
+    kernels: Sequence[int] = tables.KERNELS,
     methods: Sequence[str] = tuple(METHODS),
     match: str = "original",
     scale: float = 1.0,
@@ -278,7 +292,7 @@ def means(rows: list[dict]) -> dict[tuple[int, str], dict[str, float]]:
     for row in rows:
         groups.setdefault((row["kernel"], row["method"]), []).append(row)
     return {
-        key: {metric: float(np.mean([row[metric] for row in group])) for metric in paper.METRICS}
+        key: {metric: float(np.mean([row[metric] for row in group])) for metric in tables.METRICS}
         for key, group in groups.items()
     }
 
@@ -301,18 +315,18 @@ def compare_with_paper(rows: list[dict]) -> list[dict]:
     result = []
     table = means(rows)
     for kernel in dict.fromkeys(row["kernel"] for row in rows):
-        for metric in paper.METRICS:
+        for metric in tables.METRICS:
             ours = {m: round(v[metric], 4) for (k, m), v in table.items() if k == kernel}
             row = dict(kernel=kernel, metric=metric, places=ranks(ours))
-            if len(ours) > 2 and kernel in paper.KERNELS:
+            if len(ours) > 2 and kernel in tables.KERNELS:
                 row["correlation"] = {
                     dataset: float(
                         stats.spearmanr(
                             list(ours.values()),
-                            [paper.similarity(dataset, m, kernel, metric) for m in ours],
+                            [tables.similarity(dataset, m, kernel, metric) for m in ours],
                         ).statistic
                     )
-                    for dataset in paper.SIMILARITY
+                    for dataset in tables.SIMILARITY
                 }
             if {"softpool", "average"} <= ours.keys():
                 soft, average = (
@@ -340,7 +354,9 @@ def plot(rows: list[dict], path, title: str = "these images") -> None:
     methods = list(dict.fromkeys(method for _, method in table))
     figure = Figure((2.6 * len(kernels) + 1.2, 6.2), layout="constrained")
     grid = figure.subplots(2, len(kernels), squeeze=False, sharex="row", sharey=True)
-    for (i, metric), (j, kernel) in itertools.product(enumerate(paper.METRICS), enumerate(kernels)):
+    for (i, metric), (j, kernel) in itertools.product(
+        enumerate(tables.METRICS), enumerate(kernels)
+    ):
         axes = grid[i, j]
         for y, method in enumerate(methods):
             colour = "tab:red" if method == "softpool" else "tab:blue"
@@ -348,10 +364,10 @@ def plot(rows: list[dict], path, title: str = "these images") -> None:
             if np.isfinite(value):
                 label = title if (i, j, y) == (0, 0, 0) else None
                 axes.plot(value, y, "o", color=colour, ms=5, label=label)
-            if kernel in paper.KERNELS:
+            if kernel in tables.KERNELS:
                 theirs = [
-                    paper.similarity(dataset, method, kernel, metric)
-                    for dataset in paper.SIMILARITY
+                    tables.similarity(dataset, method, kernel, metric)
+                    for dataset in tables.SIMILARITY
                 ]
                 label = "the paper's data sets" if (i, j, y) == (0, 0, 0) else None
                 axes.plot(
@@ -364,3 +380,140 @@ def plot(rows: list[dict], path, title: str = "these images") -> None:
     grid[0, 0].invert_yaxis()
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     save_figure(figure, path)
+
+
+def format_value(value: float | None, metric: str) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if metric == "ssim" else f"{value:.2f}"
+
+
+def show(rows: list[dict]) -> None:
+    """Prints a table of the means for each kernel, and how they compare with the paper's."""
+    console = Console(width=None if os.isatty(1) else 160)
+    table = means(rows)
+    comparison = compare_with_paper(rows)
+    images = len({row["image"] for row in rows})
+    for kernel in dict.fromkeys(row["kernel"] for row in rows):
+        places = {row["metric"]: row["places"] for row in comparison if row["kernel"] == kernel}
+        screen = Table(title=f"kernel and stride {kernel}, {images} images", title_justify="left")
+        screen.add_column("method")
+        for name in ("SSIM", "rank", "PSNR", "rank"):
+            screen.add_column(name, justify="right", style="bold" if name != "rank" else None)
+        for dataset in tables.SIMILARITY:
+            for metric in tables.METRICS:
+                screen.add_column(f"{dataset}\n{metric.upper()}", justify="right", style="dim")
+        for (k, method), values in table.items():
+            if k != kernel:
+                continue
+            cells = [method + ("*" if method in tables.TRAINABLE else "")]
+            for metric in tables.METRICS:
+                cells += [format_value(values[metric], metric), str(places[metric][method])]
+            cells += [
+                format_value(tables.similarity(dataset, method, kernel, metric), metric)
+                for dataset in tables.SIMILARITY
+                for metric in tables.METRICS
+            ]
+            screen.add_row(*cells)
+        console.print(screen)
+    console.print("* with untrained weights. Dim: Tables 1 and 3 of the paper.")
+    for row in comparison:
+        text = f"k = {row['kernel']}, {row['metric'].upper()}:"
+        if "correlation" in row:
+            low, high = min(row["correlation"].values()), max(row["correlation"].values())
+            text += f" rank correlation with the paper's data sets {low:.2f} to {high:.2f};"
+        if "difference" in row:
+            place = row["places"]["softpool"]
+            text += (
+                f" SoftPool has rank {place} of {len(row['places'])} (the paper: 1), "
+                f"{row['difference']:+.4f} against average pooling, "
+                f"higher on {row['better']} of {row['images']} images"
+            )
+        if not text.endswith(":"):
+            print(text)
+
+
+def make_parser():
+    parser = cli.make_parser(__doc__)
+    parser.add_argument("folder", help="the folder with the images")
+    parser.add_argument(
+        "--kernel",
+        nargs="+",
+        type=int,
+        default=[2, 3, 5],
+        metavar="K",
+        help="the kernel sizes, which are also the strides (default: 2 3 5)",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=list(METHODS),
+        default=list(METHODS),
+        metavar="METHOD",
+        help=f"the pooling methods, of {', '.join(METHODS)} (default: all of them)",
+    )
+    parser.add_argument(
+        "--match",
+        choices=["original", "pooled"],
+        default="original",
+        help="the size at which the images are compared: original enlarges the pooled image by "
+        "area interpolation, as in the paper's supplement S1; pooled reduces the original image "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="the pixel value of white; with 255, SoftPool is nearly max pooling "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--expectation",
+        action="store_true",
+        help="use the expectation of the methods stochastic and s3 instead of one draw",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the seed of the draws (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--csv", metavar="FILE", help="save the values of every image to this CSV file"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the values of an interrupted run in the CSV file and compute the missing ones",
+    )
+    parser.add_argument("--plot", metavar="FILE", help="save a picture of the means to this file")
+    return parser
+
+
+def main(args):
+    if args.csv:
+        check_output(args.csv)
+    if args.plot:
+        check_picture(args.plot)
+    if args.resume and not args.csv:
+        raise ValueError("resume needs csv, the file of the interrupted run")
+    rows, skipped = image_similarity(
+        args.folder,
+        args.kernel,
+        args.methods,
+        args.match,
+        args.scale,
+        args.expectation,
+        args.seed,
+        args.csv,
+        args.resume,
+    )
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}")
+    show(rows)
+    if args.csv:
+        print(f"wrote {args.csv}")
+    if args.plot:
+        plot(rows, args.plot, os.path.basename(os.path.normpath(args.folder)))
+        print(f"wrote {args.plot}")
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCE = Path(__file__).parents[2] / "csrc" / "cuda" / "soft_pool.cu"
+SOURCE = Path(__file__).parents[1] / "csrc" / "cuda" / "soft_pool.cu"
 #: Threads of a block, as csrc/cuda/soft_pool.cu launches the kernels.
 BLOCK_SIZE = 128
 #: Per architecture: the threads, blocks and bytes of shared memory that an SM holds at most (CUDA
@@ -122,12 +122,12 @@ def compile_kernels(arch: str, cubin: Path) -> None:
 
     Raises:
         ValueError: If ``arch`` is not a key of :data:`LIMITS`, or nvcc does not know it.
-        FileNotFoundError: If there is no nvcc, or no source (the package is not a checkout).
+        FileNotFoundError: If there is no nvcc.
     """
     if arch not in LIMITS:
         raise ValueError(f"arch must be one of {', '.join(LIMITS)}, got {arch!r}")
     if not SOURCE.exists():
-        raise FileNotFoundError(f"no {SOURCE}: the kernels are compiled from a checkout")
+        raise FileNotFoundError(f"no {SOURCE} to compile the kernels from")
     number = arch.replace(".", "")
     command = [find_program("nvcc"), "-std=c++17", "-O3", "--expt-relaxed-constexpr", "-cubin"]
     command += [f"-gencode=arch=compute_{number},code=sm_{number}", str(SOURCE), "-o", str(cubin)]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmsoftpool.analysis import roofline
+import roofline
 
 from ..common import ROOT
 

@@ -67,20 +67,6 @@ SIMILARITY = {
         "softpool": (0.721, 52.356, 0.587, 44.893, 0.416, 29.341),
     },
 }
-#: Table 3: milliseconds (forward, backward) on the CPU and on CUDA.
-LATENCY = {
-    "average": dict(cpu=(9, 49), cuda=(14, 76)),
-    "maximum": dict(cpu=(91, 152), cuda=(195, 267)),
-    "power-average": dict(cpu=(74, 329), cuda=(120, 433)),
-    "sum": dict(cpu=(26, 163), cuda=(79, 323)),
-    "lp": dict(cpu=(116, 338), cuda=(214, 422)),
-    "gate": dict(cpu=(245, 339), cuda=(327, 540)),
-    "lite-s3dpp": dict(cpu=(427, 860), cuda=(634, 1228)),
-    "lip": dict(cpu=(134, 257), cuda=(258, 362)),
-    "stochastic": dict(cpu=(162, 341), cuda=(219, 485)),
-    "s3": dict(cpu=(233, 410), cuda=(345, 486)),
-    "softpool": dict(cpu=(31, 156), cuda=(56, 234)),
-}
 
 
 def similarity(dataset: str, method: str, kernel: int, metric: str) -> float | None:

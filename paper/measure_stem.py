@@ -1,14 +1,23 @@
-"""What the pool in a trained stem does to its activations, over the sharpness alpha.
+#!/usr/bin/env python
+"""Measures what pools of different sharpness do to the activations of trained stems.
 
-Three properties that the paper argues with (sections 1 to 3), measured instead of drawn: how much
-of the activations is kept, how many of them get a gradient, and how much the output changes when
-the image moves by a pixel (Zhang, "Making Convolutional Networks Shift-Invariant Again", 2019).
+Prints for each stem, and draws for all, three properties that the paper argues with (sections 1 to
+3): how much energy a pool keeps, how many inputs its gradient reaches, and how much the output
+changes when the image moves by a pixel (Zhang, "Making Convolutional Networks Shift-Invariant
+Again", 2019). The picture also has the histograms. The backbones must be mmdet's ResNets.
+
+Example:
+  python paper/measure_stem.py --out stems.png \\
+      configs/demo_retinanet_maxpool.py work_dirs/demo_retinanet_maxpool/epoch_16.pth \\
+      configs/demo_retinanet_softpool.py work_dirs/demo_retinanet_softpool/epoch_16.pth
 """
 
 import itertools
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,9 +28,12 @@ from mmengine.runner import Runner
 from rich.progress import track
 from torch import Tensor, nn
 
-from ..engine import check_data, load_model, require
-from ..ops.functional import soft_pool2d
-from ..visualization import save_figure
+from mmsoftpool import soft_pool2d
+from mmsoftpool.engine import check_data, load_config, load_model, require
+from mmsoftpool.visualization import check_picture, save_figure
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+import cli
 
 #: The values of alpha that are measured by default; infinity is max pooling.
 ALPHAS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, math.inf)
@@ -232,3 +244,58 @@ def draw_stems(stems: dict[str, StemMeasurement], out) -> None:
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, out)
+
+
+def make_parser():
+    parser = cli.make_parser(__doc__)
+    parser.add_argument(
+        "stems",
+        nargs="+",
+        metavar="CONFIG CHECKPOINT",
+        help="a config file and a checkpoint of it, one pair or more",
+    )
+    parser.add_argument(
+        "--alphas",
+        nargs="+",
+        type=float,
+        default=ALPHAS,
+        metavar="A",
+        help="the values of alpha; inf is max pooling (default: 0 0.5 1 2 4 8 16 32 64 inf)",
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=32,
+        metavar="N",
+        help="the number of images of the val split (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        default="stems.png",
+        help="the picture to write, a .png, .jpg or .pdf file (default: %(default)s)",
+    )
+    cli.add_cfg_options(parser)
+    return parser
+
+
+def main(args):
+    if len(args.stems) % 2:
+        raise ValueError(f"stems must be pairs of a config and a checkpoint, got {args.stems}")
+    configs, checkpoints = args.stems[::2], args.stems[1::2]
+    names = [Path(config).stem for config in configs]
+    if len(set(names)) != len(names):
+        raise ValueError(f"stems must be of configs with different names, got {names}")
+
+    check_picture(args.out)
+    stems = {}
+    for name, config, checkpoint in zip(names, configs, checkpoints, strict=True):
+        cfg = load_config(config, args.cfg_options)
+        stems[name] = measure_stem(cfg, checkpoint, args.alphas, args.images)
+        print(f"\n{name}\n\n{stems[name].markdown()}")
+    draw_stems(stems, args.out)
+    print(f"The picture is in {args.out}.")
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmsoftpool.analysis import paper, similarity
+import image_similarity as similarity
+import tables
 from mmsoftpool.models.pooling_methods import METHODS
 
 from ..common import SHARED, rand
@@ -83,7 +84,7 @@ class TestSimilarity:
         assert (soft - average).mean() < 0.3 * (largest - average).mean()
 
     def test_stochastic_methods_give_a_sample_or_their_expectation(self, image):
-        for method in paper.STOCHASTIC:
+        for method in tables.STOCHASTIC:
             first, second, other = (
                 similarity.pool_image(image, method, 2, seed=seed) for seed in (0, 0, 1)
             )
@@ -168,7 +169,7 @@ def test_the_papers_own_numbers_have_its_order():
             image="x",
             kernel=kernel,
             method=method,
-            **{m: paper.similarity("DIV2K", method, kernel, m) for m in paper.METRICS},
+            **{m: tables.similarity("DIV2K", method, kernel, m) for m in tables.METRICS},
         )
         for kernel in (2, 5)
         for method in METHODS

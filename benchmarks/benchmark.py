@@ -1,26 +1,72 @@
-"""Time and memory of pooling methods, and of whole detectors, side by side in one run.
+#!/usr/bin/env python
+"""Measures the time and memory of SoftPool's operator, of the paper's pooling methods or of
+detectors, side by side in one run; or predicts the operator's time on a GPU from the machine code.
 
 The methods take turns in every round, so that noise of the machine affects all of them alike;
 results are medians over the rounds, and their ratios.
+
+Examples:
+  python benchmarks/benchmark.py op
+  python benchmarks/benchmark.py op --dtype float32 --kernel 3,2,1 --json op.json --plot op.png
+  python benchmarks/benchmark.py op --methods soft_pool2d F.avg_pool2d F.max_pool2d
+  python benchmarks/benchmark.py pooling --kernel 2,2,0
+  python benchmarks/benchmark.py model configs/retinanet_r50_softpool.py --size 800 1344
+  python benchmarks/benchmark.py sass --arch 9.0 8.0 --json sass.json
 """
 
+import argparse
 import gc
 import importlib.util
+import itertools
+import json
 import os
 import platform
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import reference, soft_pool2d
-from ..ops.pooling import Pooling
-from ..visualization import save_figure
+import mmsoftpool
+import roofline
+from mmsoftpool.files import check_output, write_atomically
+from mmsoftpool.ops import backends, reference, soft_pool2d
+from mmsoftpool.ops.pooling import Pooling
+from mmsoftpool.visualization import check_picture, save_figure
 
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+import cli
+
+KERNELS = [(3, 2, 1), (2, 2, 0)]
+STEM = (4, 64, 400, 672)  # a ResNet's at 800 x 1344
+# What `op` measures by default: besides the stem the overlapping windows of YOLO's SPP and global
+# pooling.
+OP_CASES = [
+    *((STEM, pooling) for pooling in KERNELS),
+    ((8, 256, 40, 40), (5, 1, 2)),
+    ((8, 256, 20, 20), (9, 1, 4)),
+    ((8, 256, 20, 20), (13, 1, 6)),
+    ((8, 512, 7, 7), (7, 7, 0)),
+]
+#: Table 3 of the paper: milliseconds (forward, backward) on the CPU and on CUDA.
+PAPER = {
+    "average": dict(cpu=(9, 49), cuda=(14, 76)),
+    "maximum": dict(cpu=(91, 152), cuda=(195, 267)),
+    "power-average": dict(cpu=(74, 329), cuda=(120, 433)),
+    "sum": dict(cpu=(26, 163), cuda=(79, 323)),
+    "lp": dict(cpu=(116, 338), cuda=(214, 422)),
+    "gate": dict(cpu=(245, 339), cuda=(327, 540)),
+    "lite-s3dpp": dict(cpu=(427, 860), cuda=(634, 1228)),
+    "lip": dict(cpu=(134, 257), cuda=(258, 362)),
+    "stochastic": dict(cpu=(162, 341), cuda=(219, 485)),
+    "s3": dict(cpu=(233, 410), cuda=(345, 486)),
+    "softpool": dict(cpu=(31, 156), cuda=(56, 234)),
+}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -68,7 +114,7 @@ def methods(pooling: tuple[int, int, int], device: str) -> dict[str, nn.Module]:
     """The pooling methods of the paper's Table 3 as modules, in training mode."""
     from mmengine.registry import MODELS
 
-    from ..models.pooling_methods import METHODS
+    from mmsoftpool.models.pooling_methods import METHODS
 
     grid = dict(zip(("kernel_size", "stride", "padding"), pooling, strict=True))
     return {name: MODELS.build({**cfg, **grid}).to(device) for name, cfg in METHODS.items()}
@@ -135,9 +181,6 @@ def peak_memory(function: Callable[[], object], device: str) -> int:
 
 def environment(device: str) -> dict[str, object]:
     """Device, versions and threads, which the results depend on."""
-    from .. import __version__
-    from ..ops import backends
-
     return dict(
         device=torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
         compiled=backends.load(device).path is not None,
@@ -148,7 +191,7 @@ def environment(device: str) -> dict[str, object]:
         allocator={name: os.environ.get(name, "") for name in ("GLIBC_TUNABLES", "LD_PRELOAD")},
         torch=torch.__version__,
         cuda=torch.version.cuda,
-        mmsoftpool=__version__,
+        mmsoftpool=mmsoftpool.__version__,
     )
 
 
@@ -299,7 +342,7 @@ def benchmark_models(
     from mmdet.testing import demo_mm_inputs
     from mmengine.logging import MessageHub
 
-    from ..engine import build_model, build_optimizer, load_config, require
+    from mmsoftpool.engine import build_model, build_optimizer, load_config, require
 
     _check_counts(size=size, batch_size=(batch_size,), rounds=(rounds,))
     train, inference, rows = {}, {}, []
@@ -370,3 +413,322 @@ def plot(rows: list[dict], path) -> None:
         axes.invert_yaxis()
     panels[0].legend(frameon=False, fontsize=7)
     save_figure(figure, path)
+
+
+def kernel(text: str) -> tuple[int, int, int]:
+    """Parses kernel_size,stride,padding."""
+    try:
+        size, stride, padding = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be kernel_size,stride,padding, such as 3,2,1, got {text!r}"
+        ) from None
+    return size, stride, padding
+
+
+def show(title: str, rows: list[dict], columns: dict[str, str], base: dict) -> None:
+    """Prints rows as a table: times in ms, memory in MiB, and ratios to the row ``base``."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(columns.values()):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        cells = []
+        for key in columns:
+            part, _, ratio = key.partition("/")
+            value = row.get(part)
+            if value is None:
+                cells.append(row.get("error", "")[:60] if key == "forward" else "")
+            elif ratio:
+                cells.append(f"{value / base[part]:.2f}" if base.get(part) else "")
+            elif part.endswith("_memory"):
+                cells.append(f"{value / 2**20:.0f}")
+            elif part.endswith("_bandwidth"):
+                cells.append(f"{value / 1e9:.0f}")
+            elif part.endswith("_of_copy"):
+                cells.append(f"{value:.0%}")
+            else:
+                cells.append(f"{value * 1e3:.2f}" if isinstance(value, float) else str(value))
+        table.add_row(*cells)
+    Console(width=None if os.isatty(1) else 160).print(table)
+
+
+def save(path: str | None, content: dict) -> None:
+    """Writes the numbers to a JSON file, where the user named one."""
+    if path:
+        with write_atomically(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1))
+        print(f"wrote {path}")
+
+
+def run_op(args) -> list[dict]:
+    rows = []
+    shapes = OP_CASES
+    if args.shape or args.kernel:
+        shapes = [(tuple(args.shape or STEM), pooling) for pooling in args.kernel or KERNELS]
+    cases = list(itertools.product(args.dtype, args.layout, shapes))
+    for i, (dtype, layout, (shape, pooling)) in enumerate(cases):
+        title = (
+            f"{i + 1}/{len(cases)}: {args.device}, {dtype}, {layout}, {shape}, k, s, p = {pooling}"
+        )
+        print(f"{title} ...", flush=True)
+        case = benchmark_pooling(
+            args.device, dtype, layout, pooling, shape, args.rounds, names=args.methods or ()
+        )
+        columns = {
+            "method": "method",
+            "forward": "fwd ms",
+            "forward/ratio": "/ ours",
+            "backward": "bwd ms",
+            "backward/ratio": "/ ours",
+            "both": "both ms",
+            "both/ratio": "/ ours",
+            "forward_bandwidth": "fwd GB/s",
+            "forward_bandwidth_of_copy": "of copy",
+            "backward_bandwidth_of_copy": "bwd of copy",
+            "forward_memory": "fwd MiB",
+            "both_memory": "both MiB",
+        }
+        show(title, case, columns, base=case[1])
+        rows += case
+    return rows
+
+
+def run_pooling(args) -> list[dict]:
+    rows = []
+    cases = list(itertools.product(args.dtype, args.layout, args.kernel))
+    for i, (dtype, layout, pooling) in enumerate(cases):
+        title = f"{i + 1}/{len(cases)}: {args.device}, {dtype}, {layout}, k, s, p = {pooling}"
+        print(f"{title} ...", flush=True)
+        case = benchmark_pooling(
+            args.device, dtype, layout, pooling, tuple(args.shape), args.rounds, "methods"
+        )[1:]  # without the copy
+        for row in case:
+            forward, backward = PAPER[row["method"]][args.device]
+            row.update(paper_forward=forward / 1e3, paper_backward=backward / 1e3)
+        columns = {
+            "method": "method",
+            "forward": "fwd ms",
+            "forward/ratio": "/ average",
+            "backward": "bwd ms",
+            "backward/ratio": "/ average",
+            "forward_memory": "fwd MiB",
+            "forward_memory/ratio": "/ average",
+            "both_memory": "both MiB",
+            "both_memory/ratio": "/ average",
+            "paper_forward": "paper fwd",
+            "paper_forward/ratio": "/ average",
+            "paper_backward": "paper bwd",
+            "paper_backward/ratio": "/ average",
+        }
+        show(title, case, columns, base=case[0])
+        rows += case
+    return rows
+
+
+def run_model(args) -> list[dict]:
+    rows = benchmark_models(
+        args.configs, args.device, tuple(args.size), args.batch_size, args.rounds
+    )
+    columns = {
+        "config": "config",
+        "train": "train ms",
+        "train/ratio": "/ first",
+        "inference": "inference ms",
+        "inference/ratio": "/ first",
+        "train_memory": "train MiB",
+        "inference_memory": "inference MiB",
+    }
+    show(f"{args.device}, {args.batch_size} images of {args.size}", rows, columns, base=rows[0])
+    return rows
+
+
+def run_sass(args) -> dict:
+    unknown = set(args.arch) - set(roofline.LIMITS)
+    if unknown:
+        raise ValueError(
+            f"arch must be among {', '.join(roofline.LIMITS)}, got {', '.join(sorted(unknown))}"
+        )
+    given = dict(
+        name=args.gpu,
+        sms=args.sms,
+        clock=args.clock and args.clock * 1e9,
+        lanes=args.lanes,
+        bandwidth=args.bandwidth and args.bandwidth * 1e12,
+    )
+    for name, value in given.items():
+        if name != "name" and value is not None and not value > 0:
+            raise ValueError(f"{name} must be greater than 0, got {getattr(args, name)}")
+    if args.json:
+        check_output(args.json)
+    gpu = roofline.H200._replace(**{k: v for k, v in given.items() if v is not None})
+    rows = []
+    for arch in args.arch:
+        case = roofline.roofline(arch, gpu, args.library)
+        print(
+            f"Compute capability {arch}. Shares of the copy bandwidth that issue, the exponential "
+            f"unit and memory allow on: {gpu.name}, {gpu.sms} SMs at {gpu.clock / 1e9:g} GHz, "
+            f"which issue {gpu.lanes} and take {gpu.special} exponentials a clock, "
+            f"{gpu.bandwidth / 1e12:g} TB/s\n\n{roofline.table(case)}\n"
+        )
+        rows += case
+    return dict(assumptions=gpu._asdict(), rows=rows)
+
+
+def make_parser():
+    parser = cli.make_parser(__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, help="what to measure")
+    op = commands.add_parser("op", help="SoftPool's operator and its alternatives")
+    pooling = commands.add_parser(
+        "pooling", help="the pooling methods of the paper's Table 3, beside its times"
+    )
+    cases = "; ".join(
+        f"{k},{s},{p} of {' '.join(map(str, shape))}" for shape, (k, s, p) in OP_CASES
+    )
+    for command, layouts, default in (
+        (op, list(LAYOUTS), f"without --kernel and --shape {cases}"),
+        (pooling, ["contiguous"], "3,2,1 and 2,2,0 of 8 64 112 112"),
+    ):
+        command.add_argument(
+            "--dtype",
+            nargs="+",
+            choices=list(DTYPES),
+            default=["float32"],
+            help="the data types of the input (default: float32)",
+        )
+        command.add_argument(
+            "--layout",
+            nargs="+",
+            choices=list(LAYOUTS),
+            default=layouts,
+            help=f"the memory formats of the input (default: {' '.join(layouts)})",
+        )
+        command.add_argument(
+            "--kernel",
+            nargs="+",
+            type=kernel,
+            metavar="K,S,P",
+            help=f"the poolings, each as kernel_size,stride,padding (default: {default})",
+        )
+        command.add_argument(
+            "--shape",
+            nargs=4,
+            type=int,
+            metavar=("N", "C", "H", "W"),
+            help="the shape of the input (default: see --kernel)",
+        )
+        command.add_argument(
+            "--plot", metavar="FILE", help="save a picture of the times to this file"
+        )
+    op.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help="compare these methods, such as soft_pool2d F.max_pool2d; the first is the base of "
+        "the ratios (default: all, of which some are ten times slower)",
+    )
+    # A stem on ImageNet, as in the paper.
+    pooling.set_defaults(kernel=KERNELS, shape=[8, 64, 112, 112])
+    model = commands.add_parser("model", help="a training iteration and the inference of detectors")
+    model.add_argument("configs", nargs="+", metavar="CONFIG", help="a config file")
+    model.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        default=[800, 1344],
+        metavar=("H", "W"),
+        help="the height and width of the images (default: 800 1344)",
+    )
+    model.add_argument(
+        "--batch-size",
+        type=int,
+        default=2,
+        metavar="N",
+        help="the number of images of an iteration (default: %(default)s)",
+    )
+    sass = commands.add_parser("sass", help="the CUDA kernels' machine code; needs no GPU")
+    sass.add_argument(
+        "--arch",
+        nargs="+",
+        metavar="ARCH",
+        default=["8.0", "9.0", "10.0", "12.0"],
+        help="the compute capabilities to compile for (default: 8.0 9.0 10.0 12.0)",
+    )
+    sass.add_argument(
+        "--library", metavar="FILE", help="take the code of this built library; do not compile"
+    )
+    sass.add_argument("--gpu", metavar="NAME", help="the name of the GPU (default: H200)")
+    for option, kind, text in (
+        ("--sms", int, "the number of streaming multiprocessors (default: the H200's 132)"),
+        ("--clock", float, "their clock in GHz (default: 1.9)"),
+        ("--lanes", int, "the lanes of an SM that issue in a clock (default: 128)"),
+        ("--bandwidth", float, "the bandwidth of a copy in TB/s (default: 4.2)"),
+    ):
+        sass.add_argument(option, type=kind, metavar="N", help=text)
+    for command in (op, pooling, model):
+        command.add_argument(
+            "--device",
+            choices=["cpu", "cuda"],
+            help="the device to measure (default: cuda if there is a GPU)",
+        )
+        command.add_argument(
+            "--capability",
+            choices=["default", "avx2", "avx512"],
+            help="the instruction set of the CPU, for SoftPool and for torch (default: the widest "
+            "that the machine has)",
+        )
+        command.add_argument(
+            "--threads",
+            type=int,
+            metavar="N",
+            help="the number of CPU threads (default: torch's default)",
+        )
+        command.add_argument(
+            "--rounds",
+            type=int,
+            default=15,
+            metavar="N",
+            help="the number of rounds; the results are medians over them (default: %(default)s)",
+        )
+    for command in (op, pooling, model, sass):
+        command.add_argument("--json", metavar="FILE", help="save all numbers to this JSON file")
+    return parser
+
+
+def main(args):
+    if args.command == "sass":
+        return save(args.json, run_sass(args))
+
+    if args.capability:
+        os.environ["ATEN_CPU_CAPABILITY"] = args.capability  # read with the libraries
+    os.environ.setdefault(
+        "KINETO_LOG_LEVEL", "99"
+    )  # else torch's profiler prints between the tables
+    if args.capability not in (None, backends.cpu_capability()):
+        raise ValueError(
+            f"capability must be one that this machine has, such as {backends.cpu_capability()}, "
+            f"got {args.capability}"
+        )
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device must be cpu, because torch finds no GPU, got cuda")
+    if args.threads is not None and not 1 <= args.threads <= 1024:
+        raise ValueError(f"threads must be from 1 to 1024, got {args.threads}")
+    if args.json:
+        check_output(args.json)
+    if args.command != "model" and args.plot:
+        check_picture(args.plot)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    run = {"op": run_op, "pooling": run_pooling, "model": run_model}[args.command]
+    rows = run(args)
+    save(args.json, dict(environment=environment(args.device), rows=rows))
+    if args.command != "model" and args.plot:
+        plot(rows, args.plot)
+        print(f"wrote {args.plot}")
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

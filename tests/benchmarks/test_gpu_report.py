@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mmsoftpool.analysis import gpu_report
+import gpu_report
 
 SHAPES = ((1, 4, 16, 16), (64, 64))
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 
+import draw_pooling as pooling
 from mmsoftpool import engine
-from mmsoftpool.visualization import pooling
 
 from ..common import ROOT, rand
 

@@ -1,4 +1,4 @@
-"""tools/measure_stem.py: energy, reach of the gradient and change under a shift, of a stem."""
+"""paper/measure_stem.py: energy, reach of the gradient and change under a shift, of a stem."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.runner import Runner
 
-from mmsoftpool.analysis.stem import measure_stem
+from measure_stem import measure_stem
 from mmsoftpool.datasets.shapes import make_shapes
 from mmsoftpool.engine import build_model, load_config
 

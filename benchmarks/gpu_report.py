@@ -1,9 +1,17 @@
-"""Everything that a GPU can tell about the operator, in one run of a few minutes.
+#!/usr/bin/env python
+"""Tests, sanitizes and measures the operator on a GPU and writes one JSON and one Markdown file.
 
-Needs torch and pytest, and the libraries built in place (``make gpu-report`` does both). The parts
-run one after the other, each with a limit; the files are written anew after every step, so that a
-run that is cut off keeps what it has. Measurements run in a process of their own: an error of a
-kernel, after which no other kernel runs in a process, costs one step.
+Needs torch and pytest. Build the libraries first, or let `make gpu-report` do both:
+  python setup.py -q build_ext --inplace
+
+Examples:
+  python benchmarks/gpu_report.py
+  python benchmarks/gpu_report.py --dry-run
+  python benchmarks/gpu_report.py --device cpu --shape 1 8 32 32 --rounds 1 --cases 1 --out /tmp
+
+The parts run one after the other, each with a limit; the files are written anew after every step,
+so that a run that is cut off keeps what it has. Measurements run in a process of their own: an
+error of a kernel, after which no other kernel runs in a process, costs one step.
 """
 
 import importlib.util
@@ -12,6 +20,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,11 +30,15 @@ from pathlib import Path
 
 import torch
 
-from ..files import write_atomically
-from ..ops import backends
-from . import benchmark, roofline
+import benchmark
+import roofline
+from mmsoftpool.files import write_atomically
+from mmsoftpool.ops import backends
 
-ROOT = Path(__file__).parents[2]
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+import cli
+
+ROOT = Path(__file__).parents[1]
 PARTS = ("tests", "roofline", "operator", "sanitizer", "detectors")
 #: kernel_size, stride, padding: stems, and a large window.
 POOLINGS = [(3, 2, 1), (2, 2, 0), (3, 1, 1), (5, 1, 2)]
@@ -382,3 +395,96 @@ def _nvidia_smi() -> dict[str, object]:
         return dict(driver=driver, clock=float(clock.split()[0]) * 1e6)
     except (OSError, subprocess.CalledProcessError, ValueError, IndexError):
         return {}
+
+
+def make_parser():
+    parser = cli.make_parser(__doc__)
+    parser.add_argument(
+        "--device",
+        choices=["cuda", "cpu"],
+        default="cuda",
+        help="the device to measure; cpu is a rehearsal (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would run, and run nothing"
+    )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        metavar="PART",
+        help="the parts to run: tests, roofline, operator, sanitizer, detectors (default: all)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=8,
+        help="stop after so many minutes; the build takes one more (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shape",
+        nargs=4,
+        type=int,
+        default=[4, 64, 400, 672],
+        metavar=("N", "C", "H", "W"),
+        help="the shape of the operator's input (default: 4 64 400 672)",
+    )
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        default=[800, 1344],
+        metavar=("H", "W"),
+        help="the height and width of the detectors' images (default: 800 1344)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=15,
+        metavar="N",
+        help="the number of rounds; the results are medians over them (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cases",
+        type=int,
+        metavar="N",
+        help="measure the operator in the first N cases only (default: all)",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default=str(Path(__file__).parent / "results"),
+        help="the folder of the files, named after the device (default: benchmarks/results)",
+    )
+    return parser
+
+
+def main(args):
+    args.parts = args.parts or PARTS
+    unknown = [part for part in args.parts if part not in PARTS]
+    if unknown:
+        raise ValueError(f"parts must be among {', '.join(PARTS)}, got {unknown}")
+    for name in ("minutes", "rounds", "cases"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be greater than 0, got {value}")
+    if args.dry_run:
+        programs = commands()
+        for part in args.parts:
+            print(f"== {part}")
+            for command in programs.get(part, []):
+                print(shlex.join(command))
+            if part == "operator":
+                for case in operator_cases()[: args.cases]:
+                    print(*case)
+            if part == "detectors":
+                print(*CONFIGS, sep="\n")
+        return
+    report = Report(
+        *(args.device, args.out, args.minutes, tuple(args.shape), tuple(args.size), args.rounds),
+        args.cases,
+    )
+    report.run(args.parts)
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

@@ -2,7 +2,9 @@
 
 import pytest
 
-from mmsoftpool.analysis import paper, similarity
+import benchmark
+import image_similarity
+import tables
 from mmsoftpool.models.pooling_methods import METHODS
 
 from ..common import SHARED
@@ -35,24 +37,24 @@ def lines():
 class TestTables:
     def test_table_1(self, lines, method):
         datasets = ("DIV2K", "Urban100", "Manga109")
-        numbers = [number for name in datasets for number in paper.SIMILARITY[name][method]]
+        numbers = [number for name in datasets for number in tables.SIMILARITY[name][method]]
         text = " ".join(f"{number:.3f}" for number in numbers)
         (line,) = [line for line in lines if line.endswith(text)]
         assert LABELS[method] in line
 
     def test_table_3(self, lines, method):
-        latency = "".join("{}/{}".format(*paper.LATENCY[method][d]) for d in ("cpu", "cuda"))
-        numbers = "".join(f"{number:.3f}" for number in paper.SIMILARITY["Flickr2K"][method])
+        latency = "".join("{}/{}".format(*benchmark.PAPER[method][d]) for d in ("cpu", "cuda"))
+        numbers = "".join(f"{number:.3f}" for number in tables.SIMILARITY["Flickr2K"][method])
         assert any(line.replace(" ", "").endswith(latency + numbers) for line in lines)
 
 
 def test_soft_pool_is_first_in_every_column():
-    for dataset in paper.SIMILARITY:
-        for kernel in paper.KERNELS:
-            for metric in paper.METRICS:
-                values = {m: paper.similarity(dataset, m, kernel, metric) for m in METHODS}
-                assert similarity.ranks(values)["softpool"] == 1
+    for dataset in tables.SIMILARITY:
+        for kernel in tables.KERNELS:
+            for metric in tables.METRICS:
+                values = {m: tables.similarity(dataset, m, kernel, metric) for m in METHODS}
+                assert image_similarity.ranks(values)["softpool"] == 1
 
 
 def test_other_kernels_have_no_number():
-    assert paper.similarity("DIV2K", "average", 4, "ssim") is None
+    assert tables.similarity("DIV2K", "average", 4, "ssim") is None

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from mmsoftpool.analysis import benchmark
+import benchmark
 from mmsoftpool.models.pooling_methods import METHODS
 
 POOLING = ((3, 2, 1), (1, 4, 16, 16), 1)
@@ -76,3 +76,41 @@ def test_an_argument_out_of_its_range_is_named(arguments, message):
     arguments = {**defaults, "shape": (1, 1, 8, 8), **arguments}
     with pytest.raises(ValueError, match=message):
         benchmark.benchmark_pooling(**arguments)
+
+
+class TestCommands:
+    def test_op_times_every_method(self, run_script, tmp_path):
+        case = ("--shape", 1, 4, 16, 16, "--kernel", "3,2,1", "--layout", "channels_last")
+        outputs = ("--json", tmp_path / "op.json", "--plot", tmp_path / "op.png")
+        options = ("--device", "cpu", "--rounds", 2)
+        out = run_script("benchmarks/benchmark.py", "op", *case, *outputs, *options).stdout
+        assert "soft_pool2d" in out and "torch.compile(reference)" in out
+        result = json.loads((tmp_path / "op.json").read_text())
+        assert result["environment"]["compiled"] is True
+        rows = {row["method"]: row for row in result["rows"]}
+        assert len(rows) >= 7 and not [row for row in rows.values() if "error" in row]
+        for name, row in rows.items():
+            assert row["forward"] > 0 and (name == "copy" or row["backward"] > 0)
+        nbytes = 4 * 8 * 8 * 4  # the output is the only tensor that forward allocates
+        assert nbytes <= rows["soft_pool2d"]["forward_memory"] <= nbytes + 1024
+        assert (tmp_path / "op.png").stat().st_size > 10_000
+
+    def test_op_compares_the_methods_that_are_named(self, run_tool, tmp_path):
+        case = ("--shape", 1, 4, 16, 16, "--kernel", "3,2,1", "--layout", "contiguous")
+        options = ("--device", "cpu", "--rounds", 1, "--json", tmp_path / "op.json")
+        methods = ("--methods", "soft_pool2d", "F.max_pool2d")
+        assert run_tool("benchmark", "op", *case, *options, *methods)[0] == 0
+        rows = json.loads((tmp_path / "op.json").read_text())["rows"]
+        assert [row["method"] for row in rows] == ["copy", "soft_pool2d", "F.max_pool2d"]
+        status, _, error = run_tool("benchmark", "op", *case, *options, "--methods", "max")
+        assert status == 2 and "names must be among soft_pool2d, F.avg_pool2d" in error
+
+    def test_model_times_detectors(self, run_script, tmp_path):
+        options = ("--device", "cpu", "--size", 64, 64, "--rounds", 1)
+        output = ("--json", tmp_path / "model.json")
+        configs = ("configs/demo_retinanet_softpool.py", "configs/yolox_s_softpool.py")
+        run_script("benchmarks/benchmark.py", "model", *configs, *options, *output)
+        rows = json.loads((tmp_path / "model.json").read_text())["rows"]
+        assert len(rows) == 2
+        for row in rows:
+            assert min(row["train"], row["inference"], row["train_memory"]) > 0
