@@ -26,7 +26,6 @@ import importlib.util
 import io
 import itertools
 import os
-import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,12 +43,11 @@ from scipy import stats
 from torch import Tensor
 
 import tables
+from mmsoftpool import cli
+from mmsoftpool.errors import UserError
 from mmsoftpool.files import check_output, read_text, write_atomically
 from mmsoftpool.models.pooling_methods import METHODS
-from mmsoftpool.visualization import check_picture, save_figure
-
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
-import cli
+from mmsoftpool.pictures import check_picture, save_figure
 
 MATCHES = ("original", "pooled")
 _SSIM_WINDOW = 11
@@ -59,13 +57,13 @@ def check_methods(methods: Sequence[str], scale: float) -> None:
     """Checks the arguments that :func:`pool_image` and the pictures share.
 
     Raises:
-        ValueError: If one of them is out of its range.
+        UserError: If one of them is out of its range.
     """
     for method in methods:
         if method not in METHODS:
-            raise ValueError(f"methods must be of {', '.join(METHODS)}, got {method!r}")
+            raise UserError(f"methods must be of {', '.join(METHODS)}, got {method!r}")
     if not scale > 0:
-        raise ValueError(f"scale must be positive, got {scale}")
+        raise UserError(f"scale must be positive, got {scale}")
 
 
 def read_image(path) -> Tensor | None:
@@ -187,19 +185,19 @@ def image_similarity(
         for one of the kernels is skipped for all.
 
     Raises:
-        ValueError: If an argument is out of its range, the folder has no image that is large
+        UserError: If an argument is out of its range, the folder has no image that is large
             enough, ``csv_file`` has other contents, or scikit-image is not installed.
         FileNotFoundError: If there is no such folder.
     """
     if importlib.util.find_spec("skimage") is None:
-        raise ValueError("SSIM and PSNR need scikit-image: pip install scikit-image")
+        raise UserError("SSIM and PSNR need scikit-image: pip install scikit-image")
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder at {folder.absolute()}")
     if match not in MATCHES:
-        raise ValueError(f"match must be one of {', '.join(MATCHES)}, got {match!r}")
+        raise UserError(f"match must be one of {', '.join(MATCHES)}, got {match!r}")
     if min(kernels) < 2:
-        raise ValueError(f"kernels must be at least 2, got {min(kernels)}")
+        raise UserError(f"kernels must be at least 2, got {min(kernels)}")
     check_methods(methods, scale)
     cases = [(k, m) for k in dict.fromkeys(kernels) for m in dict.fromkeys(methods)]
     settings = dict(match=match, scale=scale, expectation=expectation, seed=seed)
@@ -240,7 +238,7 @@ def image_similarity(
             rows += [done[key] for key in keys]
     if not rows:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:3])
-        raise ValueError(f"no image to compare in {folder.absolute()} ({reasons or 'empty'})")
+        raise UserError(f"no image to compare in {folder.absolute()} ({reasons or 'empty'})")
     return rows, skipped
 
 
@@ -272,16 +270,16 @@ def read_csv(path) -> list[dict]:
     """Reads the rows of :func:`image_similarity` from its file, but for an incomplete last line.
 
     Raises:
-        ValueError: If the file has other contents.
+        UserError: If the file has other contents.
     """
     text = read_text(path, "CSV file").rpartition("\n")[0]
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
         if reader.fieldnames != list(_COLUMNS):
-            raise ValueError(f"the first line has the columns {reader.fieldnames}")
+            raise UserError(f"the first line has the columns {reader.fieldnames}")
         return [{key: read(row[key]) for key, read in _COLUMNS.items()} for row in reader]
     except (csv.Error, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} was not written by image_similarity and cannot be resumed: {error}"
         ) from error
 
@@ -493,7 +491,7 @@ def main(args):
     if args.plot:
         check_picture(args.plot)
     if args.resume and not args.csv:
-        raise ValueError("resume needs csv, the file of the interrupted run")
+        raise UserError("resume needs csv, the file of the interrupted run")
     rows, skipped = image_similarity(
         args.folder,
         args.kernel,
@@ -516,4 +514,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, make_parser())
+    cli.run(main, make_parser().parse_args())
