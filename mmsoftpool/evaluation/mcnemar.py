@@ -1,10 +1,9 @@
 """McNemar's test for two classifiers on the same samples (supplement, section S7)."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import binomtest, chi2
 
 from ..files import read_csv, read_pickle
 
@@ -32,46 +31,52 @@ class McNemar:
         for name, count in vars(self).items():
             if count < 0:
                 raise ValueError(f"{name} must be at least 0, got {count}")
-        if self.samples == 0:
+        if not any(astuple(self)):
             raise ValueError("there must be at least one sample, got four counts of 0")
 
-    @property
-    def samples(self) -> int:
-        return self.both + self.only_b + self.only_a + self.neither
+    def test(self, exact: bool = False):
+        """Runs statsmodels' test.
 
-    @property
-    def statistic(self) -> float:
-        """Chi-square statistic, one degree of freedom, with continuity correction (equation S1)."""
-        disagreements = self.only_a + self.only_b
-        if disagreements == 0:
-            return 0.0
+        Args:
+            exact: Whether to use the binomial distribution, exact for few disagreements too.
+                Defaults to False, the chi-square distribution with one degree of freedom and
+                continuity correction (equation S1).
+
+        Returns:
+            An object with ``statistic`` and ``pvalue``; NaN if the classifiers never disagree.
+
+        Raises:
+            ValueError: If statsmodels is not installed.
+        """
+        try:
+            from statsmodels.stats.contingency_tables import mcnemar
+        except ImportError as error:
+            raise ValueError(
+                "McNemar's test needs statsmodels: pip install 'mmsoftpool[classifiers]'"
+            ) from error
+        table = [[self.both, self.only_b], [self.only_a, self.neither]]
         # The correction must not turn a difference of 0 into one of 1.
-        return max(abs(self.only_a - self.only_b) - 1, 0) ** 2 / disagreements
-
-    @property
-    def p_value(self) -> float:
-        """Probability of at least this statistic if both classifiers are equally good."""
-        return float(chi2.sf(self.statistic, 1))
-
-    @property
-    def exact_p_value(self) -> float:
-        """The same probability from the binomial distribution, exact for few disagreements too."""
-        disagreements = self.only_a + self.only_b
-        return 1.0 if disagreements == 0 else float(binomtest(self.only_a, disagreements).pvalue)
+        return mcnemar(table, exact, correction=self.only_a != self.only_b)
 
     def report(self, names: tuple[str, str] = ("A", "B")) -> str:
         """Formats the counts and the test as Markdown."""
         a, b = names
-        accuracy = [(self.both + only) / self.samples for only in (self.only_a, self.only_b)]
+        samples = sum(astuple(self))
+        accuracy = [(self.both + only) / samples for only in (self.only_a, self.only_b)]
+        if self.only_a == self.only_b == 0:
+            result = "no sample that only one of them classifies correctly"
+        else:
+            test, exact = self.test(), self.test(exact=True)
+            result = f"chi-square {test.statistic:.2f}, p = {test.pvalue:.3g}"
+            result += f" (exact binomial test: p = {exact.pvalue:.3g})"
         return (
-            f"| {self.samples} samples | {a} right | {a} wrong |\n"
+            f"| {samples} samples | {a} right | {a} wrong |\n"
             "|---|---:|---:|\n"
             f"| {b} right | {self.both} | {self.only_b} |\n"
             f"| {b} wrong | {self.only_a} | {self.neither} |\n\n"
             f"Accuracy: {a} {accuracy[0]:.2%}, {b} {accuracy[1]:.2%}, difference "
             f"{100 * (accuracy[1] - accuracy[0]):+.2f} points.\n"
-            f"McNemar's test: chi-square {self.statistic:.2f}, p = {self.p_value:.3g} "
-            f"(exact binomial test: p = {self.exact_p_value:.3g}).\n"
+            f"McNemar's test: {result}.\n"
         )
 
 
