@@ -1,7 +1,10 @@
 # A small RetinaNet on BCCD, 364 microscope photos of blood cells: real photos that a CPU learns
 # from random weights. A pattern for a data set of your own, see docs/own_data.md.
-_base_ = ["mmdet::_base_/models/retinanet_r50_fpn.py", "mmdet::_base_/default_runtime.py"]
-custom_imports = dict(imports=["mmsoftpool"])
+_base_ = [
+    "mmdet::_base_/models/retinanet_r50_fpn.py",
+    "mmdet::_base_/default_runtime.py",
+    "./_base_/exact_resume.py",
+]
 
 data_root = "data/bccd/"
 # Where to find the data set in this folder, for the error message if it is missing.
@@ -108,5 +111,7 @@ param_scheduler = [
         type="CosineAnnealingLR", by_epoch=True, convert_to_iter_based=True, begin=2, eta_min=2e-5
     ),
 ]
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2))
+default_hooks = _base_.pop("exact_resume")
+default_hooks.checkpoint.max_keep_ckpts = 2
+default_hooks.logger = dict(interval=10)
 randomness = dict(seed=0)

@@ -1,7 +1,10 @@
 # A small RetinaNet with a SoftPool ResNet-18, on the data set that tools/make_shapes.py draws.
 # Trains from scratch on a CPU in minutes: narrow backbone, neck and head, small images.
-_base_ = ["mmdet::_base_/models/retinanet_r50_fpn.py", "mmdet::_base_/default_runtime.py"]
-custom_imports = dict(imports=["mmsoftpool"])
+_base_ = [
+    "mmdet::_base_/models/retinanet_r50_fpn.py",
+    "mmdet::_base_/default_runtime.py",
+    "./_base_/exact_resume.py",
+]
 
 data_root = "data/shapes/"
 # Where to find the data set in this folder, for the error message if it is missing.
@@ -98,5 +101,7 @@ param_scheduler = [
         eta_min=2e-5,
     ),
 ]
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2))
+default_hooks = _base_.pop("exact_resume")
+default_hooks.checkpoint.max_keep_ckpts = 2
+default_hooks.logger = dict(interval=10)
 randomness = dict(seed=0)

@@ -1,12 +1,12 @@
 """SoftPool for MMDetection.
 
-Needs torch alone. Where mmengine and mmdet are installed, the modules and backbones are registered
-as well, so that ``custom_imports = dict(imports=['mmsoftpool'])`` is all that a config needs.
+Requires only torch. Where mmengine and mmdet are installed, the modules, backbones and hooks are
+registered as well, so that ``custom_imports = dict(imports=['mmsoftpool'])`` is all that a config
+needs.
 """
 
 import importlib.util
 import warnings
-from importlib.metadata import version
 
 from .ops import (
     AdaptiveSoftPool1d,
@@ -24,7 +24,7 @@ from .ops import (
 )
 from .replace import replace_pooling
 
-__version__ = version("mmsoftpool")
+__version__ = "0.1.0"
 __all__ = [
     "AdaptiveSoftPool1d",
     "AdaptiveSoftPool2d",
@@ -43,7 +43,7 @@ __all__ = [
 
 if importlib.util.find_spec("mmengine") is not None:
     try:
-        from . import models  # noqa: F401
+        from . import registry  # noqa: F401
     except Exception as error:  # mmdet checks mmcv's version by assert, mmcv's ops may not load
         warnings.warn(
             "mmsoftpool: OpenMMLab's packages are installed but cannot be imported, so nothing is "

@@ -1,7 +1,5 @@
-"""``python -m mmsoftpool``: the environment, its problems with suggested fixes, a self-test."""
+"""``python -m mmsoftpool``, the same as the command ``mmsoftpool``."""
 
-import sys
+from .cli import main
 
-from .environment import main
-
-sys.exit(main())
+main()

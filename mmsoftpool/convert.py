@@ -11,13 +11,14 @@ import importlib.util
 import pickle
 import re
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from mmengine.registry import MODELS
 from yapf.yapflib.yapf_api import FormatCode
 
+from . import __version__
+from .errors import UserError
 from .files import check_input, check_output, write_atomically
 
 #: Positions of the 2x2 windows of the authors' operator, by the time of training.
@@ -85,14 +86,14 @@ def convert_checkpoint(
 
     Raises:
         FileNotFoundError: If there is no ``source``, or no folder for ``target``.
-        ValueError: If ``source`` is damaged or not a checkpoint in the authors' format, or an
+        UserError: If ``source`` is damaged or not a checkpoint in the authors' format, or an
             argument does not fit it. Nothing is written then.
     """
     if windows not in WINDOWS:
-        raise ValueError(f"windows must be one of {', '.join(WINDOWS)}, got {windows!r}")
+        raise UserError(f"windows must be one of {', '.join(WINDOWS)}, got {windows!r}")
     check_output(target)
     if Path(target).exists() and Path(source).exists() and Path(source).samefile(target):
-        raise ValueError(f"target must be another file than source, got {target} for both")
+        raise UserError(f"target must be another file than source, got {target} for both")
     checkpoint = _load(source, trust)
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
     if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
@@ -100,16 +101,16 @@ def convert_checkpoint(
             content = f"keys {', '.join(sorted(map(str, checkpoint))[:5])}"
         else:
             content = type(checkpoint).__name__
-        raise ValueError(
+        raise UserError(
             f"{source} is not a checkpoint in the authors' format: state_dict must hold weights by "
             f"name, got {content}"
         )
     found = checkpoint.get("arch")
     if arch is not None and found is not None and arch != found:
-        raise ValueError(f"arch must be {found}, the architecture in {source}, got {arch}")
+        raise UserError(f"arch must be {found}, the architecture in {source}, got {arch}")
     arch = arch or found
     if not isinstance(arch, str) or arch not in ARCHITECTURES:
-        raise ValueError(
+        raise UserError(
             f"unknown architecture {arch!r} in {source}; arch must be one of "
             f"{', '.join(ARCHITECTURES)}"
         )
@@ -127,7 +128,7 @@ def convert_checkpoint(
         epoch=epoch if isinstance(epoch, int) else None,
         best_acc1=accuracy if isinstance(accuracy, (int, float)) else None,
         windows=windows,
-        converted_by=f"mmsoftpool {version('mmsoftpool')}",
+        converted_by=f"mmsoftpool {__version__}",
     )
     state_dict = {key: value.detach().cpu().clone() for key, value in state_dict.items()}
     # Through an open file: torch.save would write a path's name into the file.
@@ -144,12 +145,12 @@ def _load(path: str, trust: bool):
         reason = " ".join(str(error).split())
         code = re.search(r"unsupported (?:(?:global|class):? )+(\S+)", reason, re.IGNORECASE)
         if isinstance(error, pickle.UnpicklingError) and code:
-            raise ValueError(
+            raise UserError(
                 f"{path} contains code, {code[1]}; trust must be True to run it, for a file from a "
                 "source that you trust"
             ) from error
         reason = reason.split(". ")[0] or type(error).__name__
-        raise ValueError(f"{path} is damaged or not a PyTorch checkpoint: {reason}") from error
+        raise UserError(f"{path} is damaged or not a PyTorch checkpoint: {reason}") from error
 
 
 def _rename(key: str) -> str:
@@ -163,7 +164,7 @@ def _build(arch: str) -> torch.nn.Module:
     if cfg["type"].startswith("mmpretrain."):
         for package in ("mmpretrain", "timm"):
             if importlib.util.find_spec(package) is None:
-                raise ValueError(f"arch {arch} needs {package}: pip install 'mmsoftpool[pretrain]'")
+                raise UserError(f"arch {arch} needs {package}: pip install 'mmsoftpool[pretrain]'")
         return MODELS.build(cfg)
     return MODELS.build({**cfg, "type": f"mmdet.{cfg['type']}"})
 
@@ -172,7 +173,7 @@ def _check(source: str, arch: str, state_dict: dict, backbone: torch.nn.Module) 
     """Checks that the weights have an architecture's keys and shapes, and finite values."""
     odd = [key for key, value in state_dict.items() if not _is_dense(value)]
     if odd:
-        raise ValueError(
+        raise UserError(
             f"{source} must hold dense tensors of real numbers, got {len(odd)} other values "
             f"({', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''})"
         )
@@ -198,7 +199,7 @@ def _check(source: str, arch: str, state_dict: dict, backbone: torch.nn.Module) 
         if keys
     ]
     if problems:
-        raise ValueError(f"{source} does not fit {arch}: {'; '.join(problems)}")
+        raise UserError(f"{source} does not fit {arch}: {'; '.join(problems)}")
 
 
 def _is_dense(value) -> bool:

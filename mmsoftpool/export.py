@@ -14,8 +14,9 @@ from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from .engine import load_model
+from .errors import UserError
 from .files import write_atomically
+from .runner import load_model
 
 FORMATS = ("onnx", "pt2")
 #: Largest allowed difference from PyTorch, relative to the largest output if that is above 1.
@@ -33,7 +34,7 @@ class Network(nn.Module):
         backbone: Whether to take the backbone alone. Defaults to False.
 
     Raises:
-        ValueError: If it is neither a single-stage nor a two-stage detector with an RPN, and
+        UserError: If it is neither a single-stage nor a two-stage detector with an RPN, and
             ``backbone`` is False.
     """
 
@@ -43,7 +44,7 @@ class Network(nn.Module):
         if not (
             backbone or single or (isinstance(detector, TwoStageDetector) and detector.with_rpn)
         ):
-            raise ValueError(
+            raise UserError(
                 "detector must be a single-stage detector or a two-stage one with an RPN, got "
                 f"{type(detector).__name__}; backbone=True exports its backbone alone"
             )
@@ -87,7 +88,7 @@ def build_network(cfg: Config, checkpoint: str, backbone: bool = False) -> Netwo
     """Builds the network of a config with a checkpoint's weights, in eval mode on the CPU.
 
     Raises:
-        ValueError: If the checkpoint does not fit, or see :class:`Network`.
+        UserError: If the checkpoint does not fit, or see :class:`Network`.
         FileNotFoundError: If there is no such checkpoint.
     """
     return Network(load_model(cfg, checkpoint), backbone).eval()
@@ -105,18 +106,18 @@ def export(network: Network, format: str, out: str) -> float:
         The largest absolute difference of any output from PyTorch.
 
     Raises:
-        ValueError: If ``format`` is something else or needs a missing package, or the file
+        UserError: If ``format`` is something else or needs a missing package, or the file
             disagrees with PyTorch.
         FileNotFoundError: If there is no folder for ``out``.
     """
     if format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+        raise UserError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     if format == "onnx":
         missing = [
             n for n in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(n)
         ]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"format onnx needs {', '.join(missing)}: pip install 'mmsoftpool[export]'"
             )
     example = torch.randn(_EXAMPLE, generator=torch.Generator().manual_seed(0))
@@ -184,7 +185,7 @@ def _write_onnx(program, axes: dict, path: str, names: list[str]) -> None:
     }
     if foreign or model.functions:
         foreign |= {function.name for function in model.functions}
-        raise ValueError(
+        raise UserError(
             f"network must consist of standard ONNX operators, got {', '.join(sorted(foreign))}"
         )
 
@@ -208,7 +209,7 @@ def _compare(network: Network, format: str, path: str, divisor: int) -> float:
             difference = (got - expected).abs().max().item()
             allowed = TOLERANCE * max(1.0, expected.abs().max().item())
             if got.shape != expected.shape or not difference <= allowed:
-                raise ValueError(
+                raise UserError(
                     f"the exported {name} differs from PyTorch for an image of {shape} by "
                     f"{difference:.2g}, {allowed:.2g} is allowed"
                 )

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .errors import UserError
+
 
 def check_input(path: str | Path, what: str, advice: str = "") -> Path:
     """Checks that a file to be read exists.
@@ -43,12 +45,12 @@ def read_text(path: str | Path, what: str, advice: str = "") -> str:
 
     Raises:
         OSError: If there is no such file, or it cannot be read.
-        ValueError: If it is not UTF-8.
+        UserError: If it is not UTF-8.
     """
     try:
         return check_input(path, what, advice).read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file in UTF-8: {error}") from error
+        raise UserError(f"{path} is not a text file in UTF-8: {error}") from error
 
 
 def read_json(path: str | Path, what: str, advice: str = ""):
@@ -59,7 +61,7 @@ def read_json(path: str | Path, what: str, advice: str = ""):
 
     Raises:
         OSError: If there is no such file, or it cannot be read.
-        ValueError: If it is not JSON, or nested too deeply.
+        UserError: If it is not JSON, or nested too deeply.
     """
     return parse_json(read_text(path, what, advice), path)
 
@@ -68,13 +70,13 @@ def parse_json(text: str | bytes, source):
     """Parses JSON that was read from ``source``.
 
     Raises:
-        ValueError: If it is not JSON, or nested too deeply.
+        UserError: If it is not JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
     # ValueError also for bytes that are not UTF-8 and for integers of thousands of digits.
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is not JSON, or is damaged or truncated: {error}") from error
+        raise UserError(f"{source} is not JSON, or is damaged or truncated: {error}") from error
 
 
 def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[str, ...]]:
@@ -82,21 +84,21 @@ def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[
 
     Raises:
         OSError: If there is no such file, or it cannot be read.
-        ValueError: If it lacks one of the columns, or a line has another number of them.
+        UserError: If it lacks one of the columns, or a line has another number of them.
     """
     try:
         rows = list(csv.reader(io.StringIO(read_text(path, what), newline=""), strict=True))
     except csv.Error as error:
-        raise ValueError(f"{path} is not a CSV file: {error}") from error
+        raise UserError(f"{path} is not a CSV file: {error}") from error
     header = rows[0] if rows else []
     if not set(columns) <= set(header):
-        raise ValueError(
+        raise UserError(
             f"{path} must be a CSV file whose first line has the columns {', '.join(columns)}, got "
             f"{header}"
         )
     for number, row in enumerate(rows, 1):
         if row and len(row) != len(header):
-            raise ValueError(
+            raise UserError(
                 f"line {number} of {path} must have {len(header)} columns, got {len(row)}"
             )
     places = [header.index(column) for column in columns]
@@ -108,13 +110,13 @@ def read_pickle(path: str | Path, what: str):
 
     Raises:
         OSError: If there is no such file, or it cannot be read.
-        ValueError: If it is damaged or not a pickle file.
+        UserError: If it is damaged or not a pickle file.
     """
     with check_input(path, what).open("rb") as file:
         try:
             return pickle.load(file)
         except Exception as error:  # damaged files raise errors of any kind
-            raise ValueError(
+            raise UserError(
                 f"{path} is damaged or not a pickle file: {type(error).__name__}: {error}"
             ) from error
 

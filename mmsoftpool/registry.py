@@ -1,11 +1,89 @@
-"""The registry scope ``mmsoftpool``, for ``type='mmsoftpool.SoftPool2d'`` in any OpenMMLab config.
+"""Registration with OpenMMLab's registries, all in one place.
 
-mmengine imports this module when it finds the prefix, so the config needs no ``custom_imports``.
+A registered name is a function that imports its module when it is called, so ``import mmsoftpool``
+imports neither mmdet's models nor mmcv's operators. The pools, which need only torch, are
+registered themselves.
+
+mmengine imports this module when it finds the prefix ``mmsoftpool.`` in a config, as in
+``type='mmsoftpool.SoftPool2d'``; such a config needs no ``custom_imports``.
 """
 
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import Registry
+import importlib.util
+import warnings
+from importlib import import_module
 
-MODELS = Registry(
-    "model", parent=MMENGINE_MODELS, scope="mmsoftpool", locations=["mmsoftpool.models"]
-)
+from mmengine.registry import FUNCTIONS, HOOKS, TRANSFORMS, Registry
+from mmengine.registry import MODELS as ROOT
+
+from . import _openmmlab, ops
+from .models import pooling_methods
+
+#: The scope ``mmsoftpool``, which has every model of this package.
+MODELS = Registry("model", parent=ROOT, scope="mmsoftpool")
+
+
+def _register(registry: Registry, name: str, module) -> None:
+    if name in registry.module_dict:
+        warnings.warn(
+            f"mmsoftpool: {name} in the registry {registry.scope}.{registry.name} is "
+            f"{registry.module_dict[name]!r}, which is kept; use mmsoftpool.{name} for this one",
+            stacklevel=2,
+        )
+        return
+    registry.register_module(name=name, module=module)
+
+
+def _builder(module: str, name: str):
+    """A function that imports the class ``name`` when it is called, and makes an instance."""
+
+    def build(*args, **kwargs):
+        return getattr(import_module(module, __package__), name)(*args, **kwargs)
+
+    build.__name__ = build.__qualname__ = name
+    return build
+
+
+# In the root registry: mmdet, mmpretrain and the other libraries find these without a prefix.
+for _name in ops.__all__:
+    _pool = getattr(ops, _name)
+    if isinstance(_pool, type):
+        _register(MODELS, _name, _pool)
+        _register(ROOT, _name, _pool)
+_backbone = _builder(".models.backbone", "soft_pool_backbone")
+_register(MODELS, "SoftPoolBackbone", _backbone)
+_register(ROOT, "SoftPoolBackbone", _backbone)
+
+for _name, _module in (
+    ("AtomicCheckpointHook", ".hooks.checkpoints"),
+    ("EpochSeedHook", ".hooks.resume"),
+    ("MissedValidationHook", ".hooks.resume"),
+):
+    _register(HOOKS, _name, _builder(_module, _name))
+
+# Only in the scope mmsoftpool: names that others may have too.
+for _pool in pooling_methods.REGISTERED:
+    _register(MODELS, _pool.__name__, _pool)
+_register(MODELS, "GoogLeNet", _builder(".models.googlenet", "GoogLeNet"))
+
+if importlib.util.find_spec("mmdet") is not None:
+    import mmdet.registry
+
+    for _name in ("SoftPoolResNet", "SoftPoolResNetV1d", "SoftPoolResNeXt"):
+        _backbone = _builder(".models.resnet", _name)
+        _register(MODELS, _name, _backbone)
+        _register(mmdet.registry.MODELS, _name, _backbone)
+
+# For checkpoints of development versions, which have these names in their configs.
+_register(TRANSFORMS, "NamingLoadImageFromFile", _builder("mmcv.transforms", "LoadImageFromFile"))
+
+
+@FUNCTIONS.register_module()
+def keep_torch_seed(worker_id: int) -> None:
+    """A ``worker_init_fn`` that keeps the seed that torch gives a worker.
+
+    torch draws it from the generator of the main process, so it differs between epochs. mmengine's
+    own ``worker_init_fn`` sets the same seed in every epoch.
+    """
+
+
+_openmmlab.count_flops()

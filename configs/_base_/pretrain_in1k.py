@@ -6,8 +6,8 @@ _base_ = [
     "mmpretrain::_base_/datasets/imagenet_bs32.py",
     "mmpretrain::_base_/schedules/imagenet_bs256.py",
     "mmpretrain::_base_/default_runtime.py",
+    "./exact_resume.py",
 ]
-custom_imports = dict(imports=["mmsoftpool"])
 
 data_root = "data/imagenet/"
 data_source = dict(
@@ -39,4 +39,5 @@ val_dataloader = dict(dataset=dict(data_root=data_root))
 test_dataloader = val_dataloader
 
 param_scheduler = dict(milestones=[40, 80])
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
+default_hooks = _base_.pop("exact_resume")
+default_hooks.checkpoint.max_keep_ckpts = 3

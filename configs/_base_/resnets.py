@@ -1,7 +1,5 @@
 # A detector's SoftPool ResNet and the channels of its levels, by depth. A config takes one with
 # `model = _base_.pop("resnets")[50]`: whatever stays in a base becomes part of the config.
-custom_imports = dict(imports=["mmsoftpool"])
-
 resnets = {
     depth: dict(
         backbone=dict(

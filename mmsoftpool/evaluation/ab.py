@@ -10,8 +10,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..engine import coco_metrics, find_intact_checkpoint, load_config
+from ..config import coco_metrics, load_config
+from ..errors import UserError
 from ..files import read_text, write_atomically
+from ..hooks import find_intact_checkpoint
 from .comparison import Comparison, compare_detections
 
 
@@ -74,20 +76,20 @@ def compare_configs(
 
     Raises:
         FileNotFoundError: If a config is missing.
-        ValueError: If an argument is wrong, the configs cannot be compared, or ``work_dir`` has
+        UserError: If an argument is wrong, the configs cannot be compared, or ``work_dir`` has
             runs with other settings.
         BlockingIOError: If another process executes one of the runs.
         ChildProcessError: If a run fails.
     """
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise ValueError(f"seeds must be different numbers of at least 0, got {list(seeds)}")
+        raise UserError(f"seeds must be different numbers of at least 0, got {list(seeds)}")
     if gpus < 1:
-        raise ValueError(f"gpus must be at least 1, got {gpus}")
+        raise UserError(f"gpus must be at least 1, got {gpus}")
     if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
+        raise UserError(f"resamples must be at least 1, got {resamples}")
     names = [Path(config).stem for config in configs]
     if len(names) < 2 or len(set(names)) != len(names):
-        raise ValueError(f"configs must be at least two with different names, got {names}")
+        raise UserError(f"configs must be at least two with different names, got {names}")
     work_dir = Path(work_dir)
     evaluations = [
         _check_settings(config, list(cfg_options), work_dir / name)
@@ -95,7 +97,7 @@ def compare_configs(
     ]
     for config, evaluation in zip(configs, evaluations, strict=True):
         if evaluation != evaluations[0]:
-            raise ValueError(
+            raise UserError(
                 f"{configs[0]} and {config} must be evaluated on the same annotations and metrics, "
                 f"got {evaluations[0]} and {evaluation}"
             )
@@ -131,13 +133,13 @@ def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[
 
     Raises:
         FileNotFoundError: If the config is missing.
-        ValueError: If the folder has runs with other settings.
+        UserError: If the folder has runs with other settings.
     """
     cfg = load_config(config, cfg_options, work_dir=str(folder))
     metrics = tuple(coco_metrics(cfg))
     ann_file = cfg.test_evaluator.get("ann_file")
     if not isinstance(ann_file, str):
-        raise ValueError(f"test_evaluator.ann_file of {config} must be a file, got {ann_file!r}")
+        raise UserError(f"test_evaluator.ann_file of {config} must be a file, got {ann_file!r}")
     record, settings = folder / "config.py", cfg.pretty_text
     folder.mkdir(parents=True, exist_ok=True)
     # Two calls with other settings that start at the same time must not both find no record.
@@ -151,7 +153,7 @@ def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[
         changes = difflib.unified_diff(
             earlier.splitlines(), settings.splitlines(), n=0, lineterm=""
         )
-        raise ValueError(
+        raise UserError(
             f"{folder} has runs of {config} with other settings; choose another work_dir or delete "
             "it. The changes: " + " ".join(list(changes)[2:])
         )

@@ -10,7 +10,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.progress import track
 
-from ..datasets.coco import Faults, check_evaluable, is_box, is_mask, read_annotations
+from ..coco import Faults, check_evaluable, is_box, is_mask, read_annotations
+from ..errors import UserError
 from ..files import is_number, read_json
 from ..visualization import save_figure
 
@@ -31,7 +32,7 @@ class DetectionScores:
 
     Raises:
         FileNotFoundError: If there is no such result file.
-        ValueError: If it is not a result file for these annotations.
+        UserError: If it is not a result file for these annotations.
     """
 
     def __init__(self, ground_truth: COCO, result_file, iou_type: str = "bbox"):
@@ -143,7 +144,7 @@ def _index(data: dict) -> COCO:
 def _load_results(ground_truth: COCO, result_file, iou_type: str) -> COCO:
     results = read_json(result_file, "result file")
     if not isinstance(results, list):
-        raise ValueError(
+        raise UserError(
             f"{result_file} must be a list of detections, as CocoMetric writes with "
             f"outfile_prefix, got a {type(results).__name__}"
         )
@@ -311,20 +312,18 @@ def compare_detections(
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is not in COCO's format or does not fit the annotations, or an
+        UserError: If a file is not in COCO's format or does not fit the annotations, or an
             argument is out of its range.
     """
     if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
+        raise UserError(f"resamples must be at least 1, got {resamples}")
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+        raise UserError(f"confidence must be between 0 and 1, got {confidence}")
     if len(results) < 2:
-        raise ValueError(f"results must have at least two models, got {list(results)}")
+        raise UserError(f"results must have at least two models, got {list(results)}")
     empty = [name for name, files in results.items() if not files]
     if empty:
-        raise ValueError(
-            f"results must have at least one file for each model, got none for {empty}"
-        )
+        raise UserError(f"results must have at least one file for each model, got none for {empty}")
     ground_truth = _load_annotations(ann_file, iou_type)
     models = [
         [

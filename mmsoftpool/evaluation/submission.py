@@ -13,9 +13,11 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.runner import Runner
 from rich.progress import track
 
-from ..datasets.coco import Faults, is_box, is_mask, read_annotations
-from ..engine import build_runner, coco_metrics, load_model, require
+from ..coco import Faults, is_box, is_mask, read_annotations
+from ..config import coco_metrics, require
+from ..errors import UserError
 from ..files import check_input, is_number, parse_json, read_json, write_atomically
+from ..runner import build_runner, load_weights
 
 #: Number of images in test-dev2017.
 TEST_DEV_IMAGES = 20288
@@ -37,7 +39,7 @@ def read_image_info(path) -> dict:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is another kind of file.
+        UserError: If it is another kind of file.
     """
     info = read_annotations(
         path,
@@ -46,9 +48,9 @@ def read_image_info(path) -> dict:
         "its path",
     )
     if not info["images"] or not info["categories"]:
-        raise ValueError(f"{path} must have images and categories, as image_info_test-dev2017.json")
+        raise UserError(f"{path} must have images and categories, as image_info_test-dev2017.json")
     if info.get("annotations"):
-        raise ValueError(
+        raise UserError(
             f"{path} has annotations, so it is not the image_info_test-dev2017.json of test-dev"
         )
     return info
@@ -68,7 +70,7 @@ def detect_test_dev(
     resumes an interrupted run at the first missing part.
 
     Args:
-        cfg: The config, from :func:`mmsoftpool.engine.load_config`.
+        cfg: The config, from :func:`mmsoftpool.config.load_config`.
         checkpoint: File or URL of the detector's weights.
         name: Name of the algorithm, part of the file names: letters, digits and ``_.-``.
         ann_file (str | Path): ``image_info_test-dev2017.json``.
@@ -82,14 +84,14 @@ def detect_test_dev(
 
     Raises:
         FileNotFoundError: If the image list, an image or the checkpoint is missing.
-        ValueError: If an argument is wrong, the detector does not fit the data set, ``work_dir``
+        UserError: If an argument is wrong, the detector does not fit the data set, ``work_dir``
             has results of another run, or the check finds a fault.
     """
     file_name = f"detections_test-dev2017_{name}_results"
     if not _FILE_NAME.fullmatch(file_name):
-        raise ValueError(f"name must have only letters, digits, '_', '.' and '-', got {name!r}")
+        raise UserError(f"name must have only letters, digits, '_', '.' and '-', got {name!r}")
     if part_size < 1:
-        raise ValueError(f"part_size must be at least 1, got {part_size}")
+        raise UserError(f"part_size must be at least 1, got {part_size}")
     require(cfg, "test_dataloader.dataset", "test_dataloader.dataset.pipeline", "test_cfg")
     info = read_image_info(ann_file)
     missing = [
@@ -118,13 +120,13 @@ def detect_test_dev(
         format_only=True,
         outfile_prefix=str(folder / "unfinished"),
     )
-    load_model(cfg, checkpoint)  # mmengine would report a mistake after hundreds of lines
+    cfg.load_from = checkpoint
     runner = build_runner(cfg)
-    runner.load_checkpoint(checkpoint, strict=True)
+    load_weights(runner.model, checkpoint)  # mmengine only logs what does not fit
     dataset = runner.test_loop.dataloader.dataset
     classes, categories = dataset.metainfo["classes"], {c["name"] for c in info["categories"]}
     if set(classes) != categories:
-        raise ValueError(
+        raise UserError(
             f"the {len(classes)} classes of the detector must be the {len(categories)} of "
             f"{ann_file}; only one of them has {', '.join(sorted(set(classes) ^ categories)[:5])}"
         )
@@ -178,7 +180,7 @@ def _begin(folder: Path, cfg: Config, checkpoint: str, ann_file, part_size: int)
     """Records the settings of a run in ``run.json``, or checks that they have not changed.
 
     Raises:
-        ValueError: If the folder has results of a run with other settings.
+        UserError: If the folder has results of a run with other settings.
     """
     (folder / "parts").mkdir(parents=True, exist_ok=True)
     weights = Path(checkpoint)
@@ -198,10 +200,10 @@ def _begin(folder: Path, cfg: Config, checkpoint: str, ann_file, part_size: int)
         return
     earlier = read_json(record, "record of the run")
     if not isinstance(earlier, dict):
-        raise ValueError(f"{record} must hold the settings of a run, got {earlier!r}")
+        raise UserError(f"{record} must hold the settings of a run, got {earlier!r}")
     changed = [key for key in settings if settings[key] != earlier.get(key)]
     if changed:
-        raise ValueError(
+        raise UserError(
             f"{folder} has results of a run with another {' and '.join(changed)}; delete it or "
             "choose another work_dir"
         )
@@ -246,13 +248,13 @@ def check_submission(path, ann_file, max_empty: int = 0) -> str:
 
     Raises:
         FileNotFoundError: If one of the files is missing.
-        ValueError: If there are faults; the message has the number of each and an example.
+        UserError: If there are faults; the message has the number of each and an example.
     """
     path = Path(path)
     info = read_image_info(ann_file)
     detections = _read_submission(path)
     if not detections:
-        raise ValueError(f"{path} has no detections")
+        raise UserError(f"{path} has no detections")
     faults = Faults(f"{path} is not ready for the server", detections)
     kinds = [
         kind
@@ -282,7 +284,7 @@ def check_submission(path, ann_file, max_empty: int = 0) -> str:
     faults.report()
     empty = sorted(images.keys() - set(ids.tolist()))
     if len(empty) > max_empty:
-        raise ValueError(
+        raise UserError(
             f"{path} has detections for {len(ids)} of {len(images)} images, the first image "
             f"without is {empty[0]}; the file may be truncated (max_empty={len(empty)} if the "
             "detector found nothing there)"
@@ -310,13 +312,13 @@ def check_submission(path, ann_file, max_empty: int = 0) -> str:
 def _read_submission(path: Path) -> list:
     check_input(path, "file")
     if not _FILE_NAME.fullmatch(path.stem) or path.suffix not in (".json", ".zip"):
-        raise ValueError(
+        raise UserError(
             f"the file must be named detections_test-dev2017_NAME_results.json or .zip, got {path}"
         )
     content = _read_zip(path) if path.suffix == ".zip" else path.read_bytes()
     detections = parse_json(content, path)
     if not isinstance(detections, list):
-        raise ValueError(f"{path} must be a list of detections, got a {type(detections).__name__}")
+        raise UserError(f"{path} must be a list of detections, got a {type(detections).__name__}")
     return detections
 
 
@@ -329,13 +331,13 @@ def _read_zip(path: Path) -> bytes:
             content = archive.read(name) if files.get(name, MAX_BYTES) < MAX_BYTES else None
     # Damage raises BadZipFile, zlib.error, EOFError; encryption RuntimeError; and there are others.
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged or truncated, or not a plain zip file: {error}"
         ) from error
     if list(files) != [name]:
-        raise ValueError(f"{path} must contain only {name}, got {list(files)}")
+        raise UserError(f"{path} must contain only {name}, got {list(files)}")
     if content is None:
-        raise ValueError(
+        raise UserError(
             f"{path} must unpack to less than {MAX_BYTES} bytes, got {files[name]} bytes"
         )
     return content

@@ -16,10 +16,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from ..engine import build_runner, check_data, load_model, require
+from ..checks import check_dataset
+from ..config import require
+from ..errors import UserError
 from ..files import read_json, write_atomically
 from ..ops.pooling import Pooling
 from ..replace import replace_pooling
+from ..runner import build_runner, explain_errors, load_model
 from ..visualization import save_figure
 
 #: The values of alpha that are tried by default.
@@ -118,7 +121,7 @@ def evaluate_swap(
     what has the same config, weights and settings, and evaluates the rest.
 
     Args:
-        cfg: The config of the training, from :func:`~mmsoftpool.engine.load_config`.
+        cfg: The config of the training, from :func:`~mmsoftpool.config.load_config`.
         checkpoints: Files or URLs of weights that fit it, such as those of several seeds.
         alphas: Values of alpha. Defaults to :data:`ALPHAS`.
         include: The pools of the backbone to replace, for :func:`~mmsoftpool.replace_pooling`.
@@ -131,33 +134,39 @@ def evaluate_swap(
 
     Raises:
         FileNotFoundError: If the data set or a checkpoint is missing.
-        ValueError: If an argument is out of its range, a checkpoint does not fit the config, the
+        UserError: If an argument is out of its range, a checkpoint does not fit the config, the
             backbone has no such pool, or the config lacks a part that is needed.
     """
     if not checkpoints:
-        raise ValueError("checkpoints must be at least one file or URL, got none")
+        raise UserError("checkpoints must be at least one file or URL, got none")
     if not alphas or len(set(alphas)) != len(alphas):
-        raise ValueError(f"alphas must be different numbers, at least one, got {list(alphas)}")
+        raise UserError(f"alphas must be different numbers, at least one, got {list(alphas)}")
     for alpha in alphas:
-        Pooling.check(2, 1, alpha=alpha)
+        try:
+            Pooling.check(2, 1, alpha=alpha)
+        except (TypeError, ValueError) as error:
+            raise UserError(str(error)) from error
     if batch_norm < 0:
-        raise ValueError(f"batch_norm must be at least 0, got {batch_norm}")
+        raise UserError(f"batch_norm must be at least 0, got {batch_norm}")
     require(cfg, "model.backbone", "val_dataloader.dataset", "val_evaluator", "val_cfg")
     if batch_norm:
         require(cfg, "train_dataloader.dataset")
-    check_data(cfg, "val", *["train"] * bool(batch_norm))
     work_dir = Path(cfg.work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
     results = work_dir / "swap.json"
     known = read_json(results, "results of the swap") if results.exists() else {}
     if not (isinstance(known, dict) and all(map(_are_scores, known.values()))):
-        raise ValueError(f"{results} is damaged; delete it to evaluate everything again")
+        raise UserError(f"{results} is damaged; delete it to evaluate everything again")
     settings = cfg.copy()
     settings.work_dir = ""
     settings = hashlib.sha256(f"{settings.pretty_text}{include}".encode()).hexdigest()[:16]
 
     for checkpoint in checkpoints:  # mistakes are found before the first evaluation
         replace_pooling(load_model(cfg, checkpoint).backbone, include=include)
+    with explain_errors(cfg):
+        runner = build_runner(cfg.copy())
+        val, metrics = runner.val_dataloader.dataset, runner.val_evaluator.metrics
+        check_dataset("val", val, metrics, runner.model)
 
     curves = []
     for checkpoint in checkpoints:
@@ -184,9 +193,10 @@ def evaluate_swap(
                         temporary.write_text(json.dumps(known, indent=1))
                 scores.append(known[key])
         curves.append(scores)
-    metric = next(iter(curves[0][0]))
+    metric = _main_metric({name for curve in curves for scores in curve for name in scores})
     scale = 100 if metric.startswith("coco/") else 1
-    table = scale * np.array([[scores[metric] for scores in curve] for curve in curves])
+    # A detector that finds nothing has no metrics: its AP is 0.
+    table = scale * np.array([[scores.get(metric, 0.0) for scores in curve] for curve in curves])
     count = 1 + len(alphas)
     swap = Swap(
         metric=metric,
@@ -201,19 +211,25 @@ def evaluate_swap(
     return swap
 
 
+def _main_metric(names: set[str]) -> str:
+    """The metric for the table: the AP of the boxes or masks, without those of single classes."""
+    preferred = ("coco/bbox_mAP", "coco/segm_mAP", "accuracy/top1")
+    means = sorted(name for name in names if name.endswith("mAP"))
+    return next((n for n in (*preferred, *means, *sorted(names)) if n in names), preferred[0])
+
+
 def _are_scores(value) -> bool:
     """Whether a value in the file of the results has the form of an evaluation's metrics."""
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(x, float) for x in value.values())
-    )
+    return isinstance(value, dict) and all(isinstance(x, float) for x in value.values())
 
 
 def _load(cfg: Config, checkpoint: str) -> Runner:
     """The Runner of a config with the weights of a checkpoint."""
-    runner = build_runner(cfg.copy())
-    runner.load_checkpoint(checkpoint, strict=True)
+    cfg = cfg.copy()
+    cfg.load_from = checkpoint
+    runner = build_runner(cfg)
+    runner.call_hook("before_run")  # as Runner.val does, for hooks that keep weights of their own
+    runner.load_or_resume()
     runner.model.eval()
     return runner
 

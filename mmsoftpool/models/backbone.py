@@ -8,7 +8,6 @@ from torch import nn
 from ..replace import replace_pooling
 
 
-@MODELS.register_module(name="SoftPoolBackbone")
 def soft_pool_backbone(
     backbone: dict, pool=dict(type="SoftPool2d"), include=None, exclude=()
 ) -> nn.Module:

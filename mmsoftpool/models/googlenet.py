@@ -3,10 +3,7 @@
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from ..registry import MODELS
 
-
-@MODELS.register_module()
 class GoogLeNet(BaseModule):
     """torchvision's GoogLeNet up to its last block (Szegedy et al., CVPR 2015, with batch norm).
 

@@ -483,17 +483,29 @@ class LiteS3DPPool2d(_SpatialSamplingPool2d, _PerChannelPool2d):
         return f"{super().extra_repr()}, eps={self.eps:.4g}"
 
 
+#: The pools of this module, in the registry's scope ``mmsoftpool``.
+REGISTERED = (
+    PowerAvgPool2d,
+    SumPool2d,
+    LearnedNormPool2d,
+    GatedPool2d,
+    LiteS3DPPool2d,
+    LIPool2d,
+    StochasticPool2d,
+    S3Pool2d,
+)
+
 #: Configs of the methods of the paper's Table 1, in its order and without ``kernel_size``.
 METHODS = {
     "average": dict(type="torch.nn.AvgPool2d", count_include_pad=False),
     "maximum": dict(type="torch.nn.MaxPool2d"),
-    "power-average": dict(type="PowerAvgPool2d"),
-    "sum": dict(type="SumPool2d"),
-    "lp": dict(type="LearnedNormPool2d"),
-    "gate": dict(type="GatedPool2d"),
-    "lite-s3dpp": dict(type="LiteS3DPPool2d"),
-    "lip": dict(type="LIPool2d"),
-    "stochastic": dict(type="StochasticPool2d"),
-    "s3": dict(type="S3Pool2d"),
+    "power-average": dict(type="mmsoftpool.PowerAvgPool2d"),
+    "sum": dict(type="mmsoftpool.SumPool2d"),
+    "lp": dict(type="mmsoftpool.LearnedNormPool2d"),
+    "gate": dict(type="mmsoftpool.GatedPool2d"),
+    "lite-s3dpp": dict(type="mmsoftpool.LiteS3DPPool2d"),
+    "lip": dict(type="mmsoftpool.LIPool2d"),
+    "stochastic": dict(type="mmsoftpool.StochasticPool2d"),
+    "s3": dict(type="mmsoftpool.S3Pool2d"),
     "softpool": dict(type="SoftPool2d"),
 }

@@ -26,7 +26,6 @@ class _StemPool:
         self.maxpool = MODELS.build(stem_pool)  # the name that ResNet.forward calls
 
 
-@MODELS.register_module()
 class SoftPoolResNet(_StemPool, ResNet):
     """mmdet's :class:`~mmdet.models.backbones.ResNet` with another pool in the stem, its only
     pooling layer.
@@ -56,7 +55,6 @@ class SoftPoolResNet(_StemPool, ResNet):
     """
 
 
-@MODELS.register_module()
 class SoftPoolResNetV1d(_StemPool, ResNetV1d):
     """mmdet's :class:`~mmdet.models.backbones.ResNetV1d` with another pool in the stem; see
     :class:`SoftPoolResNet`.
@@ -66,7 +64,6 @@ class SoftPoolResNetV1d(_StemPool, ResNetV1d):
     """
 
 
-@MODELS.register_module()
 class SoftPoolResNeXt(_StemPool, ResNeXt):
     """mmdet's :class:`~mmdet.models.backbones.ResNeXt` with another pool in the stem; see
     :class:`SoftPoolResNet`. Depths 50, 101 and 152.

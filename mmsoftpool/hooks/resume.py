@@ -1,4 +1,4 @@
-"""Resuming an interrupted run: random numbers without a history, missed validations."""
+"""Resuming an interrupted run: history-independent random numbers, missed validations."""
 
 from bisect import bisect
 from contextlib import suppress
@@ -8,21 +8,21 @@ import numpy as np
 from mmengine.dataset import DefaultSampler
 from mmengine.dist import broadcast_object_list, get_rank, is_main_process
 from mmengine.hooks import Hook
-from mmengine.registry import FUNCTIONS, HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, set_random_seed
 from torch.utils.data import BatchSampler, DataLoader, get_worker_info
 
+from .._openmmlab import end_workers
 from ..files import write_atomically
+from ..registry import keep_torch_seed
 
 
-@HOOKS.register_module()
 class EpochSeedHook(Hook):
     """Hook that seeds Python, NumPy and torch at the start of every training epoch.
 
     The random numbers of an epoch (augmentation, sampling of proposals) then depend only on the
     seed of the run, the epoch and the rank, and not on the epochs before: a run that resumes from a
-    checkpoint ends in the same weights as an uninterrupted one. torch derives the seeds of the data
-    loader's workers from this seed; see :func:`keep_torch_seed`.
+    checkpoint ends in the same weights as an uninterrupted one. Every epoch has new workers, whose
+    seeds torch derives from the epoch's; ``persistent_workers`` has no effect.
 
     In an ``IterBasedTrainLoop`` every iteration has its own seed, and every batch.
     """
@@ -30,10 +30,13 @@ class EpochSeedHook(Hook):
     priority = "VERY_HIGH"
 
     def before_train(self, runner):
+        loader = runner.train_dataloader
+        if "worker_init_fn" not in runner.cfg.get("train_dataloader", {}):
+            loader.worker_init_fn = keep_torch_seed  # mmengine's has the same seed in every epoch
         # A resumed run without a seed of its own takes the checkpoint's, after its sampler is made.
         if runner.cfg.get("randomness", {}).get("diff_rank_seed"):
             return  # the ranks' seeds differ, and samplers that differ would draw images twice
-        sampler = _sampler(runner.train_dataloader)
+        sampler = _sampler(loader)
         if hasattr(sampler, "seed"):
             sampler.seed = runner.seed
 
@@ -42,6 +45,8 @@ class EpochSeedHook(Hook):
         _seed(*seed)
         if isinstance(runner.train_loop, IterBasedTrainLoop):
             runner.train_loop.dataloader_iterator = SeededBatches(runner.train_dataloader, seed)
+        else:
+            end_workers(runner.train_dataloader)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if isinstance(runner.train_loop, IterBasedTrainLoop):
@@ -59,15 +64,6 @@ def _seed(*sequence: int) -> None:
 def _sampler(loader: DataLoader):
     """The sampler of images, also that of a batch sampler."""
     return getattr(loader.batch_sampler, "sampler", loader.sampler)
-
-
-@FUNCTIONS.register_module()
-def keep_torch_seed(worker_id: int) -> None:
-    """A ``worker_init_fn`` that keeps the seed that torch gives a worker.
-
-    torch draws it from the generator of the main process, so it differs between epochs. mmengine's
-    own ``worker_init_fn`` sets the same seed in every epoch.
-    """
 
 
 class SeededBatches:
@@ -148,7 +144,6 @@ class _BatchSeeds:
         return batch
 
 
-@HOOKS.register_module()
 class MissedValidationHook(Hook):
     """Hook that repeats an interrupted validation when the run resumes.
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import is_number, read_json
+from .errors import UserError
+from .files import is_number, read_json
 
 
 class Faults:
@@ -30,12 +31,12 @@ class Faults:
             )
 
     def report(self) -> None:
-        """Raises a ValueError with all faults, if there are any."""
+        """Raises a UserError with all faults, if there are any."""
         if self.lines:
-            raise ValueError(f"{self.source}: " + "; ".join(self.lines))
+            raise UserError(f"{self.source}: " + "; ".join(self.lines))
 
     def require(self, *keys: str) -> None:
-        """Reports entries that are not dicts, or have not all of the keys."""
+        """Reports entries that are not dicts, or lack one of the keys."""
         self.add("not a dict", [not isinstance(entry, dict) for entry in self.entries])
         self.report()
         for key in keys:
@@ -63,7 +64,7 @@ def read_annotations(path: str | Path, what: str, advice: str = "") -> dict:
 
     Raises:
         OSError: If there is no such file, or it cannot be read.
-        ValueError: If it has another format; the message has the number of each fault and an
+        UserError: If it has another format; the message has the number of each fault and an
             example.
     """
     data = read_json(path, what, advice)
@@ -74,7 +75,7 @@ def read_annotations(path: str | Path, what: str, advice: str = "") -> dict:
         or not isinstance(data.get(key, [] if key == "annotations" else None), list)
     ]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{path} is not in COCO's annotation format: it must have a list of "
             f"{' and one of '.join(missing)}"
         )
@@ -120,11 +121,11 @@ def check_evaluable(data: dict, path: str | Path, masks: bool = False) -> None:
         masks: Whether masks are evaluated. Defaults to False, boxes alone.
 
     Raises:
-        ValueError: If they have not.
+        UserError: If a required field is missing or wrong.
     """
     objects = data.get("annotations")
     if not objects:
-        raise ValueError(f"{path} has no annotations to compare detections with")
+        raise UserError(f"{path} has no annotations to compare detections with")
     faults = Faults(f"the annotations in {path} cannot be evaluated", objects)
     faults.require("iscrowd", *(["segmentation"] if masks else []))
     if masks:
@@ -161,8 +162,8 @@ def _is_polygons(value, size: tuple[int, int]) -> bool:
 def is_mask(value, size: tuple[int, int]) -> bool:
     """Whether a value is an RLE, its runs listed or as a string, that fills an image.
 
-    pycocotools.mask.decode accepts runs that do not fill the image and leaves the rest of the mask
-    uninitialized.
+    With runs that do not fill the image, pycocotools loops forever when it compares two masks, and
+    leaves the rest of a decoded one uninitialized; it has no check of its own.
 
     Args:
         value: The value.

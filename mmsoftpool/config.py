@@ -3,12 +3,12 @@
 import argparse
 import os
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
-from ..files import check_input
+from .errors import UserError
+from .files import check_input
 
 
 def load_config(
@@ -20,7 +20,7 @@ def load_config(
     """Reads a config and overrides settings of it.
 
     Args:
-        path: The config file.
+        path: The config file, or the name of one of this project's, see :func:`find_config`.
         cfg_options: Settings that override the config's, as a dict or as strings ``key=value``.
             ``data_root`` replaces the config's ``data_root`` wherever it occurs: in train, val and
             test data sets and evaluators. Defaults to None.
@@ -30,34 +30,28 @@ def load_config(
 
     Raises:
         FileNotFoundError: If there is no such config file.
-        ValueError: If the config cannot be read, has no ``model`` or needs mmpretrain and it is not
-            installed; if ``cfg_options`` do not fit it, or have a ``data_root`` and the config has
-            none to replace.
+        UserError: If the config cannot be read or has no ``model``; if ``cfg_options`` do not fit
+            it, or have a ``data_root`` and the config has none to replace.
     """
-    check_input(
-        path,
-        "config file",
-        "; the configs of this project are in configs/, and 'mim download mmdet --config NAME' "
-        "downloads one of mmdet's",
-    )
+    path = find_config(path)
     cfg = _read(path)
     if not isinstance(cfg.get("model"), dict):
-        raise ValueError(f"{path} must have a model, a dict, got {cfg.get('model')!r}")
+        raise UserError(f"{path} must have a model, a dict, got {cfg.get('model')!r}")
     options = parse_options(cfg_options) if isinstance(cfg_options, list) else cfg_options
     options = dict(options or {})
     if "data_root" in options:
         old, new = cfg.get("data_root"), str(options.pop("data_root"))
         if not new:
-            raise ValueError("data_root in cfg_options must be a folder, got ''")
+            raise UserError("data_root in cfg_options must be a folder, got ''")
         if not (isinstance(old, str) and old.rstrip("/")):
-            raise ValueError(
+            raise UserError(
                 f"cfg_options sets data_root={new}, but {path} has no data_root to replace"
             )
         _move_data_root(cfg._cfg_dict, old.rstrip("/"), new)
     try:
         cfg.merge_from_dict(options)
-    except Exception as error:  # such as a key below a number, or an index that a list has not
-        raise ValueError(f"cfg_options do not fit {path}: {_describe(error)}") from error
+    except Exception as error:  # such as a key below a number, or an index out of range
+        raise UserError(f"cfg_options do not fit {path}: {_describe(error)}") from error
     cfg.launcher = launcher
     if work_dir is not None:
         cfg.work_dir = work_dir
@@ -66,19 +60,38 @@ def load_config(
     return cfg
 
 
+def find_config(path: str) -> str:
+    """Finds a config file.
+
+    Args:
+        path: A file, or the name of one of the configs that come with this package, with or without
+            ``.py``: ``retinanet_r50_softpool``.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if not Path(path).exists() and Path(path).name == path:
+        shipped = Path(__file__).parent / ".mim" / "configs"
+        for found in sorted(shipped.rglob(f"{path.removesuffix('.py')}.py")):
+            return str(found.resolve())
+    check_input(
+        path,
+        "config file",
+        "; the configs of this project are known by their names, such as retinanet_r50_softpool, "
+        "and 'mim download mmdet --config NAME' downloads one of mmdet's",
+    )
+    return path
+
+
 def _read(path: str) -> Config:
     """Reads a config file; whatever goes wrong in it is the user's to correct."""
     suffixes = (".py", ".json", ".yml", ".yaml")
     if Path(path).suffix not in suffixes:
-        raise ValueError(f"a config file must end in one of {', '.join(suffixes)}, got {path}")
+        raise UserError(f"a config file must end in one of {', '.join(suffixes)}, got {path}")
     try:
         return Config.fromfile(path)
-    except ModuleNotFoundError as error:
-        if "mmpretrain" not in str(error):
-            raise ValueError(f"{path} cannot be read: {_describe(error)}") from error
-        raise ValueError(f"{path} needs mmpretrain: pip install 'mmsoftpool[pretrain]'") from error
     except Exception as error:
-        raise ValueError(f"{path} cannot be read: {_describe(error)}") from error
+        raise UserError(f"{path} cannot be read: {_describe(error)}") from error
 
 
 def _describe(error: Exception) -> str:
@@ -96,18 +109,27 @@ def _describe(error: Exception) -> str:
 def parse_options(options: list[str]) -> dict:
     """Parses settings ``key=value`` as MMDetection's ``--cfg-options`` does.
 
+    A path is taken literally, with the spaces, commas and brackets that it may have: the value of
+    ``data_root``, and any value with a slash that is not in brackets.
+
     Raises:
-        ValueError: If a setting has another form.
+        UserError: If a setting has another form.
     """
+    parsed = {}
     for option in options:
-        if not option.partition("=")[0] or "=" not in option:
-            raise ValueError(f"cfg_options must have the form key=value, got {option!r}")
-    parser = argparse.ArgumentParser()
-    parser.add_argument("options", nargs="*", action=DictAction, default={})
-    try:
-        return parser.parse_args(["--", *options]).options if options else {}
-    except AssertionError as error:  # brackets that are not closed
-        raise ValueError(f"cfg_options must have balanced brackets, got {options}") from error
+        key, equals, value = option.partition("=")
+        if not (key and equals):
+            raise UserError(f"cfg_options must have the form key=value, got {option!r}")
+        if key == "data_root" or ("/" in value and value[:1] not in ("[", "(", "'", '"')):
+            parsed[key] = value
+            continue
+        parser = argparse.ArgumentParser()
+        parser.add_argument("options", nargs="*", action=DictAction)
+        try:
+            parsed |= parser.parse_args(["--", option]).options
+        except AssertionError as error:  # brackets that are not closed
+            raise UserError(f"cfg_options must have balanced brackets, got {option!r}") from error
+    return parsed
 
 
 def _move_data_root(node, old: str, new: str):
@@ -128,41 +150,31 @@ def require(cfg: Config, *names: str) -> None:
     """Checks that a config has the given parts, such as ``'test_dataloader.dataset'``.
 
     Raises:
-        ValueError: If one is missing, or is neither a dict nor a list.
+        UserError: If one is missing, or is neither a dict nor a list.
     """
     for name in names:
         part = cfg
         for key in name.split("."):
             part = part.get(key) if isinstance(part, (dict, Config)) else None
         if not isinstance(part, (dict, list)):
-            raise ValueError(f"{cfg.filename} must have {name}, a dict, got {part!r}")
+            raise UserError(f"{cfg.filename} must have {name}, a dict, got {part!r}")
 
 
 def coco_metrics(cfg: Config) -> list[str]:
     """Metrics of a config's ``test_evaluator``: ``'bbox'``, ``'segm'`` or both.
 
     Raises:
-        ValueError: If ``test_evaluator`` is not one CocoMetric with these metrics.
+        UserError: If ``test_evaluator`` is not one CocoMetric with these metrics.
     """
     evaluator = cfg.get("test_evaluator")
     if not isinstance(evaluator, dict) or evaluator.get("type") != "CocoMetric":
-        raise ValueError(
+        raise UserError(
             f"{cfg.filename} must have one test_evaluator, a CocoMetric, got {evaluator}"
         )
     metrics = evaluator.get("metric", "bbox")
     metrics = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
     if not metrics or not all(metric in ("bbox", "segm") for metric in metrics):
-        raise ValueError(
+        raise UserError(
             f"test_evaluator.metric of {cfg.filename} must be bbox or segm, got {metrics}"
         )
     return metrics
-
-
-def dicts(*nodes) -> Iterator[dict]:
-    """All dicts in nested dicts and lists."""
-    for node in nodes:
-        if isinstance(node, dict):
-            yield node
-            yield from dicts(*node.values())
-        elif isinstance(node, (list, tuple)):
-            yield from dicts(*node)

@@ -10,9 +10,9 @@ from pathlib import Path
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
-from mmengine.registry import HOOKS
-from mmengine.runner import find_latest_checkpoint
+from mmengine.runner import IterBasedTrainLoop, find_latest_checkpoint
 
+from ..errors import UserError
 from ..files import write_atomically
 
 
@@ -31,7 +31,6 @@ class AtomicBackend(LocalBackend):
             os.fsync(file.fileno())  # network file systems report a full disk only then
 
 
-@HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, without the moments at which it can lose an earlier checkpoint.
 
@@ -49,6 +48,11 @@ class AtomicCheckpointHook(CheckpointHook):
             self.backend_args = dict(backend="atomic")
 
     def before_train(self, runner):
+        if isinstance(runner.train_loop, IterBasedTrainLoop) and self.by_epoch:
+            raise UserError(
+                "default_hooks.checkpoint.by_epoch must be False, because train_cfg counts "
+                "iterations and would save no checkpoint before the last one"
+            )
         super().before_train(runner)
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids = deque(self.keep_ckpt_ids)  # with room for one more

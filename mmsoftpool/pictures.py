@@ -1,8 +1,9 @@
-"""Pictures of pooling and of runs, and how every picture of this package is written."""
+"""How every picture of this package is written."""
 
 from pathlib import Path
 
-from ..files import check_output, write_atomically
+from .errors import UserError
+from .files import check_output, write_atomically
 
 
 def check_picture(path) -> None:
@@ -12,7 +13,7 @@ def check_picture(path) -> None:
         path (str | Path): The file; its suffix is the format, such as ``.png``, ``.jpg``, ``.pdf``.
 
     Raises:
-        ValueError: If matplotlib cannot write that format.
+        UserError: If matplotlib cannot write that format.
         OSError: If the file cannot be written.
     """
     from matplotlib.backend_bases import FigureCanvasBase  # here: the rest needs torch alone
@@ -20,7 +21,7 @@ def check_picture(path) -> None:
     formats = FigureCanvasBase.get_supported_filetypes()
     if Path(path).suffix.lower()[1:] not in formats:
         allowed = ", ".join(f".{name}" for name in formats)
-        raise ValueError(f"a picture must end in one of {allowed}, got {path}")
+        raise UserError(f"a picture must end in one of {allowed}, got {path}")
     check_output(path)
 
 
@@ -34,7 +35,7 @@ def save_figure(figure, path, **options) -> None:
         **options: As for ``Figure.savefig``.
 
     Raises:
-        ValueError, OSError: See :func:`check_picture`.
+        UserError, OSError: See :func:`check_picture`.
     """
     check_picture(path)
     if Path(path).suffix.lower() in (".jpg", ".jpeg"):
