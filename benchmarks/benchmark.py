@@ -23,10 +23,8 @@ import os
 import platform
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -34,13 +32,12 @@ from torch import Tensor, nn
 
 import mmsoftpool
 import roofline
+from mmsoftpool import cli
+from mmsoftpool.errors import UserError
 from mmsoftpool.files import check_output, write_atomically
 from mmsoftpool.ops import backends, reference, soft_pool2d
 from mmsoftpool.ops.pooling import Pooling
-from mmsoftpool.visualization import check_picture, save_figure
-
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
-import cli
+from mmsoftpool.pictures import check_picture, save_figure
 
 KERNELS = [(3, 2, 1), (2, 2, 0)]
 STEM = (4, 64, 400, 672)  # a ResNet's at 800 x 1344
@@ -208,7 +205,7 @@ def _cpu_name() -> str:
 def _check_counts(**arguments: Sequence[int]) -> None:
     for name, numbers in arguments.items():
         if min(numbers) < 1:
-            raise ValueError(f"{name} must be at least 1, got {', '.join(map(str, numbers))}")
+            raise UserError(f"{name} must be at least 1, got {', '.join(map(str, numbers))}")
 
 
 def benchmark_pooling(
@@ -241,7 +238,7 @@ def benchmark_pooling(
         the input. The first row is the copy; a method that fails has its message in ``error``.
 
     Raises:
-        ValueError: If an argument is something else, or no method can pool this input.
+        UserError: If an argument is something else, or no method can pool this input.
     """
     for name, value, allowed in (
         ("compare", compare, ("operators", "methods")),
@@ -249,13 +246,13 @@ def benchmark_pooling(
         ("layout", layout, LAYOUTS),
     ):
         if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+            raise UserError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
     _check_counts(shape=shape, rounds=(rounds,))
     Pooling.check(2, *pooling)
     try:
         x = torch.randn(shape, device=device).to(DTYPES[dtype])
     except (TypeError, RuntimeError) as error:  # beyond 64 bits, beyond the memory
-        raise ValueError(f"shape must fit into the memory, got {tuple(shape)}") from error
+        raise UserError(f"shape must fit into the memory, got {tuple(shape)}") from error
     x = x.contiguous(memory_format=LAYOUTS[layout])
     target = torch.empty_like(x)
     leaf = x.clone().requires_grad_()
@@ -263,7 +260,7 @@ def benchmark_pooling(
     rows, forward, backward, both = {}, {}, {}, {}
     compared = methods(pooling, device) if compare == "methods" else operators(pooling)
     if unknown := set(names) - compared.keys():
-        raise ValueError(f"names must be among {', '.join(compared)}, got {', '.join(unknown)}")
+        raise UserError(f"names must be among {', '.join(compared)}, got {', '.join(unknown)}")
     if names:
         compared = {name: compared[name] for name in names}
     for name, method in compared.items():
@@ -291,7 +288,7 @@ def benchmark_pooling(
         rows[name]["forward_memory"] = peak_memory(run_forward, device)
         rows[name]["both_memory"] = peak_memory(run_both, device)
     if not forward:
-        raise ValueError(
+        raise UserError(
             f"pooling {tuple(pooling)} must fit the shape {tuple(shape)}, got "
             f"{next(iter(rows.values()))['error']}"
         )
@@ -336,13 +333,15 @@ def benchmark_models(
         the peak in bytes beyond the weights.
 
     Raises:
-        ValueError: If a size or number is below 1, or a config is wrong.
+        UserError: If a size or number is below 1, or a config is wrong.
         FileNotFoundError: If a config is missing.
     """
     from mmdet.testing import demo_mm_inputs
     from mmengine.logging import MessageHub
+    from mmengine.optim import build_optim_wrapper
 
-    from mmsoftpool.engine import build_model, build_optimizer, load_config, require
+    from mmsoftpool.config import load_config, require
+    from mmsoftpool.runner import build_model
 
     _check_counts(size=size, batch_size=(batch_size,), rounds=(rounds,))
     train, inference, rows = {}, {}, []
@@ -353,7 +352,7 @@ def benchmark_models(
         require(cfg, "model.backbone", "optim_wrapper")
         cfg.model.backbone.pop("init_cfg", None)
         model = build_model(cfg).to(device)
-        optim = build_optimizer(cfg, model)
+        optim = build_optim_wrapper(model, cfg.optim_wrapper)
         inputs = demo_mm_inputs(
             batch_size,
             image_shapes=[(3, *size)] * batch_size,
@@ -548,7 +547,7 @@ def run_model(args) -> list[dict]:
 def run_sass(args) -> dict:
     unknown = set(args.arch) - set(roofline.LIMITS)
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"arch must be among {', '.join(roofline.LIMITS)}, got {', '.join(sorted(unknown))}"
         )
     given = dict(
@@ -560,7 +559,7 @@ def run_sass(args) -> dict:
     )
     for name, value in given.items():
         if name != "name" and value is not None and not value > 0:
-            raise ValueError(f"{name} must be greater than 0, got {getattr(args, name)}")
+            raise UserError(f"{name} must be greater than 0, got {getattr(args, name)}")
     if args.json:
         check_output(args.json)
     gpu = roofline.H200._replace(**{k: v for k, v in given.items() if v is not None})
@@ -707,15 +706,15 @@ def main(args):
         "KINETO_LOG_LEVEL", "99"
     )  # else torch's profiler prints between the tables
     if args.capability not in (None, backends.cpu_capability()):
-        raise ValueError(
+        raise UserError(
             f"capability must be one that this machine has, such as {backends.cpu_capability()}, "
             f"got {args.capability}"
         )
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device must be cpu, because torch finds no GPU, got cuda")
+        raise UserError("device must be cpu, because torch finds no GPU, got cuda")
     if args.threads is not None and not 1 <= args.threads <= 1024:
-        raise ValueError(f"threads must be from 1 to 1024, got {args.threads}")
+        raise UserError(f"threads must be from 1 to 1024, got {args.threads}")
     if args.json:
         check_output(args.json)
     if args.command != "model" and args.plot:
@@ -731,4 +730,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, make_parser())
+    cli.run(main, make_parser().parse_args())

@@ -32,11 +32,10 @@ import torch
 
 import benchmark
 import roofline
+from mmsoftpool import cli
+from mmsoftpool.errors import UserError
 from mmsoftpool.files import write_atomically
 from mmsoftpool.ops import backends
-
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
-import cli
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("tests", "roofline", "operator", "sanitizer", "detectors")
@@ -191,13 +190,13 @@ class Report:
         cases: How many of the operator's cases to measure. Defaults to all.
 
     Raises:
-        ValueError: If the device is ``'cuda'`` and torch finds no GPU.
+        UserError: If the device is ``'cuda'`` and torch finds no GPU.
         FileNotFoundError: If there is no such folder.
     """
 
     def __init__(self, device, folder, minutes, shape, size, rounds, cases=None):
         if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device must be cpu, because torch finds no GPU, got cuda")
+            raise UserError("device must be cpu, because torch finds no GPU, got cuda")
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"no folder {folder} to write the report into")
         self.device, self.shape, self.size, self.rounds = device, shape, size, rounds
@@ -462,11 +461,11 @@ def main(args):
     args.parts = args.parts or PARTS
     unknown = [part for part in args.parts if part not in PARTS]
     if unknown:
-        raise ValueError(f"parts must be among {', '.join(PARTS)}, got {unknown}")
+        raise UserError(f"parts must be among {', '.join(PARTS)}, got {unknown}")
     for name in ("minutes", "rounds", "cases"):
         value = getattr(args, name)
         if value is not None and not value > 0:
-            raise ValueError(f"{name} must be greater than 0, got {value}")
+            raise UserError(f"{name} must be greater than 0, got {value}")
     if args.dry_run:
         programs = commands()
         for part in args.parts:
@@ -487,4 +486,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, make_parser())
+    cli.run(main, make_parser().parse_args())

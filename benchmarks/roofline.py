@@ -21,6 +21,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from mmsoftpool.errors import UserError
+
 SOURCE = Path(__file__).parents[1] / "csrc" / "cuda" / "soft_pool.cu"
 #: Threads of a block, as csrc/cuda/soft_pool.cu launches the kernels.
 BLOCK_SIZE = 128
@@ -121,11 +123,11 @@ def compile_kernels(arch: str, cubin: Path) -> None:
         cubin: File to write.
 
     Raises:
-        ValueError: If ``arch`` is not a key of :data:`LIMITS`, or nvcc does not know it.
+        UserError: If ``arch`` is not a key of :data:`LIMITS`, or nvcc does not know it.
         FileNotFoundError: If there is no nvcc.
     """
     if arch not in LIMITS:
-        raise ValueError(f"arch must be one of {', '.join(LIMITS)}, got {arch!r}")
+        raise UserError(f"arch must be one of {', '.join(LIMITS)}, got {arch!r}")
     if not SOURCE.exists():
         raise FileNotFoundError(f"no {SOURCE} to compile the kernels from")
     number = arch.replace(".", "")
@@ -133,7 +135,7 @@ def compile_kernels(arch: str, cubin: Path) -> None:
     command += [f"-gencode=arch=compute_{number},code=sm_{number}", str(SOURCE), "-o", str(cubin)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
-        raise ValueError(f"arch {arch!r} does not compile: {result.stderr.strip()}")
+        raise UserError(f"arch {arch!r} does not compile: {result.stderr.strip()}")
 
 
 def disassemble(binary: str | Path, arch: str) -> list[Function]:
@@ -144,7 +146,7 @@ def disassemble(binary: str | Path, arch: str) -> list[Function]:
         arch: Compute capability of the code to take, such as ``'9.0'``.
 
     Raises:
-        ValueError: If the file has no code for that architecture.
+        UserError: If the file has no code for that architecture.
         FileNotFoundError: If the disassembler is missing.
     """
     program, helper = find_program("cuobjdump"), find_program("nvdisasm")
@@ -156,7 +158,7 @@ def disassemble(binary: str | Path, arch: str) -> list[Function]:
             [*command, option], capture_output=True, text=True, env={**os.environ, "PATH": path}
         )
         if result.returncode != 0 or "Function" not in result.stdout:
-            raise ValueError(
+            raise UserError(
                 f"binary must have code for architecture {arch}, got {binary} "
                 f"({result.stderr.strip() or 'no kernels'})"
             )

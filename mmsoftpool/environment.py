@@ -331,7 +331,7 @@ def _facts(distributions, libraries: dict[str, Backend]) -> list[tuple[str, str]
     return facts
 
 
-def main() -> int:
+def doctor() -> int:
     """Prints the environment, its problems with suggested fixes, and the self-test.
 
     Returns:

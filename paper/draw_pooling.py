@@ -13,9 +13,7 @@ Examples:
 """
 
 import math
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -28,16 +26,15 @@ from torch import Tensor
 
 from image_similarity import check_methods, enlarge, pool_image, read_image
 from measure_stem import pool_arguments, pool_input, stem_pool
-from mmsoftpool import soft_pool2d
-from mmsoftpool.engine import load_config, load_model
+from mmsoftpool import cli, soft_pool2d
+from mmsoftpool.config import load_config
+from mmsoftpool.errors import UserError
 from mmsoftpool.files import check_input
 from mmsoftpool.models.pooling_methods import METHODS
 from mmsoftpool.ops.pooling import Pooling
 from mmsoftpool.ops.reference import Windows
-from mmsoftpool.visualization import check_picture, save_figure
-
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
-import cli
+from mmsoftpool.pictures import check_picture, save_figure
+from mmsoftpool.runner import load_model
 
 _NAMES = {
     "lp": "$L_p$",
@@ -54,12 +51,12 @@ def check_box(name: str, box: Sequence[int], what: str, outer: Box) -> Box:
     """Returns ``box``, an argument of this name, if it is inside ``outer``.
 
     Raises:
-        ValueError: If it is not inside ``outer``, which the message calls ``what``.
+        UserError: If it is not inside ``outer``, which the message calls ``what``.
     """
     x, y, w, h = box
     left, top, width, height = outer
     if min(w, h) < 1 or x < left or y < top or x + w > left + width or y + h > top + height:
-        raise ValueError(
+        raise UserError(
             f"{name} must be X Y WIDTH HEIGHT inside {what}, {left} {top} {width} {height}, got "
             f"{x} {y} {w} {h}"
         )
@@ -126,11 +123,11 @@ def draw_pooling(
         alphas: Sharpness of SoftPool; it has a panel for each. Defaults to 1 alone.
 
     Raises:
-        ValueError: If an argument is out of its range, or a box is not inside the image.
+        UserError: If an argument is out of its range, or a box is not inside the image.
     """
     check_methods(methods, scale)
     if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
+        raise UserError(f"columns must be at least 1, got {columns}")
     height, width = image.shape[2:]
     side = max(1, min(height, width) // 2)
     region = region or richest_box(image, side, side)
@@ -138,7 +135,7 @@ def draw_pooling(
     x, y, w, h = region
     for kernel in kernels:
         if not 2 <= kernel <= min(w, h) // 2:
-            raise ValueError(
+            raise UserError(
                 f"kernels must be from 2 to half of the region's {w} x {h} pixels, got {kernel}"
             )
     if zoom is None:
@@ -216,12 +213,12 @@ def stem_activations(cfg, checkpoint: str, image_file: str) -> tuple[np.ndarray,
         padding, (C, h, w); and the arguments of the pool.
 
     Raises:
-        ValueError: If the config has no ``test_dataloader``, the checkpoint does not fit, or the
+        UserError: If the config has no ``test_dataloader``, the checkpoint does not fit, or the
             backbone has no ``maxpool``, the name of the stem's pool in mmdet's ResNets.
         FileNotFoundError: If there is no such checkpoint.
     """
     if "test_dataloader" not in cfg:
-        raise ValueError(
+        raise UserError(
             f"cfg must have a test_dataloader, whose pipeline prepares the image; {cfg.filename} "
             "has none"
         )
@@ -267,10 +264,10 @@ def draw_stem(
         channels: Number of single channels. Defaults to 4.
 
     Raises:
-        ValueError: If ``channels`` is less than 1.
+        UserError: If ``channels`` is less than 1.
     """
     if channels < 1:
-        raise ValueError(f"channels must be at least 1, got {channels}")
+        raise UserError(f"channels must be at least 1, got {channels}")
     checked = Pooling.check(2, **pooling)
     taps = Windows(activations.shape[1:], checked).gather(activations[None], -math.inf)[:, 0]
     # Not alpha times -inf, which is NaN for alpha = 0.
@@ -398,9 +395,9 @@ def main(args):
     check_picture(args.out)
     image = read_image(check_input(args.image, "image"))
     if image is None:
-        raise ValueError(f"{args.image} is not an image")
+        raise UserError(f"{args.image} is not an image")
     if bool(args.config) != bool(args.checkpoint):
-        raise ValueError("config and checkpoint must be given together")
+        raise UserError("config and checkpoint must be given together")
     if args.config:
         cfg = load_config(args.config, args.cfg_options)
         shown, activations, pooling = stem_activations(cfg, args.checkpoint, args.image)
@@ -421,4 +418,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, make_parser())
+    cli.run(main, make_parser().parse_args())

@@ -23,7 +23,6 @@ error: by default no method can have a higher PSNR than average pooling, on any 
 import importlib.util
 import itertools
 import os
-import sys
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -39,12 +38,11 @@ from rich.progress import track
 from torch import Tensor
 
 import tables
+from mmsoftpool import cli
+from mmsoftpool.errors import UserError
 from mmsoftpool.files import check_input, check_output, write_atomically
 from mmsoftpool.models.pooling_methods import METHODS
-from mmsoftpool.visualization import check_picture, save_figure
-
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
-import cli
+from mmsoftpool.pictures import check_picture, save_figure
 
 #: The columns of the rows and of the CSV file.
 COLUMNS = dict(
@@ -66,13 +64,13 @@ def check_methods(methods: Sequence[str], scale: float) -> None:
     """Checks the arguments that :func:`pool_image` and the pictures share.
 
     Raises:
-        ValueError: If one of them is out of its range.
+        UserError: If one of them is out of its range.
     """
     for method in methods:
         if method not in METHODS:
-            raise ValueError(f"methods must be of {', '.join(METHODS)}, got {method!r}")
+            raise UserError(f"methods must be of {', '.join(METHODS)}, got {method!r}")
     if not scale > 0:
-        raise ValueError(f"scale must be positive, got {scale}")
+        raise UserError(f"scale must be positive, got {scale}")
 
 
 def read_image(path) -> Tensor | None:
@@ -193,19 +191,19 @@ def image_similarity(
         files with the reason. An image that is too small for one of the kernels is skipped for all.
 
     Raises:
-        ValueError: If an argument is out of its range, the folder has no image that is large
+        UserError: If an argument is out of its range, the folder has no image that is large
             enough, ``csv_file`` has other contents, or scikit-image is not installed.
         FileNotFoundError: If there is no such folder.
     """
     if importlib.util.find_spec("skimage") is None:
-        raise ValueError("SSIM and PSNR need scikit-image: pip install scikit-image")
+        raise UserError("SSIM and PSNR need scikit-image: pip install scikit-image")
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder at {folder.absolute()}")
     if match not in MATCHES:
-        raise ValueError(f"match must be one of {', '.join(MATCHES)}, got {match!r}")
+        raise UserError(f"match must be one of {', '.join(MATCHES)}, got {match!r}")
     if min(kernels) < 2:
-        raise ValueError(f"kernels must be at least 2, got {min(kernels)}")
+        raise UserError(f"kernels must be at least 2, got {min(kernels)}")
     check_methods(methods, scale)
     cases = [(k, m) for k in dict.fromkeys(kernels) for m in dict.fromkeys(methods)]
     settings = dict(match=match, scale=scale, expectation=expectation, seed=seed)
@@ -243,7 +241,7 @@ def image_similarity(
         keys += wanted
     if not keys:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:3])
-        raise ValueError(f"no image to compare in {folder.absolute()} ({reasons or 'empty'})")
+        raise UserError(f"no image to compare in {folder.absolute()} ({reasons or 'empty'})")
     return pd.DataFrame([done[key] for key in keys]), skipped
 
 
@@ -251,7 +249,7 @@ def read_rows(path) -> pd.DataFrame:
     """Reads the rows of :func:`image_similarity` from its file.
 
     Raises:
-        ValueError: If the file has other contents.
+        UserError: If the file has other contents.
     """
     try:
         rows = pd.read_csv(check_input(path, "CSV file"), dtype=COLUMNS, keep_default_na=False)
@@ -259,7 +257,7 @@ def read_rows(path) -> pd.DataFrame:
             raise ValueError(f"the first line has the columns {list(rows)}")
         return rows
     except (OverflowError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} was not written by image_similarity and cannot be resumed: {error}"
         ) from error
 
@@ -424,7 +422,7 @@ def main(args):
     if args.plot:
         check_picture(args.plot)
     if args.resume and not args.csv:
-        raise ValueError("resume needs csv, the file of the interrupted run")
+        raise UserError("resume needs csv, the file of the interrupted run")
     rows, skipped = image_similarity(
         args.folder,
         args.kernel,
@@ -447,4 +445,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, make_parser())
+    cli.run(main, make_parser().parse_args())

@@ -14,7 +14,6 @@ Example:
 
 import itertools
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +27,11 @@ from mmengine.runner import Runner
 from rich.progress import track
 from torch import Tensor, nn
 
-from mmsoftpool import soft_pool2d
-from mmsoftpool.engine import check_data, load_config, load_model, require
-from mmsoftpool.visualization import check_picture, save_figure
-
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
-import cli
+from mmsoftpool import cli, soft_pool2d
+from mmsoftpool.config import load_config, require
+from mmsoftpool.errors import UserError
+from mmsoftpool.pictures import check_picture, save_figure
+from mmsoftpool.runner import load_model
 
 #: The values of alpha that are measured by default; infinity is max pooling.
 ALPHAS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, math.inf)
@@ -44,11 +42,11 @@ def stem_pool(model: nn.Module) -> nn.Module:
     """The pool in the stem of a detector whose backbone is one of mmdet's ResNets.
 
     Raises:
-        ValueError: If the backbone has none.
+        UserError: If the backbone has none.
     """
     pool = getattr(model.backbone, "maxpool", None)
     if pool is None:
-        raise ValueError(
+        raise UserError(
             f"the backbone must have a stem pool named maxpool, {type(model.backbone).__name__} "
             "has none"
         )
@@ -120,7 +118,7 @@ def measure_stem(
     """Measures pools of different sharpness on the activations of one trained stem.
 
     Args:
-        cfg: The config of the detector, from :func:`~mmsoftpool.engine.load_config`. Its backbone
+        cfg: The config of the detector, from :func:`~mmsoftpool.config.load_config`. Its backbone
             is one of mmdet's ResNets.
         checkpoint: File or URL of its weights.
         alphas: The pools, infinity for max pooling. Defaults to :data:`ALPHAS`.
@@ -129,16 +127,15 @@ def measure_stem(
 
     Raises:
         FileNotFoundError: If the data set or the checkpoint is missing.
-        ValueError: If an argument is out of its range, the checkpoint does not fit, the backbone
+        UserError: If an argument is out of its range, the checkpoint does not fit, the backbone
             has no ``maxpool``, or the config has no ``val_dataloader``.
     """
     if not alphas or not all(alpha >= 0 for alpha in alphas):
-        raise ValueError(f"alphas must be numbers of at least 0, at least one, got {list(alphas)}")
+        raise UserError(f"alphas must be numbers of at least 0, at least one, got {list(alphas)}")
     for name, value in (("images", images), ("bins", bins)):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise UserError(f"{name} must be at least 1, got {value}")
     require(cfg, "model.backbone", "val_dataloader.dataset")
-    check_data(cfg, "val")
     model = load_model(cfg, checkpoint)
     own = stem_pool(model)
     arguments = pool_arguments(own)
@@ -281,11 +278,11 @@ def make_parser():
 
 def main(args):
     if len(args.stems) % 2:
-        raise ValueError(f"stems must be pairs of a config and a checkpoint, got {args.stems}")
+        raise UserError(f"stems must be pairs of a config and a checkpoint, got {args.stems}")
     configs, checkpoints = args.stems[::2], args.stems[1::2]
     names = [Path(config).stem for config in configs]
     if len(set(names)) != len(names):
-        raise ValueError(f"stems must be of configs with different names, got {names}")
+        raise UserError(f"stems must be of configs with different names, got {names}")
 
     check_picture(args.out)
     stems = {}
@@ -298,4 +295,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, make_parser())
+    cli.run(main, make_parser().parse_args())

@@ -10,7 +10,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import coco_metrics, load_config
+from mmengine.registry import DATASETS, init_default_scope
+
+from ..config import coco_metrics, load_config, require
 from ..errors import UserError
 from ..files import read_text, write_atomically
 from ..hooks import find_intact_checkpoint
@@ -42,7 +44,6 @@ def compare_configs(
     configs: list[str],
     seeds: list[int],
     work_dir: str | Path,
-    tools: str | Path,
     *,
     cfg_options: list[str] = (),
     amp: bool = False,
@@ -52,17 +53,16 @@ def compare_configs(
 ) -> dict[str, Comparison]:
     """Trains and evaluates configs with the same seeds, and compares each with the first one.
 
-    Every run is a process of ``train.py`` and one of ``test.py``, in ``work_dir/CONFIG/seed_N``;
-    their output is in the file ``log`` there. The same call later skips finished runs and resumes
-    an interrupted run from its last checkpoint. Calls with other seeds or other configs may share
-    ``work_dir`` and run at the same time.
+    Every run is a process of ``mmsoftpool train`` and one of ``mmsoftpool test``, in
+    ``work_dir/CONFIG/seed_N``; their output is in the file ``log`` there. The same call later skips
+    finished runs and resumes an interrupted run from its last checkpoint. Calls with other seeds or
+    other configs may share ``work_dir`` and run at the same time.
 
     Args:
         configs: The config files, at least two with different names, all evaluated on the same
-            annotations. The first one is the baseline.
+            annotations and classes. The first one is the baseline.
         seeds: Seeds of the runs of every config, different numbers of at least 0.
         work_dir: The folder for all results.
-        tools: The folder with ``train.py`` and ``test.py``.
         cfg_options: Settings for all configs, each as ``key=value``. Defaults to none.
         amp: Whether to train in mixed precision. Defaults to False.
         auto_scale_lr: Whether to scale the learning rate by the true batch size. Defaults to False.
@@ -98,10 +98,10 @@ def compare_configs(
     for config, evaluation in zip(configs, evaluations, strict=True):
         if evaluation != evaluations[0]:
             raise UserError(
-                f"{configs[0]} and {config} must be evaluated on the same annotations and metrics, "
-                f"got {evaluations[0]} and {evaluation}"
+                f"{configs[0]} and {config} must be evaluated on the same annotations, metrics and "
+                f"classes, got {evaluations[0]} and {evaluation}"
             )
-    ann_file, metrics = evaluations[0]
+    ann_file, metrics, classes = evaluations[0]
     # Seed by seed, so that an interrupted experiment has complete pairs.
     runs = [
         _Run(config, seed, work_dir / name / f"seed_{seed}", metrics)
@@ -109,7 +109,7 @@ def compare_configs(
         for config, name in zip(configs, names, strict=True)
     ]
     flags = ["--amp"] * amp + ["--auto-scale-lr"] * auto_scale_lr
-    _run_all(runs, Path(tools), list(cfg_options), flags, gpus)
+    _run_all(runs, list(cfg_options), flags, gpus)
 
     comparisons = {}
     for metric in metrics:
@@ -117,7 +117,9 @@ def compare_configs(
             name: [run.results(metric) for run in runs[i :: len(names)]]
             for i, name in enumerate(names)
         }
-        comparison = compare_detections(ann_file, results, iou_type=metric, resamples=resamples)
+        comparison = compare_detections(
+            ann_file, results, classes=classes, iou_type=metric, resamples=resamples
+        )
         with write_atomically(work_dir / f"comparison_{metric}.md") as temporary:
             temporary.write_text(comparison.markdown())
         comparison.plot(work_dir / f"comparison_{metric}.png")
@@ -125,17 +127,18 @@ def compare_configs(
     return comparisons
 
 
-def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[str, tuple]:
+def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[str, tuple, tuple]:
     """Records a config with its options in ``folder``, or checks that they have not changed.
 
     Returns:
-        The annotation file and the metrics of the evaluation.
+        The annotation file, the metrics and the classes of the evaluation.
 
     Raises:
         FileNotFoundError: If the config is missing.
         UserError: If the folder has runs with other settings.
     """
     cfg = load_config(config, cfg_options, work_dir=str(folder))
+    require(cfg, "test_dataloader.dataset")
     metrics = tuple(coco_metrics(cfg))
     ann_file = cfg.test_evaluator.get("ann_file")
     if not isinstance(ann_file, str):
@@ -157,12 +160,12 @@ def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[
             f"{folder} has runs of {config} with other settings; choose another work_dir or delete "
             "it. The changes: " + " ".join(list(changes)[2:])
         )
-    return ann_file, metrics
+    init_default_scope(cfg.get("default_scope") or "mmdet")
+    dataset = DATASETS.build({**cfg.test_dataloader.dataset, "lazy_init": True})
+    return ann_file, metrics, tuple(dataset.metainfo["classes"])
 
 
-def _run_all(
-    runs: list[_Run], tools: Path, cfg_options: list[str], flags: list[str], gpus: int
-) -> None:
+def _run_all(runs: list[_Run], cfg_options: list[str], flags: list[str], gpus: int) -> None:
     """Executes the runs that are not finished, one after the other."""
     durations = []
     for number, run in enumerate(runs, 1):
@@ -186,11 +189,11 @@ def _run_all(
                 raise BlockingIOError(
                     f"another process is executing the run in {run.folder}"
                 ) from error
-            _train_and_test(run, title, tools, cfg_options, flags, gpus, lock)
+            _train_and_test(run, title, cfg_options, flags, gpus, lock)
         durations.append(time.monotonic() - start)
 
 
-def _train_and_test(run: _Run, title: str, tools, cfg_options, flags, gpus, lock) -> None:
+def _train_and_test(run: _Run, title: str, cfg_options, flags, gpus, lock) -> None:
     """Trains a config, or resumes its training, and evaluates the last checkpoint."""
     launch = [sys.executable]
     arguments = ["--work-dir", str(run.folder)]
@@ -198,12 +201,12 @@ def _train_and_test(run: _Run, title: str, tools, cfg_options, flags, gpus, lock
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
         arguments += ["--launcher", "pytorch"]
     options = ["--cfg-options", *cfg_options, f"randomness.seed={run.seed}"]
-    train = [*launch, str(tools / "train.py"), run.config, "--resume", *flags]
+    train = [*launch, "-m", "mmsoftpool", "train", run.config, "--resume", *flags]
     _execute([*train, *arguments, *options], run, title, lock)
     checkpoint, _ = find_intact_checkpoint(run.folder)
     if checkpoint is None:
         raise FileNotFoundError(f"{run.name} saved no checkpoint in {run.folder}")
-    test = [*launch, str(tools / "test.py"), run.config, checkpoint]
+    test = [*launch, "-m", "mmsoftpool", "test", run.config, checkpoint]
     unfinished = run.folder / "unfinished"
     options.append(f"test_evaluator.outfile_prefix={unfinished}")
     _execute([*test, *arguments, *options], run, title, lock)

@@ -13,7 +13,7 @@ from rich.progress import track
 from ..coco import Faults, check_evaluable, is_box, is_mask, read_annotations
 from ..errors import UserError
 from ..files import is_number, read_json
-from ..visualization import save_figure
+from ..pictures import save_figure
 
 #: The columns of Table 8 of the paper, in the order of pycocotools' summary.
 METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL")
@@ -29,16 +29,19 @@ class DetectionScores:
         ground_truth (COCO): The annotations.
         result_file (str | Path): Detections in COCO's result format.
         iou_type (str): ``'bbox'`` or ``'segm'``. Defaults to ``'bbox'``.
+        classes (Sequence[str] | None): Names of the categories to evaluate. Defaults to None, all.
 
     Raises:
         FileNotFoundError: If there is no such result file.
         UserError: If it is not a result file for these annotations.
     """
 
-    def __init__(self, ground_truth: COCO, result_file, iou_type: str = "bbox"):
+    def __init__(self, ground_truth: COCO, result_file, iou_type: str = "bbox", classes=None):
         detections = _load_results(ground_truth, result_file, iou_type)
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
             evaluation = COCOeval(ground_truth, detections, iou_type)
+            if classes is not None:
+                evaluation.params.catIds = ground_truth.getCatIds(catNms=classes)
             evaluation.evaluate()
         params = evaluation.params
         self.num_images = len(params.imgIds)
@@ -288,6 +291,7 @@ def compare_detections(
     ann_file,
     results: dict[str, list],
     *,
+    classes=None,
     iou_type: str = "bbox",
     resamples: int = 1000,
     confidence: float = 0.95,
@@ -305,6 +309,8 @@ def compare_detections(
         results: The result files of each model's runs, in COCO's result format, by the name of the
             model. The i-th file of a model is paired with the i-th of the first (same seed) if they
             have equally many.
+        classes (Sequence[str] | None): Names of the categories to evaluate, those that the models
+            know. Defaults to None, all categories in ``ann_file``.
         iou_type: ``'bbox'`` or ``'segm'``. Defaults to ``'bbox'``.
         resamples: Number of bootstrap samples, at least 1. Defaults to 1000.
         confidence: Confidence of the intervals, between 0 and 1. Defaults to 0.95.
@@ -325,9 +331,16 @@ def compare_detections(
     if empty:
         raise UserError(f"results must have at least one file for each model, got none for {empty}")
     ground_truth = _load_annotations(ann_file, iou_type)
+    names = {category["name"] for category in ground_truth.cats.values()}
+    unknown = [name for name in classes or () if name not in names]
+    if unknown:
+        raise UserError(
+            f"classes must be categories in {ann_file}, which are {', '.join(sorted(names))}; got "
+            f"{', '.join(unknown)}"
+        )
     models = [
         [
-            DetectionScores(ground_truth, path, iou_type)
+            DetectionScores(ground_truth, path, iou_type, classes)
             for path in track(files, description=f"matching {name}")
         ]
         for name, files in results.items()

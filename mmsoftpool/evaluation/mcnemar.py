@@ -46,12 +46,12 @@ class McNemar:
             An object with ``statistic`` and ``pvalue``; NaN if the classifiers never disagree.
 
         Raises:
-            ValueError: If statsmodels is not installed.
+            UserError: If statsmodels is not installed.
         """
         try:
             from statsmodels.stats.contingency_tables import mcnemar
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 "McNemar's test needs statsmodels: pip install 'mmsoftpool[classifiers]'"
             ) from error
         table = [[self.both, self.only_b], [self.only_a, self.neither]]

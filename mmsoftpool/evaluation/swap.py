@@ -21,9 +21,9 @@ from ..config import require
 from ..errors import UserError
 from ..files import read_json, write_atomically
 from ..ops.pooling import Pooling
+from ..pictures import save_figure
 from ..replace import replace_pooling
 from ..runner import build_runner, explain_errors, load_model
-from ..visualization import save_figure
 
 #: The values of alpha that are tried by default.
 ALPHAS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)

@@ -100,7 +100,5 @@ def test_wrong_input_is_named(tmp_path):
 
 def test_without_statsmodels_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "statsmodels.stats.contingency_tables", None)
-    with pytest.raises(
-        ValueError, match=r"pip install .mmsoftpool\[classifiers"
-    ):
+    with pytest.raises(ValueError, match=r"pip install .mmsoftpool\[classifiers"):
         McNemar(5, 3, 2, 1).report()
