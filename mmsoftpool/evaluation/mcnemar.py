@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import UserError
 from ..files import read_csv, read_pickle
 
 
@@ -19,7 +20,7 @@ class McNemar:
         neither: Number of samples that both classify wrongly.
 
     Raises:
-        ValueError: If a count is negative, or all are 0.
+        UserError: If a count is negative, or all are 0.
     """
 
     both: int
@@ -30,9 +31,9 @@ class McNemar:
     def __post_init__(self):
         for name, count in vars(self).items():
             if count < 0:
-                raise ValueError(f"{name} must be at least 0, got {count}")
+                raise UserError(f"{name} must be at least 0, got {count}")
         if not any(astuple(self)):
-            raise ValueError("there must be at least one sample, got four counts of 0")
+            raise UserError("there must be at least one sample, got four counts of 0")
 
     def test(self, exact: bool = False):
         """Runs statsmodels' test.
@@ -89,19 +90,19 @@ def compare_predictions(first, second) -> McNemar:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is not in a format of :func:`load_predictions`, or the two do not have
+        UserError: If a file is not in a format of :func:`load_predictions`, or the two do not have
             the same samples.
     """
     a, b = load_predictions(first), load_predictions(second)
     if a.keys() != b.keys():
         missing = sorted(a.keys() ^ b.keys())
-        raise ValueError(
+        raise UserError(
             f"{first} and {second} must have the same samples; {len(missing)} are only in one of "
             f"them, for example {missing[0]!r}"
         )
     different = [sample for sample in a if a[sample][1] != b[sample][1]]
     if different:
-        raise ValueError(
+        raise UserError(
             f"{first} and {second} give different labels to {len(different)} samples, for example "
             f"{different[0]!r}"
         )
@@ -126,7 +127,7 @@ def load_predictions(path) -> dict[str, tuple[str, str]]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not in one of these formats.
+        UserError: If it is not in one of these formats.
     """
     path = Path(path)
     if path.suffix in (".pkl", ".pickle"):
@@ -138,7 +139,7 @@ def load_predictions(path) -> dict[str, tuple[str, str]]:
                 for i, s in enumerate(samples)
             ]
         except Exception as error:  # another object than a list of dicts of tensors
-            raise ValueError(
+            raise UserError(
                 f"{path} must be a list with pred_label and gt_label of each sample, as "
                 f"mmpretrain's test.py --out writes: {type(error).__name__}: {error}"
             ) from error
@@ -146,5 +147,5 @@ def load_predictions(path) -> dict[str, tuple[str, str]]:
         rows = read_csv(path, "prediction file", ("sample", "prediction", "label"))
     predictions = {name: (prediction, label) for name, prediction, label in rows}
     if len(predictions) != len(rows) or not rows:
-        raise ValueError(f"{path} must have at least one sample, and every sample once")
+        raise UserError(f"{path} must have at least one sample, and every sample once")
     return predictions

@@ -7,7 +7,7 @@ import torch
 from mmdet.registry import MODELS
 
 import draw_pooling as pooling
-from mmsoftpool import engine
+from mmsoftpool.config import load_config
 
 from ..common import ROOT, rand
 
@@ -98,7 +98,7 @@ class TestDrawPooling:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    cfg = engine.load_config(DEMO)
+    cfg = load_config(DEMO)
     path = tmp_path_factory.mktemp("stem") / "demo.pth"
     torch.manual_seed(0)
     torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), path)
@@ -107,7 +107,7 @@ def checkpoint(tmp_path_factory):
 
 class TestDrawStem:
     def test_the_activations_are_the_input_of_the_stems_pool(self, photo, checkpoint):
-        cfg = engine.load_config(DEMO)
+        cfg = load_config(DEMO)
         image, activations, arguments = pooling.stem_activations(cfg, str(checkpoint), str(photo))
         # 60 x 80 is resized to 120 x 160, and the stem's convolution has stride 2.
         assert image.shape == (120, 160, 3) and activations.shape == (32, 60, 80)

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from mmengine.runner import Runner
 
+from make_shapes import make_shapes
 from measure_stem import measure_stem
-from mmsoftpool.datasets.shapes import make_shapes
-from mmsoftpool.engine import build_model, load_config
+from mmsoftpool.config import load_config
+from mmsoftpool.runner import build_model
 
 from ..common import config_path
 
