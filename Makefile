@@ -88,10 +88,10 @@ $(VENV)/.wheel-tools: | $(VENV)/.installed
 	touch $@
 
 # The package with other versions of Python, torch, numpy and OpenMMLab's packages: hours, and 5 GB of
-# disk. Call it again to resume it; `make matrix ROWS="torch2.4 onedl"` runs only these.
+# disk for each torch; `make matrix ROWS="torch2.4 onedl"` runs only these and what they need.
 matrix: env
-	$(PY) -m pip install -q uv
-	nice $(PY) scripts/matrix.py $(ROWS)
+	$(PY) -m pip install -q nox uv
+	PATH="$(abspath $(BIN)):$$PATH" nice $(PY) -m nox $(if $(ROWS),-s $(ROWS))
 
 # The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on every instruction set
 # that the machine has, and the CUDA kernels as the host runs them; then the usual build again.

@@ -20,35 +20,42 @@ Of all images that are constant over each window, the windows' means have the sm
 error: by default no method can have a higher PSNR than average pooling, on any image.
 """
 
-import contextlib
-import csv
 import importlib.util
-import io
 import itertools
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from mmengine.registry import MODELS
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
-from scipy import stats
 from torch import Tensor
 
 import tables
 from mmsoftpool import cli
 from mmsoftpool.errors import UserError
-from mmsoftpool.files import check_output, read_text, write_atomically
+from mmsoftpool.files import check_input, check_output, write_atomically
 from mmsoftpool.models.pooling_methods import METHODS
 from mmsoftpool.pictures import check_picture, save_figure
 
+#: The columns of the rows and of the CSV file.
+COLUMNS = dict(
+    image=str,
+    kernel=int,
+    method=str,
+    ssim=float,
+    psnr=float,
+    match=str,
+    scale=float,
+    expectation=bool,
+    seed=int,
+)
 MATCHES = ("original", "pooled")
 _SSIM_WINDOW = 11
 
@@ -165,7 +172,7 @@ def image_similarity(
     seed: int = 0,
     csv_file=None,
     resume: bool = False,
-) -> tuple[list[dict], dict[str, str]]:
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """Compares every image of a folder with its pooled versions.
 
     Args:
@@ -175,14 +182,13 @@ def image_similarity(
         match: See :func:`similarity`.
         scale, expectation: See :func:`pool_image`.
         seed: Seeds the random samples, together with an image's name. Defaults to 0.
-        csv_file (str | Path): File for the rows, written image by image. Defaults to None.
+        csv_file (str | Path): File for the rows, written anew after every image. Defaults to None.
         resume: Whether to keep the rows of ``csv_file`` that have the same settings and add the
             missing ones. Defaults to False, which overwrites the file.
 
     Returns:
-        A row per image, kernel and method with ``image``, ``kernel``, ``method``, ``ssim``,
-        ``psnr`` and the settings; and the skipped files with the reason. An image that is too small
-        for one of the kernels is skipped for all.
+        A row per image, kernel and method with the columns of :data:`COLUMNS`; and the skipped
+        files with the reason. An image that is too small for one of the kernels is skipped for all.
 
     Raises:
         UserError: If an argument is out of its range, the folder has no image that is large
@@ -203,143 +209,109 @@ def image_similarity(
     settings = dict(match=match, scale=scale, expectation=expectation, seed=seed)
     done = {}
     if resume and csv_file is not None and Path(csv_file).exists():
-        for row in read_csv(csv_file):
+        for row in read_rows(csv_file).to_dict("records"):
             if settings.items() <= row.items():
                 done[row["image"], row["kernel"], row["method"]] = row
     # The smallest image that holds SSIM's window, at the size at which the two are compared.
     smallest = max((1 if match == "original" else k) * _SSIM_WINDOW + k - 1 for k, _ in cases)
-    rows, skipped, writer = [], {}, None
-    with contextlib.ExitStack() as stack:
-        for path in track(sorted(p for p in folder.iterdir() if p.is_file()), "images"):
-            keys = [(path.name, *case) for case in cases]
-            missing = [key for key in keys if key not in done]
-            if missing:
-                image = read_image(path)
-                if image is None:
-                    skipped[path.name] = "not an image"
-                    continue
-                height, width = image.shape[2:]
-                if min(height, width) < smallest:
-                    skipped[path.name] = (
-                        f"{width} x {height} pixels, must be at least {smallest} x {smallest}"
-                    )
-                    continue
-                if writer is None:  # only now, so that an error above keeps the earlier file
-                    file = stack.enter_context(_open_csv(csv_file, done.values()))
-                    writer = csv.DictWriter(file, _COLUMNS)
-            for name, kernel, method in missing:
-                image_seed = seed + zlib.crc32(name.encode())
-                pooled = pool_image(image, method, kernel, scale, expectation, image_seed)
-                values = similarity(image, pooled, kernel, match)
-                row = dict(image=name, kernel=kernel, method=method, **values, **settings)
-                done[name, kernel, method] = row
-                writer.writerow(row)
-                file.flush()
-            rows += [done[key] for key in keys]
-    if not rows:
+    keys, skipped = [], {}
+    for path in track(sorted(p for p in folder.iterdir() if p.is_file()), "images"):
+        wanted = [(path.name, *case) for case in cases]
+        missing = [key for key in wanted if key not in done]
+        if missing:
+            image = read_image(path)
+            if image is None:
+                skipped[path.name] = "not an image"
+                continue
+            height, width = image.shape[2:]
+            if min(height, width) < smallest:
+                skipped[path.name] = (
+                    f"{width} x {height} pixels, must be at least {smallest} x {smallest}"
+                )
+                continue
+        for name, kernel, method in missing:
+            image_seed = seed + zlib.crc32(name.encode())
+            pooled = pool_image(image, method, kernel, scale, expectation, image_seed)
+            values = similarity(image, pooled, kernel, match)
+            row = dict(image=name, kernel=kernel, method=method, **values, **settings)
+            done[name, kernel, method] = row
+        if missing and csv_file is not None:
+            with write_atomically(csv_file) as temporary:
+                pd.DataFrame(done.values()).to_csv(temporary, index=False)
+        keys += wanted
+    if not keys:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:3])
         raise UserError(f"no image to compare in {folder.absolute()} ({reasons or 'empty'})")
-    return rows, skipped
+    return pd.DataFrame([done[key] for key in keys]), skipped
 
 
-_COLUMNS = dict(
-    image=str,
-    kernel=int,
-    method=str,
-    ssim=float,
-    psnr=float,
-    match=str,
-    scale=float,
-    expectation=lambda text: text == "True",
-    seed=int,
-)
-
-
-def _open_csv(path, rows):
-    """Writes ``rows`` to the file ``path``, in one step, and opens it to append more."""
-    if path is None:
-        return open(os.devnull, "w")
-    with write_atomically(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, _COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    return open(path, "a", newline="")
-
-
-def read_csv(path) -> list[dict]:
-    """Reads the rows of :func:`image_similarity` from its file, but for an incomplete last line.
+def read_rows(path) -> pd.DataFrame:
+    """Reads the rows of :func:`image_similarity` from its file.
 
     Raises:
         UserError: If the file has other contents.
     """
-    text = read_text(path, "CSV file").rpartition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
-        if reader.fieldnames != list(_COLUMNS):
-            raise UserError(f"the first line has the columns {reader.fieldnames}")
-        return [{key: read(row[key]) for key, read in _COLUMNS.items()} for row in reader]
-    except (csv.Error, TypeError, ValueError) as error:
+        rows = pd.read_csv(check_input(path, "CSV file"), dtype=COLUMNS, keep_default_na=False)
+        if list(rows) != list(COLUMNS):
+            raise ValueError(f"the first line has the columns {list(rows)}")
+        return rows
+    except (OverflowError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} was not written by image_similarity and cannot be resumed: {error}"
         ) from error
 
 
-def means(rows: list[dict]) -> dict[tuple[int, str], dict[str, float]]:
-    """Means over the images by (kernel, method), in the order of the rows."""
-    groups = {}
-    for row in rows:
-        groups.setdefault((row["kernel"], row["method"]), []).append(row)
-    return {
-        key: {metric: float(np.mean([row[metric] for row in group])) for metric in tables.METRICS}
-        for key, group in groups.items()
+def means(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over the images by kernel and method, in the order of the rows."""
+    return rows.groupby(["kernel", "method"], sort=False)[list(tables.METRICS)].mean()
+
+
+def ranks(values: pd.Series) -> pd.Series:
+    """Ranks, 1 for the largest value; values equal to 4 decimals share a rank."""
+    return values.round(4).rank(ascending=False, method="min").astype(int)
+
+
+def of_the_paper(methods: Iterable[str], kernel: int) -> pd.DataFrame:
+    """The paper's numbers, a column for each data set and metric; none for other kernels."""
+    columns = itertools.product(tables.SIMILARITY, tables.METRICS)
+    columns = list(columns) if kernel in tables.KERNELS else []
+    numbers = {
+        (dataset, metric): [tables.similarity(dataset, m, kernel, metric) for m in methods]
+        for dataset, metric in columns
     }
+    return pd.DataFrame(numbers, index=list(methods))
 
 
-def ranks(values: dict[str, float]) -> dict[str, int]:
-    """Ranks of the methods, 1 for the largest value; values equal to 4 decimals share a rank."""
-    places = stats.rankdata([-round(v, 4) for v in values.values()], "min")
-    return dict(zip(values, map(int, places), strict=True))
-
-
-def compare_with_paper(rows: list[dict]) -> list[dict]:
+def compare_with_paper(rows: pd.DataFrame) -> pd.DataFrame:
     """Compares the order of the methods on these images with the paper's.
 
     Returns:
-        A row per kernel and metric: ``places``, the ranks of the methods; ``correlation``,
-        Spearman's with the paper's values by data set (for the paper's kernels and three or more
-        methods); and, with both SoftPool and average pooling, ``difference``, the mean of SoftPool
-        minus average, and ``better``, the number of ``images`` on which SoftPool is higher.
+        A row per kernel and metric: ``low`` and ``high``, the range over the data sets of
+        Spearman's correlation with the paper's values (for the paper's kernels and three or more
+        methods); and, with both SoftPool and average pooling, ``rank``, SoftPool's, ``difference``,
+        the mean of SoftPool minus average, and ``better``, the number of ``images`` on which
+        SoftPool is higher.
     """
-    result = []
-    table = means(rows)
-    for kernel in dict.fromkeys(row["kernel"] for row in rows):
-        for metric in tables.METRICS:
-            ours = {m: round(v[metric], 4) for (k, m), v in table.items() if k == kernel}
-            row = dict(kernel=kernel, metric=metric, places=ranks(ours))
-            if len(ours) > 2 and kernel in tables.KERNELS:
-                row["correlation"] = {
-                    dataset: float(
-                        stats.spearmanr(
-                            list(ours.values()),
-                            [tables.similarity(dataset, m, kernel, metric) for m in ours],
-                        ).statistic
-                    )
-                    for dataset in tables.SIMILARITY
-                }
-            if {"softpool", "average"} <= ours.keys():
-                soft, average = (
-                    np.array(
-                        [r[metric] for r in rows if (r["kernel"], r["method"]) == (kernel, method)]
-                    )
-                    for method in ("softpool", "average")
-                )
-                row["difference"] = float(np.mean(soft - average))
-                row["better"], row["images"] = int((soft > average).sum()), len(soft)
-            result.append(row)
-    return result
+    result = {}
+    for (kernel, group), metric in itertools.product(
+        rows.groupby("kernel", sort=False), tables.METRICS
+    ):
+        values = group.pivot(index="image", columns="method", values=metric)
+        ours = values.mean().round(4)
+        row = result[kernel, metric] = {}
+        if len(ours) > 2 and kernel in tables.KERNELS:
+            theirs = of_the_paper(ours.index, kernel).xs(metric, axis=1, level=1)
+            correlation = theirs.corrwith(ours, method="spearman")
+            row.update(low=correlation.min(), high=correlation.max())
+        if {"softpool", "average"} <= set(ours.index):
+            difference = values["softpool"] - values["average"]
+            row.update(rank=ranks(ours)["softpool"], difference=difference.mean())
+            row.update(better=(difference > 0).sum(), images=len(values))
+    return pd.DataFrame.from_dict(result, orient="index")
 
 
-def plot(rows: list[dict], path, title: str = "these images") -> None:
+def plot(rows: pd.DataFrame, path, title: str = "these images") -> None:
     """Draws the means (dots) over the range of the paper's data sets (bars), one panel per kernel.
 
     Args:
@@ -348,87 +320,46 @@ def plot(rows: list[dict], path, title: str = "these images") -> None:
         title: Name of the images in the legend. Defaults to ``'these images'``.
     """
     table = means(rows)
-    kernels = list(dict.fromkeys(kernel for kernel, _ in table))
-    methods = list(dict.fromkeys(method for _, method in table))
+    kernels = table.index.unique("kernel")
     figure = Figure((2.6 * len(kernels) + 1.2, 6.2), layout="constrained")
     grid = figure.subplots(2, len(kernels), squeeze=False, sharex="row", sharey=True)
-    for (i, metric), (j, kernel) in itertools.product(
-        enumerate(tables.METRICS), enumerate(kernels)
-    ):
-        axes = grid[i, j]
-        for y, method in enumerate(methods):
-            colour = "tab:red" if method == "softpool" else "tab:blue"
-            value = table[kernel, method][metric]
-            if np.isfinite(value):
-                label = title if (i, j, y) == (0, 0, 0) else None
-                axes.plot(value, y, "o", color=colour, ms=5, label=label)
-            if kernel in tables.KERNELS:
-                theirs = [
-                    tables.similarity(dataset, method, kernel, metric)
-                    for dataset in tables.SIMILARITY
-                ]
-                label = "the paper's data sets" if (i, j, y) == (0, 0, 0) else None
-                axes.plot(
-                    [min(theirs), max(theirs)], [y, y], lw=5, color="0.8", zorder=0, label=label
-                )
-        axes.set_yticks(range(len(methods)), methods)
+    panels = itertools.product(enumerate(tables.METRICS), enumerate(kernels))
+    for (i, metric), (j, kernel) in panels:
+        axes, ours = grid[i, j], table.loc[kernel][metric]
+        colours = ["tab:red" if method == "softpool" else "tab:blue" for method in ours.index]
+        theirs = of_the_paper(ours.index, kernel)
+        if not theirs.empty:
+            theirs = theirs.xs(metric, axis=1, level=1)
+            style = dict(lw=5, color="0.8", zorder=0, label="the paper's data sets")
+            axes.hlines(ours.index, theirs.min(axis=1), theirs.max(axis=1), **style)
+        axes.scatter(ours, ours.index, s=25, c=colours, label=title)
         axes.set_title(f"{kernel} x {kernel}", fontsize=9)
         axes.set_xlabel({"ssim": "SSIM", "psnr": "PSNR (dB)"}[metric])
         axes.grid(alpha=0.3)
     grid[0, 0].invert_yaxis()
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    handles = grid[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=2, frameon=False)
     save_figure(figure, path)
 
 
-def format_value(value: float | None, metric: str) -> str:
-    if value is None:
-        return ""
-    return f"{value:.3f}" if metric == "ssim" else f"{value:.2f}"
-
-
-def show(rows: list[dict]) -> None:
+def show(rows: pd.DataFrame) -> None:
     """Prints a table of the means for each kernel, and how they compare with the paper's."""
-    console = Console(width=None if os.isatty(1) else 160)
-    table = means(rows)
+    images = rows["image"].nunique()
+    for kernel, ours in means(rows).groupby("kernel", sort=False):
+        ours = ours.droplevel("kernel")
+        columns = {}
+        for metric in tables.METRICS:
+            columns["these images", metric] = ours[metric]
+            columns["these images", f"{metric} rank"] = ranks(ours[metric])
+        table = pd.DataFrame({**columns, **of_the_paper(ours.index, kernel)}).rename_axis(None)
+        table = table.rename(lambda m: f"{m}*" if m in tables.TRAINABLE else m)
+        print(f"\nkernel and stride {kernel}, {images} images")
+        print(table.to_string(float_format="{:.3f}".format))
+    print("\n* with untrained weights. The named data sets: Tables 1 and 3 of the paper.")
     comparison = compare_with_paper(rows)
-    images = len({row["image"] for row in rows})
-    for kernel in dict.fromkeys(row["kernel"] for row in rows):
-        places = {row["metric"]: row["places"] for row in comparison if row["kernel"] == kernel}
-        screen = Table(title=f"kernel and stride {kernel}, {images} images", title_justify="left")
-        screen.add_column("method")
-        for name in ("SSIM", "rank", "PSNR", "rank"):
-            screen.add_column(name, justify="right", style="bold" if name != "rank" else None)
-        for dataset in tables.SIMILARITY:
-            for metric in tables.METRICS:
-                screen.add_column(f"{dataset}\n{metric.upper()}", justify="right", style="dim")
-        for (k, method), values in table.items():
-            if k != kernel:
-                continue
-            cells = [method + ("*" if method in tables.TRAINABLE else "")]
-            for metric in tables.METRICS:
-                cells += [format_value(values[metric], metric), str(places[metric][method])]
-            cells += [
-                format_value(tables.similarity(dataset, method, kernel, metric), metric)
-                for dataset in tables.SIMILARITY
-                for metric in tables.METRICS
-            ]
-            screen.add_row(*cells)
-        console.print(screen)
-    console.print("* with untrained weights. Dim: Tables 1 and 3 of the paper.")
-    for row in comparison:
-        text = f"k = {row['kernel']}, {row['metric'].upper()}:"
-        if "correlation" in row:
-            low, high = min(row["correlation"].values()), max(row["correlation"].values())
-            text += f" rank correlation with the paper's data sets {low:.2f} to {high:.2f};"
-        if "difference" in row:
-            place = row["places"]["softpool"]
-            text += (
-                f" SoftPool has rank {place} of {len(row['places'])} (the paper: 1), "
-                f"{row['difference']:+.4f} against average pooling, "
-                f"higher on {row['better']} of {row['images']} images"
-            )
-        if not text.endswith(":"):
-            print(text)
+    if comparison.size:
+        print("\nLow and high: rank correlation with these. Then: SoftPool beside average pooling.")
+        print(comparison.to_string(float_format="{:+.4f}".format, na_rep=""))
 
 
 def make_parser():

@@ -1,11 +1,11 @@
 """McNemar's test for two classifiers on the same samples (supplement, section S7)."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import binomtest, chi2
 
+from ..errors import UserError
 from ..files import read_csv, read_pickle
 
 
@@ -20,7 +20,7 @@ class McNemar:
         neither: Number of samples that both classify wrongly.
 
     Raises:
-        ValueError: If a count is negative, or all are 0.
+        UserError: If a count is negative, or all are 0.
     """
 
     both: int
@@ -31,47 +31,53 @@ class McNemar:
     def __post_init__(self):
         for name, count in vars(self).items():
             if count < 0:
-                raise ValueError(f"{name} must be at least 0, got {count}")
-        if self.samples == 0:
-            raise ValueError("there must be at least one sample, got four counts of 0")
+                raise UserError(f"{name} must be at least 0, got {count}")
+        if not any(astuple(self)):
+            raise UserError("there must be at least one sample, got four counts of 0")
 
-    @property
-    def samples(self) -> int:
-        return self.both + self.only_b + self.only_a + self.neither
+    def test(self, exact: bool = False):
+        """Runs statsmodels' test.
 
-    @property
-    def statistic(self) -> float:
-        """Chi-square statistic, one degree of freedom, with continuity correction (equation S1)."""
-        disagreements = self.only_a + self.only_b
-        if disagreements == 0:
-            return 0.0
+        Args:
+            exact: Whether to use the binomial distribution, exact for few disagreements too.
+                Defaults to False, the chi-square distribution with one degree of freedom and
+                continuity correction (equation S1).
+
+        Returns:
+            An object with ``statistic`` and ``pvalue``; NaN if the classifiers never disagree.
+
+        Raises:
+            UserError: If statsmodels is not installed.
+        """
+        try:
+            from statsmodels.stats.contingency_tables import mcnemar
+        except ImportError as error:
+            raise UserError(
+                "McNemar's test needs statsmodels: pip install 'mmsoftpool[classifiers]'"
+            ) from error
+        table = [[self.both, self.only_b], [self.only_a, self.neither]]
         # The correction must not turn a difference of 0 into one of 1.
-        return max(abs(self.only_a - self.only_b) - 1, 0) ** 2 / disagreements
-
-    @property
-    def p_value(self) -> float:
-        """Probability of at least this statistic if both classifiers are equally good."""
-        return float(chi2.sf(self.statistic, 1))
-
-    @property
-    def exact_p_value(self) -> float:
-        """The same probability from the binomial distribution, exact for few disagreements too."""
-        disagreements = self.only_a + self.only_b
-        return 1.0 if disagreements == 0 else float(binomtest(self.only_a, disagreements).pvalue)
+        return mcnemar(table, exact, correction=self.only_a != self.only_b)
 
     def report(self, names: tuple[str, str] = ("A", "B")) -> str:
         """Formats the counts and the test as Markdown."""
         a, b = names
-        accuracy = [(self.both + only) / self.samples for only in (self.only_a, self.only_b)]
+        samples = sum(astuple(self))
+        accuracy = [(self.both + only) / samples for only in (self.only_a, self.only_b)]
+        if self.only_a == self.only_b == 0:
+            result = "no sample that only one of them classifies correctly"
+        else:
+            test, exact = self.test(), self.test(exact=True)
+            result = f"chi-square {test.statistic:.2f}, p = {test.pvalue:.3g}"
+            result += f" (exact binomial test: p = {exact.pvalue:.3g})"
         return (
-            f"| {self.samples} samples | {a} right | {a} wrong |\n"
+            f"| {samples} samples | {a} right | {a} wrong |\n"
             "|---|---:|---:|\n"
             f"| {b} right | {self.both} | {self.only_b} |\n"
             f"| {b} wrong | {self.only_a} | {self.neither} |\n\n"
             f"Accuracy: {a} {accuracy[0]:.2%}, {b} {accuracy[1]:.2%}, difference "
             f"{100 * (accuracy[1] - accuracy[0]):+.2f} points.\n"
-            f"McNemar's test: chi-square {self.statistic:.2f}, p = {self.p_value:.3g} "
-            f"(exact binomial test: p = {self.exact_p_value:.3g}).\n"
+            f"McNemar's test: {result}.\n"
         )
 
 
@@ -84,19 +90,19 @@ def compare_predictions(first, second) -> McNemar:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is not in a format of :func:`load_predictions`, or the two do not have
+        UserError: If a file is not in a format of :func:`load_predictions`, or the two do not have
             the same samples.
     """
     a, b = load_predictions(first), load_predictions(second)
     if a.keys() != b.keys():
         missing = sorted(a.keys() ^ b.keys())
-        raise ValueError(
+        raise UserError(
             f"{first} and {second} must have the same samples; {len(missing)} are only in one of "
             f"them, for example {missing[0]!r}"
         )
     different = [sample for sample in a if a[sample][1] != b[sample][1]]
     if different:
-        raise ValueError(
+        raise UserError(
             f"{first} and {second} give different labels to {len(different)} samples, for example "
             f"{different[0]!r}"
         )
@@ -121,7 +127,7 @@ def load_predictions(path) -> dict[str, tuple[str, str]]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not in one of these formats.
+        UserError: If it is not in one of these formats.
     """
     path = Path(path)
     if path.suffix in (".pkl", ".pickle"):
@@ -133,7 +139,7 @@ def load_predictions(path) -> dict[str, tuple[str, str]]:
                 for i, s in enumerate(samples)
             ]
         except Exception as error:  # another object than a list of dicts of tensors
-            raise ValueError(
+            raise UserError(
                 f"{path} must be a list with pred_label and gt_label of each sample, as "
                 f"mmpretrain's test.py --out writes: {type(error).__name__}: {error}"
             ) from error
@@ -141,5 +147,5 @@ def load_predictions(path) -> dict[str, tuple[str, str]]:
         rows = read_csv(path, "prediction file", ("sample", "prediction", "label"))
     predictions = {name: (prediction, label) for name, prediction, label in rows}
     if len(predictions) != len(rows) or not rows:
-        raise ValueError(f"{path} must have at least one sample, and every sample once")
+        raise UserError(f"{path} must have at least one sample, and every sample once")
     return predictions
