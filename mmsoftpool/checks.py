@@ -10,7 +10,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mmcv
@@ -94,7 +94,8 @@ def explain_annotation_errors(node, registry: Registry) -> Iterator[None]:
         while isinstance(node, dict) and "dataset" in node:
             node = node["dataset"]
         kind = node.get("type") if isinstance(node, dict) else None
-        kind = registry.get(kind) if isinstance(kind, str) else kind
+        with registry.switch_scope_and_registry(None) as scoped:
+            kind = scoped.get(kind) if isinstance(kind, str) else kind
         if not getattr(kind, "__module__", "").startswith("mmdet."):
             raise
         file = node.get("ann_file")
@@ -104,7 +105,11 @@ def explain_annotation_errors(node, registry: Registry) -> Iterator[None]:
             ) from error
         path = os.path.join(node.get("data_root") or "", file or "")
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"mmdet's {kind.__name__} cannot read {path}: {reason}") from error
+        with suppress(Exception):
+            if not len(registry.build({**node, "serialize_data": False})):
+                # mmengine cannot serialize an empty list.
+                reason = f"no image is left after filter_cfg={node.get('filter_cfg')}"
+        raise UserError(f"mmdet's {kind.__name__} cannot use {path}: {reason}") from error
 
 
 def advice(cfg: Config, path: str) -> str:

@@ -3,6 +3,7 @@ import itertools
 import json
 import random
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -32,7 +33,7 @@ def cfg(tmp_path):
     )
     for split in ("train2017", "val2017"):
         (tmp_path / split).mkdir()
-        (tmp_path / split / "1.jpg").touch()
+        cv2.imwrite(str(tmp_path / split / "1.jpg"), np.zeros((32, 32, 3), np.uint8))
         (tmp_path / "annotations").mkdir(exist_ok=True)
         (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(annotations))
     path = config_path("retinanet_r50_softpool")

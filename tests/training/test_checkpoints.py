@@ -45,12 +45,12 @@ class TestSaving:
         assert saved(cfg) == ["epoch_1.pth"]
         assert find_intact_checkpoint(cfg.work_dir) == (f"{cfg.work_dir}/epoch_1.pth", [])
 
-    def test_a_log_that_cannot_be_written_is_named_in_one_line(self, toy, capsys):
+    def test_a_log_that_cannot_be_written_is_one_line(self, toy, capsys):
         logger = MMLogger.get_current_instance()  # that of an earlier test, which has a file too
         for handler in list(logger.handlers):
             logger.removeHandler(handler)
         cfg = toy("run")
-        message = rf"cannot write {cfg.work_dir}/.*\.(py|json): File too large"
+        message = f"cannot write {cfg.work_dir}.*: File too large"
         with files_limited_to(64), pytest.raises(OSError, match=message):
             train(cfg)
         assert "Traceback" not in capsys.readouterr().err
