@@ -15,8 +15,10 @@ def count_flops() -> None:
         kernel_size = [value.toIValue() for value in inputs[1].node().inputs()]
         return forward_flops(None, kernel_size, out_shape=outputs[0].type().sizes())
 
-    formulas = getattr(complexity_analysis, "_DEFAULT_SUPPORTED_FLOP_OPS", {})
-    formulas["mmsoftpool::soft_pool"] = soft_pool
+    # A pool has no activations of its own, as in the counts of torch's pools: None.
+    for table, formula in (("FLOP", soft_pool), ("ACT", None)):
+        formulas = getattr(complexity_analysis, f"_DEFAULT_SUPPORTED_{table}_OPS", {})
+        formulas["mmsoftpool::soft_pool"] = formula
 
 
 def coco_api(metric):

@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -102,3 +104,17 @@ def load_tool(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def execute(*args, cwd=ROOT, check=True, **env) -> subprocess.CompletedProcess:
+    """Runs Python with arguments in a fresh process, and fails the test if that fails."""
+    result = subprocess.run(
+        [sys.executable, *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+    )
+    if check and result.returncode != 0:
+        pytest.fail(f"{args} ended with {result.returncode}:\n{result.stdout}{result.stderr}")
+    return result

@@ -1,13 +1,11 @@
-import os
 import runpy
-import subprocess
 import sys
 
 import pytest
 
 from mmsoftpool import cli
 
-from .common import ROOT, SCRIPTS, SHARED
+from .common import SCRIPTS, SHARED, execute
 
 
 @pytest.fixture(scope="session")
@@ -22,20 +20,7 @@ def coco_root():
 @pytest.fixture
 def run_script():
     """Runs a Python script of the project as a user would; returns the finished process."""
-
-    def run(*args, cwd=ROOT, check=True, **env):
-        result = subprocess.run(
-            [sys.executable, *map(str, args)],
-            cwd=cwd,
-            env={**os.environ, **env},
-            capture_output=True,
-            text=True,
-        )
-        if check and result.returncode != 0:
-            pytest.fail(f"{args} ended with {result.returncode}:\n{result.stdout}{result.stderr}")
-        return result
-
-    return run
+    return execute
 
 
 @pytest.fixture
