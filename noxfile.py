@@ -130,7 +130,9 @@ def session(name: str, python: str, packages: tuple[str, ...], wheel: str | None
             target = ("--python", session.virtualenv.location, "--out-dir", str(folder))
             session.run("uv", "build", "--no-build-isolation", *target, str(ROOT), external=True)
         session.install("--no-deps", "--reinstall", *map(str, folder.glob("*.whl")))
-        listing = session.run("uv", "pip", "list", "--format=json", silent=True, external=True)
+        listing = session.run(
+            "uv", "pip", "list", "--quiet", "--format=json", silent=True, external=True
+        )
         versions = {entry["name"]: entry["version"] for entry in json.loads(listing)}
         openmmlab = [f"{name} {versions[name]}" for name in versions if "mm" in name]
         openmmlab = [text for text in openmmlab if not text.startswith("mmsoftpool")]
