@@ -16,10 +16,10 @@ from pathlib import Path
 import mmcv
 import numpy as np
 from mmdet.datasets import BaseDetDataset, CocoDataset
-from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.registry import Registry
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
@@ -75,33 +75,34 @@ class DataCheckHook(Hook):
 
 
 @contextmanager
-def explain_dataset_errors(dataset: dict) -> Iterator[None]:
-    """Names the data set if mmdet cannot read its annotations.
+def explain_annotation_errors(node, registry: Registry) -> Iterator[None]:
+    """Names the annotation file if mmdet cannot read it.
 
     Args:
-        dataset: The config of the data set that is built in the block.
+        node: The config of the data set or metric that is built in the block.
+        registry: Its registry.
 
     Raises:
-        UserError: If one of mmdet's own data sets raises an error while it reads its annotations.
-            Errors of other data sets, and any OSError, are passed on.
+        UserError: If one of mmdet's own data sets or metrics raises an error. Errors of others, and
+            any OSError, are passed on.
     """
     try:
         yield
     except (OSError, ImportError, MemoryError, UserError):
         raise
     except Exception as error:
-        while isinstance(dataset, dict) and "dataset" in dataset:
-            dataset = dataset["dataset"]
-        kind = dataset.get("type") if isinstance(dataset, dict) else None
-        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+        while isinstance(node, dict) and "dataset" in node:
+            node = node["dataset"]
+        kind = node.get("type") if isinstance(node, dict) else None
+        kind = registry.get(kind) if isinstance(kind, str) else kind
         if not getattr(kind, "__module__", "").startswith("mmdet."):
             raise
-        file = dataset.get("ann_file")
+        file = node.get("ann_file")
         if isinstance(file, (list, tuple)):
             raise UserError(
                 f"ann_file must be one file, got {file}; a ConcatDataset joins several data sets"
             ) from error
-        path = os.path.join(dataset.get("data_root") or "", file or "")
+        path = os.path.join(node.get("data_root") or "", file or "")
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"mmdet's {kind.__name__} cannot read {path}: {reason}") from error
 
@@ -290,16 +291,20 @@ def _dropped(leaf: BaseDetDataset) -> Counter:
     data = read_json(leaf.ann_file, "annotations")
     sizes = {image["id"]: (image["width"], image["height"]) for image in data["images"]}
     for box in data.get("annotations", []):
-        if box["category_id"] not in leaf.cat2label or box["image_id"] not in sizes:
+        try:
+            if box["category_id"] not in leaf.cat2label:
+                continue
+            (x, y, w, h), (width, height) = box["bbox"], sizes[box["image_id"]]
+            inside = min(x + w, width) > max(x, 0) and min(y + h, height) > max(y, 0)
+        except (KeyError, TypeError, ValueError):
+            dropped["are not annotations of an image with a bbox and a category"] += 1
             continue
-        (x, y, w, h), (width, height) = box["bbox"], sizes[box["image_id"]]
-        inside = min(x + w, width) > max(x, 0) and min(y + h, height) > max(y, 0)
         for reason, applies in (
             ("have ignore set", box.get("ignore")),
             ("have iscrowd=1", box.get("iscrowd")),
             ("are narrower or lower than a pixel", w < 1 or h < 1),
             ("are outside of their image", not inside),
-            ("have no area", box["area"] <= 0),
+            ("have no area", box.get("area", 1) <= 0),
         ):
             if applies:
                 dropped[reason] += 1

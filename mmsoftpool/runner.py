@@ -20,11 +20,11 @@ from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper
-from mmengine.registry import MODELS, RUNNERS, init_default_scope
+from mmengine.registry import DATASETS, METRICS, MODELS, RUNNERS, init_default_scope
 from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
-from .checks import DataCheckHook, advice, explain_dataset_errors
+from .checks import DataCheckHook, advice, explain_annotation_errors
 from .config import require
 from .errors import UserError
 from .files import check_input, check_output
@@ -36,9 +36,12 @@ class _Runner(Runner):
 
     @staticmethod
     def build_dataloader(dataloader, *args, **kwargs):
-        dataset = dataloader.get("dataset") if isinstance(dataloader, dict) else None
-        with explain_dataset_errors(dataset):
+        with explain_annotation_errors(dataloader, DATASETS):
             return Runner.build_dataloader(dataloader, *args, **kwargs)
+
+    def build_evaluator(self, evaluator):
+        with explain_annotation_errors(evaluator, METRICS):
+            return super().build_evaluator(evaluator)
 
     def setup_env(self, env_cfg: dict) -> None:
         # mmengine would ask for a CUDA device.

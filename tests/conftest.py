@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from mmsoftpool import cli
+
 from .common import ROOT, SCRIPTS, SHARED
 
 
@@ -38,14 +40,17 @@ def run_script():
 
 @pytest.fixture
 def run_tool(monkeypatch, capsys):
-    """Runs a script in this process, which saves the imports; returns status, stdout and stderr."""
+    """Runs a command or a script in this process, which saves the imports; returns status, stdout and stderr."""
 
     def run(tool, *args):
-        (path,) = (str(path) for path in SCRIPTS if path.stem == tool)
-        monkeypatch.setattr(sys, "argv", [path, *map(str, args)])
         status = 0
         try:
-            runpy.run_path(path, run_name="__main__")
+            if tool in cli.COMMANDS:
+                cli.main([tool, *map(str, args)])
+            else:
+                (path,) = (str(path) for path in SCRIPTS if path.stem == tool)
+                monkeypatch.setattr(sys, "argv", [path, *map(str, args)])
+                runpy.run_path(path, run_name="__main__")
         except SystemExit as error:
             status = error.code
         return (status, *capsys.readouterr())

@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
+import cli
 import pytest
 import torch
 
-import cli
 from mmsoftpool import soft_pool2d
-from mmsoftpool.engine import load_config
+from mmsoftpool.config import load_config
 
 from .common import config_path
 

@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from mmsoftpool import engine
+from mmsoftpool.config import load_config
 
 from .common import TABLE_8, config_path
 
@@ -28,7 +28,7 @@ def test_a_pair_of_configs_differs_in_the_pool_alone(name):
 def test_configs_build_the_detector_with_the_pool_of_their_name(name):
     from mmdet.registry import MODELS
 
-    cfg = engine.load_config(config_path(name))
+    cfg = load_config(config_path(name))
     assert cfg.custom_imports == dict(imports=["mmsoftpool"])
     init_default_scope("mmdet")
     with torch.device("meta"):

@@ -9,7 +9,8 @@ import torchvision
 from mmengine.registry import init_default_scope
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from mmsoftpool import convert, engine, replace_pooling, soft_pool2d
+from mmsoftpool import convert, replace_pooling, soft_pool2d
+from mmsoftpool.config import load_config
 from mmsoftpool.convert import ARCHITECTURES, WINDOWS, convert_checkpoint
 
 from .common import ROOT, randn
@@ -58,7 +59,7 @@ def detector(lines, tmp_path):
     init_default_scope("mmdet")
     from mmdet.registry import MODELS
 
-    return MODELS.build(engine.load_config(str(path)).model)
+    return MODELS.build(load_config(str(path)).model)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_no_key_is_missing_or_unexpected_in_the_retinanet_config(theirs, tmp_pat
         "head.fc.weight",
         "head.fc.bias",
     }
-    cfg = engine.load_config(
+    cfg = load_config(
         str(ROOT / "configs/retinanet_r50_softpool.py"),
         {"model.backbone.depth": 18, "model.neck.in_channels": [64, 128, 256, 512]},
     )

@@ -7,7 +7,8 @@ import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
 
-from mmsoftpool import engine, export
+from mmsoftpool import export
+from mmsoftpool.config import load_config
 
 from .common import randn
 
@@ -30,7 +31,7 @@ def checkpoint(tmp_path_factory):
     """Saves random weights of one of the configs; returns the config and the checkpoint."""
 
     def save(name):
-        cfg = engine.load_config(CONFIGS[name], SMALL.get(name))
+        cfg = load_config(CONFIGS[name], SMALL.get(name))
         init_default_scope("mmdet")
         torch.manual_seed(0)
         detector = MODELS.build(cfg.model)

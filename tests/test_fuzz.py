@@ -5,6 +5,7 @@ and random instead of the same ones each time; `make fuzz` does that.
 """
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -12,7 +13,6 @@ import os
 import pickle
 import re
 import shutil
-import sys
 import zipfile
 from pathlib import Path
 
@@ -20,14 +20,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from mmengine.runner import Runner
 from pycocotools import mask as mask_utils
 from torchvision.models import resnet18
 
 import benchmark
-import cli
-from mmsoftpool import engine, export
-from mmsoftpool.datasets.shapes import make_shapes
+from make_shapes import make_shapes
+from mmsoftpool import cli, export
+from mmsoftpool.config import load_config
 from mmsoftpool.evaluation import ab
+from mmsoftpool.runner import build_model
 
 from .common import LONGER, ROOT, SCRIPTS, load_tool, rand
 
@@ -90,7 +92,7 @@ def damaged_bytes(data, content: bytes) -> bytes:
     return bytes(content)
 
 
-def damaged_json(data, content: bytes, values=VALUES) -> bytes:
+def damaged_json(data, content: bytes) -> bytes:
     """Replaces a value by one of another type, or removes it."""
     tree = json.loads(content)
     parents = [node for node in containers([tree]) if node]  # the list around it: the root too
@@ -98,7 +100,7 @@ def damaged_json(data, content: bytes, values=VALUES) -> bytes:
     keys = list(parent) if isinstance(parent, dict) else range(len(parent))
     key = data.draw(st.sampled_from(keys))
     if parent is parents[0] or data.draw(st.integers(0, 4)):
-        parent[key] = data.draw(st.sampled_from(values))
+        parent[key] = data.draw(st.sampled_from(VALUES))
     else:
         del parent[key]
     text = json.dumps(parents[0][0])
@@ -116,12 +118,8 @@ def containers(node):
 def damaged(data, path: Path) -> None:
     """Damages a file in place."""
     content = path.read_bytes()
-    # The log is JSON line by line.
-    if path.suffix == ".json" and path.name != "scalars.json" and data.draw(st.booleans()):
-        # A network of 10^30 layers is a config's right, and would be built.
-        small = [value for value in VALUES if value != 10**30]
-        values = small if path.stem in ("config", "other") else VALUES
-        path.write_bytes(damaged_json(data, content, values))
+    if path.suffix == ".json" and data.draw(st.booleans()):
+        path.write_bytes(damaged_json(data, content))
     elif path.suffix == ".zip" and data.draw(st.booleans()):
         with zipfile.ZipFile(path) as archive:
             (name,) = archive.namelist()
@@ -149,20 +147,11 @@ def damaged(data, path: Path) -> None:
         path.write_bytes(damaged_bytes(data, content))
 
 
-class Runner:
-    """Instead of mmengine's: a run starts, and ends at once."""
-
-    def __init__(self, cfg):
-        self.test_evaluator = None
-
-    def train(self):
-        pass
-
-    def test(self):
-        pass
-
-    def load_checkpoint(self, checkpoint, strict):
-        pass
+def start(runner, splits) -> None:
+    """Instead of a run: its data sets are built and checked."""
+    for split in splits:
+        getattr(runner, f"{split}_loop")
+    runner.call_hook("before_run")
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +192,7 @@ def inputs(tmp_path_factory):
         "model.backbone.base_channels": 8,
         "model.neck.in_channels": [8, 16, 32, 64],
     }
-    cfg = engine.load_config(str(ROOT / "configs" / "demo_retinanet_softpool.py"), options)
+    cfg = load_config(str(ROOT / "configs" / "demo_retinanet_softpool.py"), options)
     cfg.dump(root / "config.py")
     (root / "config.json").write_text(json.dumps(cfg.to_dict()))
     shutil.copy(root / "config.json", root / "other.json")
@@ -211,9 +200,9 @@ def inputs(tmp_path_factory):
         (root / "ab" / name / "seed_0").mkdir(parents=True)
         shutil.copy(root / "a.json", root / "ab" / name / "seed_0" / "results.bbox.json")
         # As tools/ab.py notes it: the path is that in the copies, which run() works in.
-        noted = engine.load_config(str(root / f"{name}.json"), work_dir=f"ab/{name}")
+        noted = load_config(str(root / f"{name}.json"), work_dir=f"ab/{name}")
         (root / "ab" / name / "config.py").write_text(noted.pretty_text)
-    model = engine.build_model(cfg)
+    model = build_model(cfg)
     torch.save(dict(state_dict=model.state_dict(), meta={}), root / "model.pth")
     weights = dict(arch="resnet18", epoch=1, best_acc1=torch.tensor(70.0))
     torch.save(dict(weights, state_dict=resnet18().half().state_dict()), root / "theirs.pth")
@@ -223,11 +212,6 @@ def inputs(tmp_path_factory):
         for i in range(2)
     ]
     (root / "predictions.pkl").write_bytes(pickle.dumps(predictions))
-    log = root / "run" / "20260101" / "vis_data" / "scalars.json"
-    log.parent.mkdir(parents=True)
-    log.write_text(
-        '{"loss": 2.0, "step": 1}\n{"loss": 1.0, "step": 2}\n{"coco/bbox_mAP": 0.5, "step": 1}\n'
-    )
     columns = "image,kernel,method,ssim,psnr,match,scale,expectation,seed"
     rows = [f"{i:06d}.jpg,2,average,0.9,30.0,original,1.0,False,0" for i in range(2)]
     (root / "similarity.csv").write_text("".join(f"{line}\r\n" for line in [columns, *rows]))
@@ -251,12 +235,12 @@ CASES = {
     "compare classifiers": ("compare classifiers a.csv b.csv", ("a.csv", "b.csv"), 60),
     "compare pickles": ("compare classifiers a.csv b.pkl", ("b.pkl",), 60),
     "check JSON": (
-        f"test_dev --check {SUBMISSION}.json --ann-file info.json",
+        f"test-dev --check {SUBMISSION}.json --ann-file info.json",
         (f"{SUBMISSION}.json", "info.json"),
         60,
     ),
     "check zip": (
-        f"test_dev --check {SUBMISSION}.zip --ann-file info.json",
+        f"test-dev --check {SUBMISSION}.zip --ann-file info.json",
         (f"{SUBMISSION}.zip",),
         60,
     ),
@@ -266,54 +250,42 @@ CASES = {
         ("similarity.csv", "val/000000.jpg"),
         20,
     ),
-    "draw run": (
-        "draw_run config.py --work-dir run/ --predictions predictions.pkl",
-        ("run/20260101/vis_data/scalars.json", "predictions.pkl", VAL),
-        8,
-    ),
+    "draw run": ("draw_run config.py predictions.pkl", ("predictions.pkl",), 8),
     "draw pooling": (
         "draw_pooling val/000000.jpg --out out.png --kernel 2 --methods average",
         ("val/000000.jpg",),
         4,
     ),
-    "train": (
-        "train config.json",
-        ("config.json", "annotations/instances_train.json", VAL),
-        40,
-    ),
-    "train, a config in Python": ("train config.py", ("config.py",), 10),
-    "test": ("test config.json model.pth", ("config.json", "model.pth", VAL), 30),
+    "train": ("train config.json", ("annotations/instances_train.json", VAL), 40),
+    "test": ("test config.json model.pth", ("model.pth", VAL), 30),
     "ab": (
         "ab config.json other.json --seeds 0 --work-dir ab/ --resamples 2",
-        ("config.json", "other.json", VAL, RESULTS, "ab/config/config.py"),
+        (VAL, RESULTS, "ab/config/config.py"),
         10,
     ),
-    "export": ("export config.json model.pth --format pt2", ("config.json", "model.pth"), 10),
-    "benchmark": (
-        "benchmark model config.json other.json --size 64 64 --rounds 1 --device cpu",
-        ("config.json", "other.json"),
-        10,
-    ),
-    "convert": ("convert_checkpoint theirs.pth out.pth", ("theirs.pth",), 6),
+    "export": ("export config.json model.pth --format pt2", ("model.pth",), 10),
+    "convert": ("convert theirs.pth out.pth", ("theirs.pth",), 6),
 }
 
 
 def run(line: str | list[str], folder: Path) -> tuple[int, str, str]:
     """Runs a tool in this process; returns its exit status, stdout and stderr."""
     name, *arguments = line.split() if isinstance(line, str) else line
-    (path,) = (path for path in SCRIPTS if path.stem == name)
-    tool = benchmark if name == "benchmark" else load_tool(path)  # `stub` changes that module
     out, err, status = io.StringIO(), io.StringIO(), 0
-    argv, sys.argv = sys.argv, [name, *arguments]
     here = Path.cwd()
     os.chdir(folder)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.run(tool.main, tool.make_parser())
+            if name in cli.COMMANDS:
+                cli.main([name, *arguments])
+            else:
+                (path,) = (path for path in SCRIPTS if path.stem == name)
+                # `stub` changes that module.
+                tool = benchmark if name == "benchmark" else load_tool(path)
+                cli.run(tool.main, tool.make_parser().parse_args(arguments))
     except SystemExit as error:
         status = error.code
     finally:
-        sys.argv = argv
         os.chdir(here)
     return status, out.getvalue(), err.getvalue()
 
@@ -326,7 +298,7 @@ def copy(inputs: Path, work: Path, line: str) -> None:
 
 
 def no_run(command, run, title, lock):
-    """Instead of a process of tools/train.py or test.py, which the other cases damage."""
+    """Instead of a training or an evaluation, which the other cases damage."""
     raise ChildProcessError(f"{run.name} failed")
 
 
@@ -334,7 +306,9 @@ def no_run(command, run, title, lock):
 def stub(monkeypatch):
     # A logger of an earlier test in this process would report that its stream is closed.
     monkeypatch.setattr(logging, "raiseExceptions", False)
-    monkeypatch.setattr(engine.runner.Runner, "from_cfg", Runner)
+    for name, splits in (("train", ("train", "val")), ("test", ("test",))):
+        monkeypatch.setattr(Runner, name, functools.partialmethod(start, splits))
+    monkeypatch.setattr("mmengine.runner.runner.collect_env", dict)  # starts the compilers
     monkeypatch.setattr(ab, "_execute", no_run)
     # What takes seconds once a detector is built, or a picture pooled.
     monkeypatch.setattr(export, "export", lambda network, format, out: Path(out).touch() or 0.0)

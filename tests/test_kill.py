@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmsoftpool.datasets.shapes import make_shapes
-from mmsoftpool.engine import find_intact_checkpoint
+from make_shapes import make_shapes
 from mmsoftpool.files import read_pickle
+from mmsoftpool.hooks import find_intact_checkpoint
 
 from .common import LONGER, ROOT, config_path
 

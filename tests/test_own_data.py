@@ -7,9 +7,12 @@ import mmdet.apis
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DATASETS, METRICS, init_default_scope
 
-from mmsoftpool.engine import build_model, check_data, load_config
+from mmsoftpool.checks import check_dataset
+from mmsoftpool.config import load_config
 from mmsoftpool.export import build_network, export
+from mmsoftpool.runner import build_model
 
 from .common import ROOT, SHARED, blocks
 
@@ -66,7 +69,10 @@ def test_the_conversion_keeps_every_box_in_its_split(page):
 @pytest.mark.parametrize("config", ["cells.py", "cells_maxpool.py", CONFIG])
 def test_the_configs_fit_the_data(page, config):
     cfg = load_config(config)
-    check_data(cfg, "train", "val", "test")
+    init_default_scope("mmdet")
+    for split in ("train", "val", "test"):
+        metrics = [METRICS.build(cfg[f"{split}_evaluator"])] if split != "train" else []
+        check_dataset(split, DATASETS.build(cfg[f"{split}_dataloader"].dataset), metrics)
     with torch.device("meta"):
         model = build_model(cfg)
     assert type(model.backbone.maxpool).__name__ == (

@@ -10,8 +10,8 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
-from mmsoftpool import engine
-from mmsoftpool.datasets.shapes import make_shapes
+from make_shapes import make_shapes
+from mmsoftpool.config import load_config
 
 from .common import ROOT, SCRIPTS, SMALL, config_path, load_tool
 
@@ -91,7 +91,7 @@ class TestDemo:
             assert (run_dir / "run" / name).stat().st_size > 10_000
 
     def test_a_max_pool_detectors_checkpoint_evaluates_with_soft_pool(self, run_script, run_dir):
-        max_pool = engine.load_config(str(ROOT / "configs/demo_retinanet_maxpool.py"))
+        max_pool = load_config(str(ROOT / "configs/demo_retinanet_maxpool.py"))
         init_default_scope("mmdet")
         model = MODELS.build(max_pool.model)
         assert type(model.backbone.maxpool) is torch.nn.MaxPool2d

@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from mmsoftpool.datasets.shapes import make_shapes
-from mmsoftpool.engine import load_config
+from make_shapes import make_shapes
+from mmsoftpool.config import load_config
 from mmsoftpool.evaluation import ab
 from mmsoftpool.evaluation.ab import compare_configs
 from mmsoftpool.files import write_atomically

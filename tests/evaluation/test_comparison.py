@@ -8,7 +8,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mmsoftpool.datasets.shapes import make_shapes
+from make_shapes import make_shapes
 from mmsoftpool.evaluation.comparison import (
     METRICS,
     Comparison,

@@ -8,7 +8,7 @@ import pytest
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-from mmsoftpool import engine
+from mmsoftpool.config import load_config
 from mmsoftpool.evaluation import submission
 from mmsoftpool.evaluation.submission import check_submission, detect_test_dev
 
@@ -26,7 +26,7 @@ def mask_rcnn(coco_root, tmp_path_factory):
     from mmengine.registry import init_default_scope
     from mmengine.runner import save_checkpoint
 
-    cfg = engine.load_config(config_path("mask_rcnn_r34_softpool"))
+    cfg = load_config(config_path("mask_rcnn_r34_softpool"))
     init_default_scope("mmdet")
     path = tmp_path_factory.mktemp("weights") / "epoch_1.pth"
     save_checkpoint(dict(state_dict=MODELS.build(cfg.model).state_dict()), str(path))
@@ -39,7 +39,7 @@ def small(coco_root, tmp_path):
 
     def load():
         options = {**OPTIONS, "data_root": str(coco_root)}
-        return engine.load_config(config_path("mask_rcnn_r34_softpool"), options, str(tmp_path))
+        return load_config(config_path("mask_rcnn_r34_softpool"), options, str(tmp_path))
 
     return load
 

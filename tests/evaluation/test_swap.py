@@ -6,9 +6,10 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
-from mmsoftpool.datasets.shapes import make_shapes
-from mmsoftpool.engine import build_model, load_config
+from make_shapes import make_shapes
+from mmsoftpool.config import load_config
 from mmsoftpool.evaluation.swap import evaluate_swap
+from mmsoftpool.runner import build_model
 
 from ..common import config_path, randn
 

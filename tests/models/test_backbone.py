@@ -8,7 +8,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope, init_default_scope
 from torch import nn
 
-from mmsoftpool import SoftPool2d, engine, replace_pooling
+from mmsoftpool import SoftPool2d, replace_pooling
+from mmsoftpool.config import load_config
 
 from ..common import randn
 
@@ -97,7 +98,7 @@ def test_any_detectors_config_by_one_line(tmp_path):
         '    _delete_=True, type="SoftPoolBackbone", backbone={{_base_.model.backbone}}\n'
         "))\n"
     )
-    cfg = engine.load_config(str(path))
+    cfg = load_config(str(path))
     assert Config.fromfile(path).model.backbone.backbone.depth == 101
     cfg.model.backbone.backbone.update(depth=50, init_cfg=None)
     init_default_scope("mmdet")

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmsoftpool import engine, soft_pool2d
-from mmsoftpool.datasets.shapes import make_shapes
+from make_shapes import make_shapes
+from mmsoftpool import soft_pool2d
+from mmsoftpool.config import load_config
 from mmsoftpool.models import SoftPoolResNet
 from mmsoftpool.models.pooling_methods import METHODS
+from mmsoftpool.runner import train
 
 from ..common import ROOT, quick_and_slow, rand, randn
 
@@ -413,7 +415,7 @@ def test_a_detector_trains_with_it(name, shapes, tmp_path):
     for key in ("val", "test"):
         options |= {f"{key}_dataloader": None, f"{key}_evaluator": None, f"{key}_cfg": None}
     path = str(ROOT / "configs" / "demo_retinanet_softpool.py")
-    runner = engine.train(engine.load_config(path, options, str(tmp_path)))
+    runner = train(load_config(path, options, str(tmp_path)))
     assert runner.iter == 2
     pool = runner.model.backbone.maxpool
     assert type(pool) is type(build(name, 3))

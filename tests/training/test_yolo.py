@@ -10,7 +10,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmsoftpool import SoftPool2d, engine, export
+from mmsoftpool import SoftPool2d, export, runner
+from mmsoftpool.config import load_config
+from mmsoftpool.runner import train
 
 from ..common import ROOT, quick_and_slow, randn
 
@@ -51,7 +53,7 @@ def small(name, work_dir, coco_root=None, images=2, **options):
     options = {**SMALL, f"train_dataloader.{dataset}.indices": images, **options}
     if coco_root is not None:
         options["data_root"] = str(coco_root)
-    cfg = engine.load_config(config(name), options, str(work_dir))
+    cfg = load_config(config(name), options, str(work_dir))
     shrink(cfg._cfg_dict)
     return cfg
 
@@ -81,6 +83,9 @@ def test_the_config_is_mmdets_with_its_backbone_wrapped(tmp_path, name):
         Config.fromfile(tmp_path / "base.py"),
     )
     assert ours.pop("custom_imports") == dict(imports=["mmsoftpool"])
+    theirs.merge_from_dict(
+        dict(default_hooks=Config.fromfile(config("_base_/exact_resume")).exact_resume)
+    )
     wrapped = dict(type="SoftPoolBackbone", backbone=theirs.model.backbone)
     assert ours.model.backbone == wrapped
     ours.model.backbone = theirs.model.backbone
@@ -90,7 +95,7 @@ def test_the_config_is_mmdets_with_its_backbone_wrapped(tmp_path, name):
 @pytest.mark.parametrize("name", BASES)
 @pytest.mark.parametrize("pool", POOLS)
 def test_the_pools_of_the_spp_block(name, pool):
-    cfg = engine.load_config(config(f"{name}_{pool}"))
+    cfg = load_config(config(f"{name}_{pool}"))
     init_default_scope("mmdet")
     with torch.device("meta"):
         detector = MODELS.build(cfg.model)
@@ -106,7 +111,7 @@ def test_the_pools_of_the_spp_block(name, pool):
 @pytest.mark.parametrize("name", BASES)
 @pytest.mark.parametrize("pool", quick_and_slow(POOLS, "softpool"))
 def test_it_trains_an_iteration_and_evaluates(name, pool, coco_root, tmp_path):
-    runner = engine.train(small(f"{name}_{pool}", tmp_path, coco_root))
+    runner = train(small(f"{name}_{pool}", tmp_path, coco_root))
     assert runner.iter == 1
     assert 0 < runner.message_hub.get_scalar("train/loss").current() < 1000
     assert 0 <= runner.message_hub.get_scalar("val/coco/bbox_mAP").current() <= 1
@@ -122,18 +127,18 @@ def test_it_trains_an_iteration_and_evaluates(name, pool, coco_root, tmp_path):
 def test_a_resumed_run_switches_its_pipeline_and_ends_in_the_same_weights(
     name, switch, coco_root, tmp_path
 ):
-    def train(folder, **kwargs):
+    def run(folder, **kwargs):
         options = {**switch, "train_cfg.max_epochs": 2, "train_cfg.val_interval": 9}
         cfg = small(f"{name}_softpool", folder, coco_root, images=4, **options)
-        runner = engine.train(cfg, **kwargs)
-        assert runner.epoch == 2 and runner.train_loop.iter == 4
+        finished = train(cfg, **kwargs)
+        assert finished.epoch == 2 and finished.train_loop.iter == 4
         return torch.load(folder / "epoch_2.pth", weights_only=False)
 
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    expected = train(whole)
+    expected = run(whole)
     resumed.mkdir()
     shutil.copy(whole / "epoch_1.pth", resumed)
-    got = train(resumed, resume=True)
+    got = run(resumed, resume=True)
     for weights in ("state_dict", "ema_state_dict"):
         assert got[weights].keys() == expected[weights].keys()
         for key, value in expected[weights].items():
@@ -160,22 +165,23 @@ def test_the_exported_detector_takes_multiples_of_its_coarsest_stride(name, tmp_
 
 @pytest.mark.parametrize("name", BASES)
 def test_one_option_moves_all_data_and_missing_data_is_found(name, tmp_path):
-    cfg = engine.load_config(config(f"{name}_softpool"), dict(data_root=str(tmp_path)))
+    cfg = load_config(config(f"{name}_softpool"), dict(data_root=str(tmp_path)))
     assert "data/coco" not in cfg.dump()
-    with pytest.raises((ValueError, OSError), match=f"no train annotations at {tmp_path}"):
-        engine.train(cfg)
+    missing = f"missing file: {tmp_path}/annotations/instances_train2017.json; download COCO"
+    with pytest.raises(FileNotFoundError, match=missing):
+        train(cfg)
+
+
+def unreachable(cfg):
+    raise urllib.error.URLError("no network")
 
 
 def test_unavailable_pretrained_weights_name_the_option_of_the_wrapped_backbone(
     coco_root, tmp_path, monkeypatch
 ):
-    class Unreachable:
-        def train(self):
-            raise urllib.error.URLError("no network")
-
-    monkeypatch.setattr(engine.runner.Runner, "from_cfg", lambda cfg: Unreachable())
+    monkeypatch.setattr(runner, "build_runner", unreachable)
     options = dict(data_root=str(coco_root))
-    cfg = engine.load_config(config("rtmdet_s_softpool"), options, str(tmp_path))
+    cfg = load_config(config("rtmdet_s_softpool"), options, str(tmp_path))
     option = r"model\.backbone\.backbone\.init_cfg"
     with pytest.raises((ValueError, OSError), match=rf"{option}\.checkpoint=FILE.*{option}=None"):
-        engine.train(cfg)
+        train(cfg)

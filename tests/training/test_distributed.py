@@ -11,8 +11,8 @@ import torch
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from mmsoftpool import engine
-from mmsoftpool.datasets.shapes import make_shapes
+from make_shapes import make_shapes
+from mmsoftpool.config import load_config
 
 from ..common import ROOT, config_path
 
@@ -67,7 +67,7 @@ def settings(tmp_path_factory):
 
 def write_config(path, settings):
     """The settings as a config file, for the scripts."""
-    cfg = engine.load_config(DEMO, settings)
+    cfg = load_config(DEMO, settings)
     cfg.pop("work_dir")
     cfg.dump(path)
     return path
@@ -78,7 +78,7 @@ def test_two_processes_train_and_evaluate_as_one(launch, run_script, tmp_path, s
     launch("dist_train.sh", config, 2, "--work-dir", tmp_path / "run", "--auto-scale-lr")
 
     # DistributedDataParallel averages the gradients of the processes: here, of the two images.
-    cfg = engine.load_config(str(config), work_dir=str(tmp_path / "one"))
+    cfg = load_config(str(config), work_dir=str(tmp_path / "one"))
     init_default_scope("mmdet")
     runner = Runner.from_cfg(cfg)
     model = runner.model

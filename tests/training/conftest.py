@@ -14,8 +14,8 @@ from mmengine.registry import DATASETS, METRICS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
-from mmsoftpool import engine
-from mmsoftpool.engine.resume import SeededBatches
+from mmsoftpool.config import load_config
+from mmsoftpool.hooks.resume import SeededBatches
 
 from ..common import config_path
 
@@ -36,7 +36,7 @@ def cfg(tmp_path):
         (tmp_path / "annotations").mkdir(exist_ok=True)
         (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(annotations))
     path = config_path("retinanet_r50_softpool")
-    return engine.load_config(path, dict(data_root=str(tmp_path)), str(tmp_path / "work"))
+    return load_config(path, dict(data_root=str(tmp_path)), str(tmp_path / "work"))
 
 
 @MODELS.register_module()
@@ -103,14 +103,13 @@ def toy(tmp_path):
                 train_cfg=dict(by_epoch=True, max_epochs=3),
                 val_cfg=dict(),
                 optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.01, momentum=0.9)),
-                default_hooks=dict(
-                    checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=1)
-                ),
+                default_hooks=Config.fromfile(config_path("_base_/exact_resume")).exact_resume,
                 randomness=dict(seed=0),
                 experiment_name=f"{tmp_path}-{next(numbers)}",  # mmengine has globals by this name
                 work_dir=str(tmp_path / work_dir),
             )
         )
+        cfg.default_hooks.checkpoint.max_keep_ckpts = 1
         if "train_cfg" in settings:
             cfg.train_cfg = settings.pop("train_cfg")
         cfg.merge_from_dict(settings)

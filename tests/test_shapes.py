@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from mmsoftpool.datasets.shapes import CLASSES, make_shapes
+from make_shapes import CLASSES, make_shapes
 
 
 def read(root):

@@ -1,7 +1,6 @@
 """Annotation files: what is checked before pycocotools sees them."""
 
 import pytest
-
 from mmsoftpool.datasets import coco
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 
-from mmsoftpool import engine
-from mmsoftpool.engine import find_intact_checkpoint
+from mmsoftpool.hooks import find_intact_checkpoint
+from mmsoftpool.runner import train
 
 from ..common import BEST
 
@@ -33,11 +33,11 @@ def files_limited_to(size: int):
 
 class TestSaving:
     def test_a_write_that_fails_half_way_leaves_the_earlier_checkpoint(self, toy):
-        engine.train(toy("run", **{"train_cfg.max_epochs": 1}))
+        train(toy("run", **{"train_cfg.max_epochs": 1}))
         cfg = toy("run")
         size = Path(cfg.work_dir, "epoch_1.pth").stat().st_size
         with files_limited_to(size // 2), pytest.raises(OSError) as error:
-            engine.train(cfg, resume=True)
+            train(cfg, resume=True)
         assert str(error.value) == (
             f"cannot write {cfg.work_dir}/epoch_2.pth: File too large; free some space, then "
             "resume from the last intact checkpoint"
@@ -52,44 +52,44 @@ class TestSaving:
         cfg = toy("run")
         message = rf"cannot write {cfg.work_dir}/.*\.(py|json): File too large"
         with files_limited_to(64), pytest.raises(OSError, match=message):
-            engine.train(cfg)
+            train(cfg)
         assert "Traceback" not in capsys.readouterr().err
 
     def test_a_best_one_that_cannot_be_written_leaves_the_earlier_best(self, toy):
-        engine.train(toy("run", (0.1,), **BEST, **{"train_cfg.max_epochs": 1}))
+        train(toy("run", (0.1,), **BEST, **{"train_cfg.max_epochs": 1}))
         only_best = {"default_hooks.checkpoint.save_last": False}
         only_best |= {"default_hooks.checkpoint.interval": 9}
         cfg = toy("run", (0.2, 0.3), **BEST, **only_best)
         size = Path(cfg.work_dir, "best_AP_epoch_1.pth").stat().st_size
         message = r"cannot write .*/best_AP_epoch_2\.pth: File too large"
         with files_limited_to(size // 2), pytest.raises(OSError, match=message):
-            engine.train(cfg, resume=True)
+            train(cfg, resume=True)
         assert saved(cfg) == ["best_AP_epoch_1.pth", "epoch_1.pth"]
 
     def test_outdated_ones_are_removed(self, toy):
         cfg = toy("run", (0.1, 0.2, 0.3), **BEST)
-        engine.train(cfg)
+        train(cfg)
         assert saved(cfg) == ["best_AP_epoch_3.pth", "epoch_3.pth"]
         cfg = toy("two", **{"default_hooks.checkpoint.max_keep_ckpts": 2})
-        engine.train(cfg)
+        train(cfg)
         assert saved(cfg) == ["epoch_2.pth", "epoch_3.pth"]
 
     def test_one_that_a_kill_kept_is_removed_when_the_run_resumes(self, toy):
         cfg = toy("run", **{"train_cfg.max_epochs": 1})
-        engine.train(cfg)
+        train(cfg)
         first = Path(cfg.work_dir, "epoch_1.pth")
         content = first.read_bytes()
-        engine.train(toy("run", **{"train_cfg.max_epochs": 2}), resume=True)
+        train(toy("run", **{"train_cfg.max_epochs": 2}), resume=True)
         first.write_bytes(content)  # as if killed between writing the second and removing it
-        engine.train(toy("run"), resume=True)
+        train(toy("run"), resume=True)
         assert saved(cfg) == ["epoch_3.pth"]
 
     def test_the_copy_of_a_run_leaves_the_best_checkpoint_of_the_original(self, toy):
         original = toy("original", (0.1,), **BEST, **{"train_cfg.max_epochs": 1})
-        engine.train(original)
+        train(original)
         copy = toy("copy", (0.2, 0.3), **BEST)
         shutil.copytree(original.work_dir, copy.work_dir)
-        engine.train(copy, resume=True)
+        train(copy, resume=True)
         assert saved(original) == ["best_AP_epoch_1.pth", "epoch_1.pth"]
         assert saved(copy) == ["best_AP_epoch_3.pth", "epoch_3.pth"]
 

@@ -3,9 +3,9 @@
 import pytest
 from mmengine.config import Config
 
-from mmsoftpool.engine import coco_metrics, load_config
+from mmsoftpool.config import coco_metrics, load_config
 
-from ..common import config_path
+from .common import config_path
 
 RETINANET = config_path("retinanet_r50_softpool")
 

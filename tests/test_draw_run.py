@@ -8,8 +8,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from mmsoftpool.datasets.shapes import make_shapes
-from mmsoftpool.visualization import run, save_figure
+from make_shapes import make_shapes
+from mmsoftpool.pictures import run, save_figure
 
 
 @pytest.fixture

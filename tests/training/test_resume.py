@@ -9,10 +9,10 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmsoftpool import engine
-from mmsoftpool.datasets.shapes import make_shapes
-from mmsoftpool.engine import EpochSeedHook
-from mmsoftpool.engine.resume import SeededBatches
+from make_shapes import make_shapes
+from mmsoftpool.hooks import EpochSeedHook, find_intact_checkpoint
+from mmsoftpool.hooks.resume import SeededBatches
+from mmsoftpool.runner import train
 
 from ..common import BEST
 
@@ -72,7 +72,7 @@ def test_all_ranks_draw_with_one_seed(diff_rank_seed):
 
 def weights(cfg) -> dict:
     """The weights and the optimizer's state in the latest checkpoint of a run."""
-    path, skipped = engine.find_intact_checkpoint(cfg.work_dir)
+    path, skipped = find_intact_checkpoint(cfg.work_dir)
     assert not skipped
     saved = torch.load(path, weights_only=False)
     momentum = {n: s["momentum_buffer"] for n, s in saved["optimizer"]["state"].items()}
@@ -101,38 +101,38 @@ class TestMissedValidation:
     def test_is_repeated(self, toy):
         interrupted = toy("run", (0.1, None), **BEST)
         with pytest.raises(KeyboardInterrupt):
-            engine.train(interrupted)
+            train(interrupted)
         resumed = toy("run", (0.9, 0.5), **BEST)
-        engine.train(resumed, resume=True)
+        train(resumed, resume=True)
         assert self.validated(resumed) == [(1, 0.1), (2, 0.9), (3, 0.5)]
         names = {path.name for path in Path(resumed.work_dir).glob("*.pth")}
         assert names == {"epoch_3.pth", "best_AP_epoch_2.pth"}
 
     def test_of_the_last_epoch_is_repeated_with_its_best_score(self, toy):
         with pytest.raises(KeyboardInterrupt):
-            engine.train(toy("run", (0.1, 0.2, None), **BEST))
-        engine.train(toy("run", (0.9,), **BEST), resume=True)
+            train(toy("run", (0.1, 0.2, None), **BEST))
+        train(toy("run", (0.9,), **BEST), resume=True)
         saved = torch.load(toy("run").work_dir + "/epoch_3.pth", weights_only=False)
         assert saved["message_hub"]["runtime_info"]["best_score"] == 0.9
 
     def test_a_complete_one_is_not_repeated(self, toy):
-        engine.train(toy("run", (0.1, 0.2, 0.3)))
-        engine.train(toy("run", ()), resume=True)
-        engine.train(toy("run", (0.4,), **{"train_cfg.max_epochs": 4}), resume=True)
+        train(toy("run", (0.1, 0.2, 0.3)))
+        train(toy("run", ()), resume=True)
+        train(toy("run", (0.4,), **{"train_cfg.max_epochs": 4}), resume=True)
 
     def test_one_that_is_not_due_is_not_repeated(self, toy):
         settings = {"train_cfg.val_begin": 2}
         run = toy("run", (), **settings)
         run.train_cfg.max_epochs = 1
-        engine.train(run)
-        engine.train(toy("run", (0.2, 0.3), **settings), resume=True)
+        train(run)
+        train(toy("run", (0.2, 0.3), **settings), resume=True)
 
     def test_that_of_an_earlier_run_in_the_folder_does_not_count(self, toy):
-        engine.train(toy("run", (0.1,), **{"train_cfg.max_epochs": 1}))
+        train(toy("run", (0.1,), **{"train_cfg.max_epochs": 1}))
         with pytest.raises(KeyboardInterrupt):
-            engine.train(toy("run", (None,)))
+            train(toy("run", (None,)))
         cfg = toy("run", (0.3, 0.4, 0.5))
-        engine.train(cfg, resume=True)
+        train(cfg, resume=True)
         assert [scores[-1] for scores in self.validated(cfg)] == [0.3, 0.4, 0.5]
 
 
@@ -155,12 +155,12 @@ class TestLoopOfIterations:
             "train_dataloader.num_workers": workers,
         }
         whole = toy("whole", **settings)
-        engine.train(whole)
+        train(whole)
         for scores in ((0.5, None), (0.5, None)):  # after 8 iterations and, from 5 on, after 12
             with pytest.raises(KeyboardInterrupt):
-                engine.train(toy("killed", scores, **settings), resume=True)
+                train(toy("killed", scores, **settings), resume=True)
         resumed = toy("killed", **settings)
-        runner = engine.train(resumed, resume=True)
+        runner = train(resumed, resume=True)
         assert runner.iter == 14
         assert_same(weights(whole), weights(resumed))
 
@@ -176,9 +176,9 @@ class TestLoopOfIterations:
         with pytest.raises(
             ValueError, match=r"default_hooks\.checkpoint\.by_epoch of .* must be False"
         ):
-            engine.train(cfg)
+            train(cfg)
 
     def test_validations_are_logged_by_iteration(self, toy):
         cfg = toy("run", (0.1, 0.2, 0.3, 0.4), **ITERATIONS)
-        engine.train(cfg)
+        train(cfg)
         assert TestMissedValidation.validated(cfg) == [(4, 0.1), (8, 0.2), (12, 0.3), (14, 0.4)]
