@@ -169,20 +169,20 @@ def write_atomically(path: str | Path, exclusive: bool = False) -> Iterator[Path
         >>> with write_atomically("table.md") as temporary:
         ...     temporary.write_text("| AP |")
     """
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    check_output(path)
-    path = Path(os.path.realpath(path))
-    mark = "unfinished" if exclusive else os.getpid()
-    temporary = path.with_name(f".{path.stem}.{mark}{path.suffix}")
+    given = Path(os.path.realpath(path))
+    temporary = given
+    if given.is_file() or not given.exists():
+        check_output(given)
+        mark = "unfinished" if exclusive else os.getpid()
+        temporary = given.with_name(f".{given.stem}.{mark}{given.suffix}")
     try:
         yield temporary
-        temporary.replace(path)
+        if temporary != given:
+            temporary.replace(given)
     except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
+        if temporary != given:
+            with suppress(OSError):
+                temporary.unlink()
         unnamed = isinstance(error, OSError) and error.filename in (None, str(temporary))
         if unnamed and error.errno:
             error.filename = str(path)  # the name that the user knows

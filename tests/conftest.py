@@ -40,7 +40,7 @@ def run_script():
 
 @pytest.fixture
 def run_tool(monkeypatch, capsys):
-    """Runs a command or a script in this process, which saves the imports; returns status, stdout and stderr."""
+    """Runs a command or script in this process; returns its status, stdout and stderr."""
 
     def run(tool, *args):
         status = 0

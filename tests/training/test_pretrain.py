@@ -190,5 +190,5 @@ def test_without_mmpretrain_the_error_names_what_to_install(monkeypatch):
         raise ModuleNotFoundError("mmpretrain is not installed, please install mmpretrain manually")
 
     monkeypatch.setattr(Config, "fromfile", fromfile)
-    with pytest.raises(UserError, match="cannot be read: .*: mmpretrain is not installed"):
+    with pytest.raises(UserError, match=r"cannot be read: .*: mmpretrain is not installed"):
         load_config(config_path("pretrain_resnet50_softpool_in1k"))

@@ -140,6 +140,7 @@ ITERATIONS = {
     "train_cfg": dict(type="IterBasedTrainLoop", max_iters=14, val_interval=4),
     "default_hooks.checkpoint.by_epoch": False,
     "default_hooks.checkpoint.interval": 5,
+    "default_hooks.logger": dict(type="LoggerHook", log_metric_by_epoch=False),
 }
 
 
@@ -173,9 +174,7 @@ class TestLoopOfIterations:
 
     def test_it_must_save_by_iteration(self, toy):
         cfg = toy("run", **{**ITERATIONS, "default_hooks.checkpoint.by_epoch": True})
-        with pytest.raises(
-            ValueError, match=r"default_hooks\.checkpoint\.by_epoch of .* must be False"
-        ):
+        with pytest.raises(ValueError, match=r"default_hooks\.checkpoint\.by_epoch must be False"):
             train(cfg)
 
     def test_validations_are_logged_by_iteration(self, toy):
