@@ -36,7 +36,7 @@ $(VENV)/.built: setup.py $(CSRC) | $(VENV)/.installed
 	touch $@
 
 # `train --resume` resumes an interrupted demo, and skips a training that is complete.
-DEMO      := configs/demo_retinanet_softpool.py
+DEMO      := configs/demo/demo_retinanet_softpool.py
 DEMO_RUN  := work_dirs/demo_retinanet_softpool
 demo: env
 	$(PY) tools/make_shapes.py data/shapes

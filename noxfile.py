@@ -105,7 +105,7 @@ def run_demo(session: nox.Session, lite: bool) -> str:
     # Two iterations give no score above the demo's threshold; without detections no AP.
     options += ["model.test_cfg.score_thr=0"]
     options += ["train_cfg.val_begin=2"] if lite else []
-    config = ROOT / "configs" / "demo_retinanet_softpool.py"
+    config = ROOT / "configs" / "demo" / "demo_retinanet_softpool.py"
     train = (str(ROOT / "tools" / "train.py"), str(config), "--cfg-options", *options)
     output = session.run("python", *train, silent=True)
     if "[2/2]" not in output or not (lite or "bbox_mAP" in output):
