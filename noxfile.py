@@ -105,7 +105,7 @@ def run_demo(session: nox.Session, lite: bool) -> str:
     # Two iterations give no score above the demo's threshold; without detections no AP.
     options += ["model.test_cfg.score_thr=0"]
     options += ["train_cfg.val_begin=2"] if lite else []
-    config = ROOT / "configs" / "demo_retinanet_softpool.py"
+    config = ROOT / "configs" / "demo" / "demo_retinanet_softpool.py"
     train = (str(ROOT / "tools" / "train.py"), str(config), "--cfg-options", *options)
     output = session.run("python", *train, silent=True)
     if "[2/2]" not in output or not (lite or "bbox_mAP" in output):
@@ -130,7 +130,9 @@ def session(name: str, python: str, packages: tuple[str, ...], wheel: str | None
             target = ("--python", session.virtualenv.location, "--out-dir", str(folder))
             session.run("uv", "build", "--no-build-isolation", *target, str(ROOT), external=True)
         session.install("--no-deps", "--reinstall", *map(str, folder.glob("*.whl")))
-        listing = session.run("uv", "pip", "list", "--format=json", silent=True, external=True)
+        listing = session.run(
+            "uv", "pip", "list", "--quiet", "--format=json", silent=True, external=True
+        )
         versions = {entry["name"]: entry["version"] for entry in json.loads(listing)}
         openmmlab = [f"{name} {versions[name]}" for name in versions if "mm" in name]
         openmmlab = [text for text in openmmlab if not text.startswith("mmsoftpool")]

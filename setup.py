@@ -11,13 +11,10 @@ Environment variables: ``CXX`` and ``CXXFLAGS`` (the C++ compiler, ``g++`` or ``
 additional flags), ``MAX_JOBS`` (the number of compilers at a time, by default one per core),
 ``CUDA_HOME`` and ``TORCH_CUDA_ARCH_LIST`` (as for any torch extension),
 ``MMSOFTPOOL_CUDA=0`` (do not build the CUDA library), ``MMSOFTPOOL_ABI=stable`` or ``aten``
-(overrides the choice by torch version), ``MMSOFTPOOL_GLIBC=2.28`` (the oldest glibc that the
-libraries shall run on, instead of the one of this machine; zig links them, PyPI's ``ziglang``).
+(overrides the choice by torch version).
 """
 
-import importlib.util
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -88,20 +85,6 @@ def find_cxx():
     if os.environ.get("CXX"):
         return shlex.split(os.environ["CXX"])
     return next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
-
-
-def oldest_glibc():
-    """The glibc to link for, such as "2.28", or None for that of this machine."""
-    glibc = os.environ.get("MMSOFTPOOL_GLIBC")
-    if not glibc:
-        return None
-    if not re.fullmatch(r"2\.\d+", glibc) or int(glibc[2:]) < 28:
-        raise SystemExit(
-            f"mmsoftpool: MMSOFTPOOL_GLIBC must be a version from 2.28 on, got {glibc!r}"
-        )
-    if importlib.util.find_spec("ziglang") is None:
-        raise SystemExit("mmsoftpool: MMSOFTPOOL_GLIBC requires zig: pip install ziglang")
-    return glibc
 
 
 def number_of_jobs():
@@ -200,9 +183,8 @@ class BuildLibraries(build_ext):
                 else "no nvcc found: skipping the CUDA library"
             )
         library.parent.mkdir(parents=True, exist_ok=True)
-        glibc = oldest_glibc()
         objects, commands = [], []
-        for source in [*ext.sources, *(["csrc/manylinux.cpp"] if glibc else [])]:
+        for source in ext.sources:
             object_file = Path(self.build_temp) / ext.name / (source + ".o")
             object_file.parent.mkdir(parents=True, exist_ok=True)
             if source.endswith(".cu"):
@@ -217,13 +199,9 @@ class BuildLibraries(build_ext):
             list(pool.map(self.call, commands))
         import torch
 
-        linker = cxx
-        if glibc:
-            target = f"{platform.machine()}-linux-gnu.{glibc}"
-            linker = [sys.executable, "-m", "ziglang", "cc", "-target", target]
         # libtorch depends on libtorch_cuda where torch has one, so a CUDA library linked against a
         # CPU-only torch finds its symbols too. --no-as-needed keeps the unused dependency.
-        link = [*linker, "-shared", "-o", str(library), *objects, "-Wl,--no-as-needed"]
+        link = [*cxx, "-shared", "-o", str(library), *objects, "-Wl,--no-as-needed"]
         link += [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-ltorch"]
         if use_aten():
             link += ["-lc10"] + (["-lc10_cuda"] if is_cuda and torch.version.cuda else [])
@@ -233,13 +211,6 @@ class BuildLibraries(build_ext):
         else:
             link += shlex.split(os.environ.get("CXXFLAGS", ""))
             link += ["-fopenmp"] if use_aten() else []
-        if glibc:
-            # zig knows the symbols of every glibc but not the compiler's libraries: with its own in
-            # place of libgcc.a, __builtin_cpu_supports finds no AVX. -s removes debug information.
-            for name in ("libgcc.a", "libstdc++.so.6", "libgcc_s.so.1"):
-                find = [*cxx, f"-print-file-name={name}"]
-                link.append(subprocess.check_output(find, text=True).strip())
-            link.append("-Wl,-s")
         self.call(link)
 
     def torch_flags(self):

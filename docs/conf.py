@@ -22,7 +22,7 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-# Where OpenMMLab's compiled packages are not installed, as on readthedocs.org, stand-ins do.
+# Stand-ins where OpenMMLab's compiled packages are missing, as in .github/workflows/docs.yml.
 autodoc_mock_imports = [name for name in ("mmcv", "mmdet") if util.find_spec(name) is None]
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False

@@ -8,7 +8,7 @@ max pooling and SoftPool.
 Examples:
   python paper/draw_pooling.py photo.png --kernel 3 5 --out pooling.png
   python paper/draw_pooling.py photo.png --methods average maximum softpool --region 200 50 240 240
-  python paper/draw_pooling.py photo.jpg --config configs/demo_retinanet_softpool.py \\
+  python paper/draw_pooling.py photo.jpg --config configs/demo/demo_retinanet_softpool.py \\
       --checkpoint work_dirs/demo_retinanet_softpool/epoch_16.pth --out stem.png
 """
 

@@ -8,8 +8,8 @@ Again", 2019). The picture also has the histograms. The backbones must be mmdet'
 
 Example:
   python paper/measure_stem.py --out stems.png \\
-      configs/demo_retinanet_maxpool.py work_dirs/demo_retinanet_maxpool/epoch_16.pth \\
-      configs/demo_retinanet_softpool.py work_dirs/demo_retinanet_softpool/epoch_16.pth
+      configs/demo/demo_retinanet_maxpool.py work_dirs/demo_retinanet_maxpool/epoch_16.pth \\
+      configs/demo/demo_retinanet_softpool.py work_dirs/demo_retinanet_softpool/epoch_16.pth
 """
 
 import itertools

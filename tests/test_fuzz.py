@@ -31,7 +31,7 @@ from mmsoftpool.config import load_config
 from mmsoftpool.evaluation import ab
 from mmsoftpool.runner import build_model
 
-from .common import LONGER, ROOT, SCRIPTS, load_tool, rand
+from .common import LONGER, SCRIPTS, config_path, load_tool, rand
 
 SUBMISSION = "detections_test-dev2017_x_results"
 #: What a value of a JSON file is replaced with; a text between two @ becomes JSON itself.
@@ -192,7 +192,7 @@ def inputs(tmp_path_factory):
         "model.backbone.base_channels": 8,
         "model.neck.in_channels": [8, 16, 32, 64],
     }
-    cfg = load_config(str(ROOT / "configs" / "demo_retinanet_softpool.py"), options)
+    cfg = load_config(config_path("demo_retinanet_softpool"), options)
     cfg.dump(root / "config.py")
     (root / "config.json").write_text(json.dumps(cfg.to_dict()))
     shutil.copy(root / "config.json", root / "other.json")
@@ -280,7 +280,7 @@ def run(line: str | list[str], folder: Path) -> tuple[int, str, str]:
                 cli.main([name, *arguments])
             else:
                 (path,) = (path for path in SCRIPTS if path.stem == name)
-                # `stub` changes the module that the tests import.
+                # `stub` changes that module.
                 tool = benchmark if name == "benchmark" else load_tool(path)
                 cli.run(tool.main, tool.make_parser().parse_args(arguments))
     except SystemExit as error:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from mmengine.registry import MODELS, Registry
 
-from .common import ROOT
+from .common import ROOT, config_path
 
 METAFILE = yaml.safe_load((ROOT / "configs" / "metafile.yml").read_text())
 
@@ -17,10 +17,12 @@ def test_the_metafile_names_every_config_and_no_other():
     assert index == {"Import": ["configs/metafile.yml"]}
     named = [model["Config"] for model in METAFILE["Models"]]
     assert sorted(named) == sorted(
-        f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py")
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "configs").rglob("*.py")
+        if path.parent.name != "_base_"
     )
     for model in METAFILE["Models"]:
-        assert f"configs/{model['Name']}.py" == model["Config"]
+        assert config_path(model["Name"]) == str(ROOT / model["Config"])
         assert model["In Collection"] in [entry["Name"] for entry in METAFILE["Collections"]]
     for collection in METAFILE["Collections"]:
         assert (ROOT / collection["README"]).is_file()

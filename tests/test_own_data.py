@@ -16,7 +16,7 @@ from mmsoftpool.runner import build_model
 
 from .common import ROOT, SHARED, blocks
 
-CONFIG = "configs/bccd_retinanet_softpool.py"
+CONFIG = "configs/bccd/bccd_retinanet_softpool.py"
 PHOTOS = {"train": "BloodImage_00001", "val": "BloodImage_00000", "test": "BloodImage_00007"}
 
 

@@ -15,7 +15,7 @@ from mmsoftpool.config import load_config
 
 from .common import ROOT, SCRIPTS, SMALL, config_path, load_tool
 
-DEMO = "configs/demo_retinanet_softpool.py"
+DEMO = "configs/demo/demo_retinanet_softpool.py"
 
 SMALL_OPTIONS = [f"{key}={value}" for key, value in SMALL.items()]
 
@@ -91,7 +91,7 @@ class TestDemo:
             assert (run_dir / "run" / name).stat().st_size > 10_000
 
     def test_a_max_pool_detectors_checkpoint_evaluates_with_soft_pool(self, run_script, run_dir):
-        max_pool = load_config(str(ROOT / "configs/demo_retinanet_maxpool.py"))
+        max_pool = load_config(str(ROOT / "configs/demo/demo_retinanet_maxpool.py"))
         init_default_scope("mmdet")
         model = MODELS.build(max_pool.model)
         assert type(model.backbone.maxpool) is torch.nn.MaxPool2d

@@ -4,7 +4,7 @@
 The predictions are those that mmsoftpool test --out saved. Curves of the loss and the AP: see
 MMDetection's tools/analysis_tools/analyze_logs.py.
 
-Example: python tools/draw_run.py configs/demo_retinanet_softpool.py \\
+Example: python tools/draw_run.py configs/demo/demo_retinanet_softpool.py \\
              work_dirs/demo_retinanet_softpool/predictions.pkl
 """
 

@@ -108,7 +108,7 @@ class TestCommands:
     def test_model_times_detectors(self, run_script, tmp_path):
         options = ("--device", "cpu", "--size", 64, 64, "--rounds", 1)
         output = ("--json", tmp_path / "model.json")
-        configs = ("configs/demo_retinanet_softpool.py", "configs/yolox_s_softpool.py")
+        configs = ("configs/demo/demo_retinanet_softpool.py", "configs/yolox_s_softpool.py")
         run_script("benchmarks/benchmark.py", "model", *configs, *options, *output)
         rows = json.loads((tmp_path / "model.json").read_text())["rows"]
         assert len(rows) == 2

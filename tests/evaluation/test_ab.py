@@ -17,7 +17,7 @@ from mmsoftpool.files import write_atomically
 
 from ..common import ROOT
 
-CONFIGS = ("configs/demo_retinanet_maxpool.py", "configs/demo_retinanet_softpool.py")
+CONFIGS = ("configs/demo/demo_retinanet_maxpool.py", "configs/demo/demo_retinanet_softpool.py")
 NAMES = ("demo_retinanet_maxpool", "demo_retinanet_softpool")
 
 
@@ -70,7 +70,7 @@ def test_trains_the_pair_and_resumes_after_an_interruption(run_script, tmp_path,
     assert again.count("seed 3: already finished") == 2 and "Epoch(" not in again and table in again
     other = run_script(*command, "model.test_cfg.score_thr=0.5", check=False)
     assert other.returncode == 2
-    assert "has runs of configs/demo_retinanet_maxpool.py with other settings" in other.stderr
+    assert "has runs of configs/demo/demo_retinanet_maxpool.py with other settings" in other.stderr
     assert "score_thr=0.5" in other.stderr
 
 

@@ -16,7 +16,7 @@ from mmsoftpool.models import SoftPoolResNet
 from mmsoftpool.models.pooling_methods import METHODS
 from mmsoftpool.runner import train
 
-from ..common import ROOT, quick_and_slow, rand, randn
+from ..common import config_path, quick_and_slow, rand, randn
 
 OTHERS = [name for name in METHODS if name not in ("average", "maximum", "softpool")]
 TRAINABLE = ["lp", "gate", "lite-s3dpp", "lip"]
@@ -414,7 +414,7 @@ def test_a_detector_trains_with_it(name, shapes, tmp_path):
     }
     for key in ("val", "test"):
         options |= {f"{key}_dataloader": None, f"{key}_evaluator": None, f"{key}_cfg": None}
-    path = str(ROOT / "configs" / "demo_retinanet_softpool.py")
+    path = config_path("demo_retinanet_softpool")
     runner = train(load_config(path, options, str(tmp_path)))
     assert runner.iter == 2
     pool = runner.model.backbone.maxpool

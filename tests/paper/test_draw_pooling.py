@@ -9,9 +9,9 @@ from mmdet.registry import MODELS
 import draw_pooling as pooling
 from mmsoftpool.config import load_config
 
-from ..common import ROOT, rand
+from ..common import config_path, rand
 
-DEMO = str(ROOT / "configs" / "demo_retinanet_softpool.py")
+DEMO = config_path("demo_retinanet_softpool")
 
 
 @pytest.fixture(scope="module")

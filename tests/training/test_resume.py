@@ -16,7 +16,7 @@ from mmsoftpool.runner import train
 
 from ..common import BEST
 
-DEMO = "configs/demo_retinanet_softpool.py"
+DEMO = "configs/demo/demo_retinanet_softpool.py"
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 # its 13 pools are replaced, column VII of Table 6; column III, for example, has
 # include=["timm_model.Pool?", "timm_model.Mixed_5*"]. Without auxiliary classifiers and dropout,
 # which the paper does not mention.
-_base_ = "_base_/pretrain_in1k.py"
+_base_ = "../_base_/pretrain_in1k.py"
 
 model = dict(
     backbone=dict(
