@@ -43,7 +43,7 @@ demo: env
 	$(PY) tools/train.py $(DEMO) --resume
 	$(PY) tools/test.py $(DEMO) $(DEMO_RUN)/epoch_16.pth \
 	  --out $(DEMO_RUN)/predictions.pkl --show-dir $(DEMO_RUN)/pictures
-	$(PY) tools/draw_run.py $(DEMO) --predictions $(DEMO_RUN)/predictions.pkl
+	$(PY) tools/draw_run.py $(DEMO) $(DEMO_RUN)/predictions.pkl
 	@echo "The COCO table is above; every image with its detections is in $(DEMO_RUN)/pictures."
 	@echo "To train anew: rm -r $(DEMO_RUN)"
 

@@ -21,7 +21,7 @@ from . import ops
 from .ops.pooling import Pooling, check_input, check_tensor
 from .ops.reference import compute_dtype
 
-#: The authors' operators; the first two are named as ``tools/convert_checkpoint.py --windows`` has
+#: The authors' operators; the first two are named as ``mmsoftpool convert --windows`` has
 #: them.
 #:
 #: - ``'aligned'``: the formula of the paper, windows from p * stride on. On a GPU since 2022-04-07.

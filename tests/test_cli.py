@@ -1,39 +1,28 @@
-"""The one place that turns errors into one line: cli.run, beside the tools."""
+"""The one place that turns errors into one line: cli.run."""
 
 import argparse
 from pathlib import Path
 
-import cli
 import pytest
 import torch
 
-from mmsoftpool import soft_pool2d
+from mmsoftpool import cli, soft_pool2d
 from mmsoftpool.config import load_config
+from mmsoftpool.errors import UserError
 
 from .common import config_path
 
 
 def run(main, capsys):
-    """Runs a tool's main that ends with an error; returns the exit status and stderr."""
+    """Runs a command that ends with an error; returns the exit status and stderr."""
     with pytest.raises(SystemExit) as info:
-        cli.run(main, argparse.ArgumentParser())
+        cli.run(main, argparse.Namespace())
     return info.value.code, capsys.readouterr().err
 
 
-@pytest.fixture(autouse=True)
-def no_arguments(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["tool.py"])
-
-
-def test_an_error_of_the_package_is_one_line(capsys):
-    code, err = run(lambda args: soft_pool2d(torch.ones(1, 4, 4), kernel_size=0), capsys)
-    assert code == 2
-    assert err.startswith("error: kernel_size must be") and err.count("\n") == 1
-
-
-def test_an_error_of_the_tool_is_one_line(capsys):
+def test_an_error_of_the_user_is_one_line(capsys):
     def main(args):
-        raise ValueError("scale must be positive, got 0")
+        raise UserError("scale must be positive, got 0")
 
     assert run(main, capsys) == (2, "error: scale must be positive, got 0\n")
 
@@ -45,7 +34,7 @@ def test_an_error_of_the_system_is_one_line(capsys):
 
 def test_a_message_of_several_lines_is_folded(capsys):
     def main(args):
-        raise ValueError("two\n  lines")
+        raise UserError("two\n  lines")
 
     assert run(main, capsys) == (2, "error: two lines\n")
 
@@ -55,6 +44,10 @@ def test_an_error_without_a_message_has_its_name(capsys):
         raise TimeoutError
 
     assert run(main, capsys) == (2, "error: TimeoutError\n")
+
+
+def test_a_user_error_is_a_value_error():
+    assert issubclass(UserError, ValueError)
 
 
 def test_an_interruption_has_the_shells_exit_status(capsys):
@@ -67,6 +60,7 @@ def test_an_interruption_has_the_shells_exit_status(capsys):
 @pytest.mark.parametrize(
     ("bug", "error"),
     [
+        (lambda args: soft_pool2d(torch.ones(1, 4, 4), kernel_size=0), ValueError),
         (lambda args: torch.optim.SGD([torch.zeros(1)], lr=-1), ValueError),  # raised in torch
         (lambda args: torch.zeros(-1), RuntimeError),
         (lambda args: int("x"), ValueError),  # a function in C has no frame of its own
@@ -75,4 +69,4 @@ def test_an_interruption_has_the_shells_exit_status(capsys):
 )
 def test_a_bug_keeps_its_traceback(bug, error):
     with pytest.raises(error):
-        cli.run(bug, argparse.ArgumentParser())
+        cli.run(bug, argparse.Namespace())

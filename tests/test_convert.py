@@ -268,12 +268,12 @@ def test_what_the_file_does_not_say_can_be_given(resnet18, tmp_path):
 
 
 def test_the_tool(run_script, theirs, tmp_path):
-    out = run_script("tools/convert_checkpoint.py", theirs, tmp_path / "ours.pth").stdout
+    out = run_script("-m", "mmsoftpool", "convert", theirs, tmp_path / "ours.pth").stdout
     assert f"wrote {tmp_path}/ours.pth" in out
     assert "padding=((1, 0), (1, 0))" in out
     lines = out[out.index("custom_imports") :]
     assert detector(lines, tmp_path).backbone.maxpool.padding == ((1, 0), (1, 0))
-    result = run_script("tools/convert_checkpoint.py", tmp_path / "no", tmp_path / "x", check=False)
+    result = run_script("-m", "mmsoftpool", "convert", tmp_path / "no", tmp_path / "x", check=False)
     assert (result.returncode, result.stderr.splitlines()[-1]) == (
         2,
         f"error: no checkpoint at {tmp_path}/no",

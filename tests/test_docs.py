@@ -1,18 +1,21 @@
 """The documents are true: their Python runs, their configs build, their commands parse, the files
 and links they name exist."""
 
-import importlib.util
+import argparse
 import itertools
 import json
 import re
 import shlex
+from pathlib import Path
 
 import mmdet.registry
 import pytest
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from .common import ROOT, blocks
+from mmsoftpool import cli
+
+from .common import ROOT, blocks, load_tool
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,7 +33,9 @@ def commands(path):
     lines = [
         line for block in blocks(path, "sh") for line in block.replace("\\\n", " ").split("\n")
     ]
-    lines += [code for code in inline_code(path) if re.match("(python|make|tools/.*sh) ", code)]
+    lines += [
+        code for code in inline_code(path) if re.match("(python|make|mmsoftpool|tools/.*sh) ", code)
+    ]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
@@ -43,11 +48,18 @@ def anchors(path):
 
 
 def parser_of(tool):
-    spec = importlib.util.spec_from_file_location(tool.stem, tool)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    parser = module.make_parser()
-    parser.allow_abbrev = False  # an option must be written in full
+    if tool == "mmsoftpool":
+        return strict(cli.make_command_parser())
+    return strict(load_tool(ROOT / tool).make_parser())
+
+
+def strict(parser):
+    """The parser, with which an option must be written in full."""
+    parser.allow_abbrev = False
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                strict(command)
     return parser
 
 
@@ -76,18 +88,23 @@ def test_python_runs_and_configs_build(path, tmp_path):
 def test_tools_take_the_commands(path):
     for words in commands(path):
         scripts = ("tools/", "benchmarks/", "paper/")
-        tool = next((n for n, word in enumerate(words) if word.startswith(scripts)), None)
-        if tool is None:
+        tool = next(
+            (n for n, w in enumerate(words) if w.startswith(scripts) or w == "mmsoftpool"), None
+        )
+        if tool is None or words[:2] == ["mim", "search"]:
             continue
         name, arguments = words[tool], words[tool + 1 :]
-        assert (ROOT / name).is_file(), words
+        assert name == "mmsoftpool" or (ROOT / name).is_file(), words
         if name.endswith(".sh"):  # tools/dist_X.sh CONFIG [CHECKPOINT] GPUS [options of X.py]
             gpus = 1 if name == "tools/dist_train.sh" else 2
             assert int(arguments.pop(gpus)) > 0, words
-            wrapped = [w.removeprefix("TOOL=") for w in words[:tool] if w.startswith("TOOL=")]
-            name = f"tools/{wrapped[0]}" if wrapped else name.replace("dist_", "")[:-3] + ".py"
+            given = [w.removeprefix("COMMAND=") for w in words[:tool] if w.startswith("COMMAND=")]
+            default = "train" if name == "tools/dist_train.sh" else "test"
+            name, arguments = "mmsoftpool", [*(given or [default]), *arguments]
+        if name in ("tools/train.py", "tools/test.py"):
+            name, arguments = "mmsoftpool", [Path(name).stem, *arguments]
         try:
-            parser_of(ROOT / name).parse_args(arguments)
+            parser_of(name).parse_args(arguments)
         except SystemExit:
             pytest.fail(f"{shlex.join(words)} has wrong arguments; its usage is above")
 

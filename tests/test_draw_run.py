@@ -1,15 +1,16 @@
-"""Pictures of a run, from its logs and predictions, and how every picture is written."""
-
-import json
+"""The picture of a run's detections, and how every picture is written."""
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from mmdet.datasets import CocoDataset
 
+import draw_run as run
 from make_shapes import make_shapes
-from mmsoftpool.pictures import run, save_figure
+from mmsoftpool.errors import UserError
+from mmsoftpool.pictures import save_figure
 
 
 @pytest.fixture
@@ -20,70 +21,60 @@ def drawn(monkeypatch):
     return figures
 
 
-def write_log(folder, *entries):
-    folder = folder / "vis_data"
-    folder.mkdir(parents=True)
-    (folder / "scalars.json").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
-
-
-class TestCurves:
-    def test_the_logs_of_a_resumed_run_are_joined(self, drawn, tmp_path):
-        write_log(
-            tmp_path / "20260101",
-            dict(loss=4.0, loss_cls=3.0, step=10),
-            dict(loss=3.0, loss_cls=2.0, step=20),
-            {"coco/bbox_mAP": 0.1, "coco/bbox_mAP_50": 0.2, "step": 1},
-        )
-        write_log(
-            tmp_path / "20260102",
-            dict(loss=2.0, loss_cls=1.0, step=20),  # again, after the interruption
-            {"coco/bbox_mAP": 0.125, "step": 2},
-        )
-        run.plot_curves(tmp_path, tmp_path / "curves.png")
-        loss, scores = drawn[0].axes
-        lines = {line.get_label(): line.get_xydata().tolist() for line in loss.lines}
-        assert lines == {"loss": [[10, 4], [20, 2]], "loss_cls": [[10, 3], [20, 1]]}
-        (line,) = scores.lines
-        assert line.get_label() == "box AP"
-        assert line.get_xydata().tolist() == [[1, 0.1], [2, 0.125]]
-
-    def test_the_ap_axis_starts_at_0_and_fits_the_data(self, drawn, tmp_path):
-        write_log(tmp_path / "1", dict(loss=1.0, step=1), {"coco/bbox_mAP": 0.2, "step": 1})
-        run.plot_curves(tmp_path, tmp_path / "curves.png")
-        bottom, top = drawn[0].axes[1].get_ylim()
-        assert bottom == 0 and 0.2 < top < 0.25
-
-    @pytest.mark.parametrize(("entry", "unit"), [(dict(epoch=1), "epoch"), ({}, "iteration")])
-    def test_the_ap_axis_has_the_unit_of_the_log(self, drawn, tmp_path, entry, unit):
-        write_log(
-            tmp_path / "1", dict(loss=1.0, step=9, **entry), {"coco/bbox_mAP": 0.2, "step": 9}
-        )
-        run.plot_curves(tmp_path, tmp_path / "curves.png")
-        assert drawn[0].axes[1].get_xlabel() == unit
-
-    def test_a_folder_without_a_log(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"no training log .* in {tmp_path}"):
-            run.plot_curves(tmp_path, tmp_path / "curves.png")
-
-
-def test_detections_are_drawn_below_the_ground_truth(drawn, tmp_path):
+@pytest.fixture
+def dataset(tmp_path):
     make_shapes(tmp_path, train=1, val=1)
-    ann_file = tmp_path / "annotations" / "instances_val.json"
-    content = json.loads(ann_file.read_text())
-    (image,) = content["images"]
+    return CocoDataset(
+        metainfo=dict(classes=("disc", "square", "triangle", "star")),
+        data_root=str(tmp_path),
+        ann_file="annotations/instances_val.json",
+        data_prefix=dict(img="val/"),
+        test_mode=True,
+        pipeline=[],
+    )
+
+
+def predictions(**changes):
     instances = dict(
         bboxes=torch.tensor([[10.0, 20, 40, 60], [1, 2, 3, 4]]),
         scores=torch.tensor([0.9, 0.1]),
         labels=torch.tensor([1, 0]),
     )
-    path = str(tmp_path / "val" / image["file_name"])
-    predictions = [dict(img_id=image["id"], img_path=path, pred_instances=instances)]
-    run.draw_detections(predictions, ann_file, tmp_path / "x.png")
+    return [dict(img_id=0, pred_instances=instances | changes)]
+
+
+def test_detections_are_drawn_below_the_ground_truth(drawn, tmp_path, dataset):
+    run.draw_detections(dataset, predictions(), tmp_path / "x.png")
     above, below = drawn[0].axes
-    assert len(above.patches) == len(content["annotations"])
+    objects = dataset.get_data_info(0)["instances"]
+    assert len(above.patches) == len(objects) > 0
+    names = [dataset.metainfo["classes"][instance["bbox_label"]] for instance in objects]
+    assert [text.get_text() for text in above.texts] == names
     (box,) = below.patches  # the other one has a low score
     assert (box.get_xy(), box.get_width(), box.get_height()) == ((10, 20), 30, 40)
     assert [text.get_text() for text in below.texts] == ["square 0.90"]
+
+
+def test_names_are_those_of_the_data_set_and_taken_literally(drawn, tmp_path, dataset):
+    """Not the categories of the file in its order; dollar signs are no formula."""
+    dataset._metainfo["classes"] = ("a", "$b$_", "c", "d")
+    run.draw_detections(dataset, predictions(), tmp_path / "x.png")
+    drawn[0].savefig(tmp_path / "x.png")
+    assert [text.get_text() for text in drawn[0].axes[1].texts] == ["$b$_ 0.90"]
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ([], "a list of dicts with img_id and pred_instances"),
+        ([{}], "got another entry number 0"),
+        (predictions(labels=torch.tensor([1, 4])), "got another entry number 0"),
+        ([dict(predictions()[0], img_id=7)], "it has no image 7"),
+    ],
+)
+def test_other_predictions_are_refused(dataset, tmp_path, found, message):
+    with pytest.raises(UserError, match=message):
+        run.draw_detections(dataset, found, tmp_path / "x.png")
 
 
 class TestSaveFigure:

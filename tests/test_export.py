@@ -49,7 +49,9 @@ def test_the_tool_writes_onnx_that_onnxruntime_runs(run_script, checkpoint):
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     cfg, path = checkpoint("retinanet")
-    out = run_script("tools/export.py", CONFIGS["retinanet"], path, "--format", "onnx").stdout
+    out = run_script(
+        "-m", "mmsoftpool", "export", CONFIGS["retinanet"], path, "--format", "onnx"
+    ).stdout
     file = path.replace(".pth", ".onnx")
     difference = re.search(rf"wrote {re.escape(file)} .* from PyTorch ([\d.e-]+)", out)[1]
     assert 0 < float(difference) <= 1e-4

@@ -59,14 +59,14 @@ class Demo:
         weights = folder / "train" / "epoch_3.pth"
         dev = ("--ann-file", inputs / "info.json", "--image-dir", inputs / "val", "--part-size", 2)
         self.commands = {
-            "train": ("train.py", DEMO, "--resume", *options, "train_cfg.max_epochs=3"),
-            "iterations": ("train.py", inputs / "iterations.py", "--resume", *options),
-            "test": ("test.py", DEMO, weights, "--out", folder / "predictions.pkl", *options),
+            "train": ("train", DEMO, "--resume", *options, "train_cfg.max_epochs=3"),
+            "iterations": ("train", inputs / "iterations.py", "--resume", *options),
+            "test": ("test", DEMO, weights, "--out", folder / "predictions.pkl", *options),
             "ab": (
-                *("ab.py", config_path("demo_retinanet_maxpool"), DEMO, "--seeds", "3"),
+                *("ab", config_path("demo_retinanet_maxpool"), DEMO, "--seeds", "3"),
                 *("--resamples", 10, *options, "train_cfg.max_epochs=2"),
             ),
-            "dev": ("test_dev.py", DEMO, weights, "--name", "x", *dev, *options),
+            "dev": ("test-dev", DEMO, weights, "--name", "x", *dev, *options),
         }
 
     def run(self, name: str, moments=()) -> list[str]:
@@ -76,7 +76,7 @@ class Demo:
             The events in the output of the last, complete, execution.
         """
         tool, *arguments = map(str, self.commands[name])
-        command = [sys.executable, "-u", str(ROOT / "tools" / tool), *arguments]
+        command = [sys.executable, "-u", "-m", "mmsoftpool", tool, *arguments]
         command += ["--work-dir", str(self.folder / name)]
         for moment in (*moments, None):
             events, lines = [], []
@@ -159,7 +159,9 @@ def inputs(tmp_path_factory):
         f"_base_ = {DEMO!r}\n"
         "train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=10, val_interval=4)\n"
         "param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=10)]\n"
-        "default_hooks = dict(checkpoint=dict(by_epoch=False, interval=3))\n"
+        "default_hooks = dict(\n"
+        "    checkpoint=dict(by_epoch=False, interval=3), logger=dict(log_metric_by_epoch=False)\n"
+        ")\n"
         "log_processor = dict(by_epoch=False)\n"
     )
     return root

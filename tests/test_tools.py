@@ -11,6 +11,7 @@ from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
 from make_shapes import make_shapes
+from mmsoftpool import cli
 from mmsoftpool.config import load_config
 
 from .common import ROOT, SCRIPTS, SMALL, config_path, load_tool
@@ -84,11 +85,8 @@ class TestDemo:
         tested = (DEMO, run_dir / "run" / "epoch_2.pth", "--out", run_dir / "predictions.pkl")
         out = run_script("tools/test.py", *tested, *options, *small).stdout
         assert "Average Precision" in out
-        run_script(
-            "tools/draw_run.py", DEMO, "--predictions", run_dir / "predictions.pkl", *options
-        )
-        for name in ("curves.png", "detections.png"):
-            assert (run_dir / "run" / name).stat().st_size > 10_000
+        run_script("tools/draw_run.py", DEMO, run_dir / "predictions.pkl", *options[2:])
+        assert (run_dir / "detections.png").stat().st_size > 10_000
 
     def test_a_max_pool_detectors_checkpoint_evaluates_with_soft_pool(self, run_script, run_dir):
         max_pool = load_config(str(ROOT / "configs/demo/demo_retinanet_maxpool.py"))
@@ -119,17 +117,33 @@ class TestDemo:
         (["tools/train.py", "configs/missing.py"], "error: no config file at /"),
         (
             ["tools/train.py", DEMO, "--cfg-options", "data_root=/missing"],
-            "error: no train annotations at /missing/annotations/instances_train.json; draw",
+            "error: missing file: /missing/annotations/instances_train.json; draw",
         ),
         (["tools/test.py", "configs/missing.py", "x.pth"], "error: no config file at /"),
         (["tools/make_shapes.py", "/tmp/x", "--train", "0"], "error: train must be at least 1"),
-        (["tools/draw_run.py", DEMO, "--work-dir", "/missing"], "error: no training log"),
+        (["tools/draw_run.py", DEMO, "/missing"], "error: no prediction file at /missing"),
         (
-            ["tools/compare.py", "detectors", "/missing", "--a", "a.json", "--b", "b.json"],
+            [
+                "-m",
+                "mmsoftpool",
+                "compare",
+                "detectors",
+                "/missing",
+                "--a",
+                "a.json",
+                "--b",
+                "b.json",
+            ],
             "error: no annotation file at /missing",
         ),
-        (["tools/compare.py", "classifiers", "a.csv", "b.csv"], "error: no prediction file at /"),
-        (["tools/test_dev.py", "--check", "x.zip", "--ann-file", "/x"], "error: no image list of"),
+        (
+            ["-m", "mmsoftpool", "compare", "classifiers", "a.csv", "b.csv"],
+            "error: no prediction file at /",
+        ),
+        (
+            ["-m", "mmsoftpool", "test-dev", "--check", "x.zip", "--ann-file", "/x"],
+            "error: no image list of",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_no_traceback(run_script, arguments, message):
@@ -148,33 +162,35 @@ def with_commands(parser):
             yield from action.choices.values()
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+PARSERS = {
+    **{
+        str(path.relative_to(ROOT)): lambda path=path: load_tool(path).make_parser()
+        for path in SCRIPTS
+    },
+    "mmsoftpool": cli.make_command_parser,
+}
+
+
+@pytest.mark.parametrize("name", PARSERS)
 class TestParsers:
-    def test_the_help_has_an_example(self, path):
-        text = load_tool(path).make_parser().format_help()
-        assert re.search(rf"Examples?:\s+python {path.relative_to(ROOT)}", text)
+    def test_the_help_has_an_example(self, name):
+        parser = PARSERS[name]()
+        command = "mmsoftpool" if name == "mmsoftpool" else f"python {name}"
+        parsers = list(with_commands(parser))[1:] if name == "mmsoftpool" else [parser]
+        for parser in parsers:
+            assert re.search(rf"Examples?:\s+{command}", parser.format_help())
 
-    def test_every_option_has_a_help_text(self, path):
-        for parser in with_commands(load_tool(path).make_parser()):
+    def test_every_option_has_a_help_text(self, name):
+        for parser in with_commands(PARSERS[name]()):
             assert parser.format_help()  # the texts' % are right
-            assert not [action.dest for action in parser._actions if not action.help]
-
-
-@pytest.mark.parametrize(
-    "path", [p for p in SCRIPTS if p.parent.name == "tools"], ids=lambda path: path.stem
-)
-def test_the_help_imports_nothing_heavy(run_script, path):
-    code = (
-        "import runpy, sys\n"
-        f"sys.path.insert(0, {str(path.parent)!r}); sys.argv = ['x', '--help']\n"
-        f"try: runpy.run_path({str(path)!r}, run_name='__main__')\n"
-        "except SystemExit: print(sorted({'torch', 'numpy', 'mmengine'} & set(sys.modules)))"
-    )
-    assert run_script("-c", code).stdout.endswith("[]\n")
+            assert not [
+                action.dest
+                for action in parser._actions
+                if not action.help and not isinstance(action, argparse._SubParsersAction)
+            ]
 
 
 def test_the_work_dir_of_an_experiment_names_its_configs(monkeypatch):
-    ab = load_tool(ROOT / "tools" / "ab.py")
     used = []
 
     def compare_configs(configs, seeds, work_dir, *args, **kwargs):
@@ -183,7 +199,8 @@ def test_the_work_dir_of_an_experiment_names_its_configs(monkeypatch):
 
     monkeypatch.setattr("mmsoftpool.evaluation.ab.compare_configs", compare_configs)
     for configs in (["a.py", "x/b.py"], ["a.py", "b.py", "c.py"]):
-        ab.main(ab.make_parser().parse_args(configs))
+        with pytest.raises(SystemExit):
+            cli.main(["ab", *configs])
     assert used == ["work_dirs/a_vs_b", "work_dirs/a_vs_2_others"]
 
 
@@ -191,7 +208,7 @@ class TestCompare:
     def test_classifiers_by_counts(self, run_script, tmp_path):
         arguments = ("--names", "max", "SoftPool", "--markdown", tmp_path / "table.md")
         counts = ("--counts", 31838, 3795, 3011, 11356)
-        out = run_script("tools/compare.py", "classifiers", *counts, *arguments).stdout
+        out = run_script("-m", "mmsoftpool", "compare", "classifiers", *counts, *arguments).stdout
         assert "chi-square 90.08, p = 2.29e-21" in out
         assert "max 69.70%, SoftPool 71.27%, difference +1.57 points" in out
         assert (tmp_path / "table.md").read_text() == out
@@ -208,7 +225,9 @@ class TestCompare:
             (tmp_path / f"{name}.json").write_text(json.dumps(found))
         files = ("--a", tmp_path / "a.json", "--b", tmp_path / "b.json")
         options = ("--resamples", 10, "--plot", tmp_path / "plot.png")
-        out = run_script("tools/compare.py", "detectors", ann_file, *files, *options).stdout
+        out = run_script(
+            "-m", "mmsoftpool", "compare", "detectors", ann_file, *files, *options
+        ).stdout
         assert re.search(r"\| B +\| +100.0 \|", out) and "3 images; 1 run of each" in out
         assert (tmp_path / "plot.png").stat().st_size > 10_000
 
@@ -216,10 +235,10 @@ class TestCompare:
 @pytest.mark.parametrize(
     ("tool", "arguments", "lacking"),
     [
-        ("train", "CONFIG", ["train_dataloader", "train_cfg", "optim_wrapper", "val_evaluator"]),
+        ("train", "CONFIG", ["train_dataloader", "train_cfg", "optim_wrapper"]),
         ("test", "CONFIG x.pth", ["test_dataloader", "test_evaluator", "test_cfg"]),
-        ("test_dev", "CONFIG x.pth", ["test_dataloader", "test_evaluator", "test_cfg"]),
-        ("test_dev", "CONFIG x.pth", ["test_dataloader.dataset"]),
+        ("test-dev", "CONFIG x.pth", ["test_dataloader", "test_evaluator", "test_cfg"]),
+        ("test-dev", "CONFIG x.pth", ["test_dataloader.dataset"]),
         ("ab", "CONFIG OTHER", ["test_evaluator", "test_evaluator.ann_file"]),
     ],
 )
@@ -229,7 +248,7 @@ def test_a_config_without_a_part_is_one_line(run_tool, tmp_path, tool, arguments
     (tmp_path / "info.json").write_text(json.dumps({**info, "annotations": []}))
     torch.save(dict(state_dict={}), tmp_path / "x.pth")
     options = ["--work-dir", tmp_path / "work", "--cfg-options", f"data_root={tmp_path}/shapes"]
-    if tool == "test_dev":
+    if tool == "test-dev":
         options[:0] = ["--ann-file", tmp_path / "info.json", "--image-dir", tmp_path / "shapes/val"]
     for part in lacking:
         name, _, key = part.partition(".")

@@ -99,7 +99,7 @@ def load(device: str) -> Backend:
         warnings.warn(
             f"mmsoftpool: no compiled library for {device}: {backend.detail}; SoftPool on {device} "
             "runs on the pure PyTorch reference: the same results, but slower and with more "
-            "memory. 'python -m mmsoftpool' suggests a fix; MMSOFTPOOL_BACKEND=reference silences "
+            "memory. 'mmsoftpool doctor' suggests a fix; MMSOFTPOOL_BACKEND=reference silences "
             "this warning.",
             stacklevel=2,
         )

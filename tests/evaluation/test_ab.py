@@ -1,4 +1,4 @@
-"""tools/ab.py: every config is trained once per seed, and an interrupted call resumes."""
+"""mmsoftpool ab: every config is trained once per seed, and an interrupted call resumes."""
 
 import fcntl
 import json
@@ -39,7 +39,18 @@ def options(tmp_path_factory):
 
 
 def test_trains_the_pair_and_resumes_after_an_interruption(run_script, tmp_path, options):
-    command = ("tools/ab.py", *CONFIGS, "--seeds", 3, "--work-dir", tmp_path, "--resamples", 10)
+    command = (
+        "-m",
+        "mmsoftpool",
+        "ab",
+        *CONFIGS,
+        "--seeds",
+        3,
+        "--work-dir",
+        tmp_path,
+        "--resamples",
+        10,
+    )
     command += options
     first, second = (tmp_path / name / "seed_3" for name in NAMES)
     # Another process holds the lock of the second run: the call ends after the first.
@@ -95,7 +106,6 @@ def test_every_config_is_compared_with_the_first(tmp_path):
         configs,
         [0],
         tmp_path / "runs",
-        ROOT / "tools",
         cfg_options=[f"data_root={root}"],
         resamples=10,
     )
@@ -126,14 +136,14 @@ def test_every_config_is_compared_with_the_first(tmp_path):
             [CONFIGS[0], "configs/retinanet_r18_softpool.py"],
             {},
             ValueError,
-            "must be evaluated on the same annotations and metrics",
+            "must be evaluated on the same annotations and metrics and ",
         ),
         ([CONFIGS[0], "configs/missing.py"], {}, FileNotFoundError, "no config file at"),
     ],
 )
 def test_a_wrong_argument_is_named(tmp_path, monkeypatch, configs, arguments, error, message):
     monkeypatch.chdir(ROOT)
-    arguments = {**dict(seeds=[0], work_dir=tmp_path, tools="tools"), **arguments}
+    arguments = {**dict(seeds=[0], work_dir=tmp_path), **arguments}
     with pytest.raises(error, match=message):
         compare_configs(list(configs), **arguments)
 
@@ -169,7 +179,9 @@ def test_of_two_calls_at_the_same_time_one_notes_its_settings(
 
 def test_the_output_of_a_failing_run_is_shown(run_script, tmp_path):
     result = run_script(
-        "tools/ab.py",
+        "-m",
+        "mmsoftpool",
+        "ab",
         *CONFIGS,
         "--work-dir",
         tmp_path,

@@ -49,7 +49,9 @@ def test_writes_submissions_that_pass_the_check(run_script, coco_root, mask_rcnn
     options = [f"{key}={value}" for key, value in OPTIONS.items()]
     arguments = ("--work-dir", tmp_path, "--name", "test")
     out = run_script(
-        "tools/test_dev.py",
+        "-m",
+        "mmsoftpool",
+        "test-dev",
         config_path("mask_rcnn_r34_softpool"),
         mask_rcnn,
         *arguments,
@@ -68,7 +70,7 @@ def test_writes_submissions_that_pass_the_check(run_script, coco_root, mask_rcnn
         assert 0 < len(detections) <= 100
         assert detections[0].keys() == {"image_id", "category_id", "score", key}
         assert len(coco.loadRes(detections).anns) == len(detections)
-        result = run_script("tools/test_dev.py", "--check", path, "--ann-file", ann_file)
+        result = run_script("-m", "mmsoftpool", "test-dev", "--check", path, "--ann-file", ann_file)
         assert "in 1 of 1 images, ready for the server" in result.stdout
 
 

@@ -1,4 +1,4 @@
-"""tools/swap.py: a network trained with max pooling, evaluated with SoftPool over alpha."""
+"""mmsoftpool swap: a network trained with max pooling, evaluated with SoftPool over alpha."""
 
 from pathlib import Path
 
