@@ -1,7 +1,8 @@
 """Annotation files: what is checked before pycocotools sees them."""
 
 import pytest
-from mmsoftpool.datasets import coco
+
+from mmsoftpool import coco
 
 
 @pytest.mark.parametrize("far", [1e30, -1e30, 201, -101])

@@ -85,10 +85,18 @@ def test_an_empty_data_root_cannot_be_moved_and_tuples_are(tmp_path):
     assert load_config(str(path), dict(data_root="y")).files == ("y/b", ["y/c"], "ab")
 
 
-@pytest.mark.parametrize("name", ["retinanet_r50_softpool", "demo_retinanet_maxpool"])
-def test_a_config_of_this_package_is_a_base(tmp_path, name):
-    (tmp_path / "x.py").write_text(f"_base_ = 'mmsoftpool::{name}.py'")
-    assert load_config(str(tmp_path / "x.py")).model == load_config(config_path(name)).model
+@pytest.mark.parametrize("name", ["retinanet_r50_softpool", "demo_retinanet_maxpool.py"])
+def test_a_config_of_this_package_is_known_by_its_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config(name)
+    assert cfg.model == load_config(config_path(name.removesuffix(".py"))).model
+    assert cfg.work_dir == f"work_dirs/{name.removesuffix('.py')}"
+
+
+def test_a_file_comes_before_a_config_of_this_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "retinanet_r50_softpool.py").write_text("model = dict(type='Mine')")
+    assert load_config("retinanet_r50_softpool.py").model == dict(type="Mine")
 
 
 @pytest.mark.parametrize(

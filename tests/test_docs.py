@@ -33,9 +33,7 @@ def commands(path):
     lines = [
         line for block in blocks(path, "sh") for line in block.replace("\\\n", " ").split("\n")
     ]
-    lines += [
-        code for code in inline_code(path) if re.match("(python|make|mmsoftpool|tools/.*sh) ", code)
-    ]
+    lines += [code for code in inline_code(path) if re.match("(python|make|tools/.*sh) ", code)]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 

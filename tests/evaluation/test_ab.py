@@ -39,18 +39,8 @@ def options(tmp_path_factory):
 
 
 def test_trains_the_pair_and_resumes_after_an_interruption(run_script, tmp_path, options):
-    command = (
-        "-m",
-        "mmsoftpool",
-        "ab",
-        *CONFIGS,
-        "--seeds",
-        3,
-        "--work-dir",
-        tmp_path,
-        "--resamples",
-        10,
-    )
+    command = ("-m", "mmsoftpool", "ab", *CONFIGS, "--seeds", 3, "--work-dir", tmp_path)
+    command += ("--resamples", 10)
     command += options
     first, second = (tmp_path / name / "seed_3" for name in NAMES)
     # Another process holds the lock of the second run: the call ends after the first.
