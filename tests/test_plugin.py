@@ -134,7 +134,9 @@ def test_analyze_logs_reads_the_log(run_script, run):
 def test_mim_trains_and_tests(run_script, run, saved):
     pytest.importorskip("mim")
     code = "from mim.cli import cli; cli()"
-    out = run_script("-c", code, "test", "onedl-mmdetection", saved[0], "--checkpoint", saved[1], "--gpus", "0")
+    out = run_script(
+        "-c", code, "test", "onedl-mmdetection", saved[0], "--checkpoint", saved[1], "--gpus", "0"
+    )
     assert "Testing finished successfully" in out.stdout
 
 

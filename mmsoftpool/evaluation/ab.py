@@ -96,10 +96,12 @@ def compare_configs(
         for config, name in zip(configs, names, strict=True)
     ]
     for config, evaluation in zip(configs, evaluations, strict=True):
-        if evaluation != evaluations[0]:
+        parts = zip(("annotations", "metrics", "classes"), evaluations[0], evaluation, strict=True)
+        different = [name for name, first, other in parts if first != other]
+        if different:
             raise UserError(
                 f"{configs[0]} and {config} must be evaluated on the same annotations, metrics and "
-                f"classes, got {evaluations[0]} and {evaluation}"
+                f"classes, got other {' and '.join(different)}"
             )
     ann_file, metrics, classes = evaluations[0]
     # Seed by seed, so that an interrupted experiment has complete pairs.

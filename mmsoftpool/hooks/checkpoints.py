@@ -78,6 +78,8 @@ class AtomicCheckpointHook(CheckpointHook):
             super().after_train_iter(runner, *args, **kwargs)
 
     def after_val_epoch(self, runner, metrics):
+        if not hasattr(self, "file_backend"):
+            return  # a validation without a training saves nothing
         with self._holding_earlier(runner):
             super().after_val_epoch(runner, metrics)
 

@@ -155,7 +155,11 @@ class MissedValidationHook(Hook):
 
     priority = "LOWEST"  # the other hooks are ready for a validation, and have saved its results
 
+    def __init__(self):
+        self.in_training = False
+
     def before_train(self, runner):
+        self.in_training = True
         loop = runner.train_loop
         if runner.val_loop is None or not isinstance(
             loop, (EpochBasedTrainLoop, IterBasedTrainLoop)
@@ -174,7 +178,7 @@ class MissedValidationHook(Hook):
             note.unlink(missing_ok=True)  # that of an earlier run
 
     def after_val_epoch(self, runner, metrics=None):
-        if is_main_process():
+        if self.in_training and is_main_process():
             with write_atomically(_note(runner), exclusive=True) as temporary:
                 temporary.write_text(str(_step(runner.train_loop)[0]))
 

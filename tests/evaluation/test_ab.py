@@ -11,6 +11,7 @@ import pytest
 
 from make_shapes import make_shapes
 from mmsoftpool.config import load_config
+from mmsoftpool.errors import UserError
 from mmsoftpool.evaluation import ab
 from mmsoftpool.evaluation.ab import compare_configs
 from mmsoftpool.files import write_atomically
@@ -126,7 +127,7 @@ def test_every_config_is_compared_with_the_first(tmp_path):
             [CONFIGS[0], "configs/retinanet_r18_softpool.py"],
             {},
             ValueError,
-            "must be evaluated on the same annotations and metrics and ",
+            "must be evaluated on the same .*, got other annotations and classes",
         ),
         ([CONFIGS[0], "configs/missing.py"], {}, FileNotFoundError, "no config file at"),
     ],
@@ -163,7 +164,7 @@ def test_of_two_calls_at_the_same_time_one_notes_its_settings(
             for value in thresholds
         ]
     errors = [call.exception() for call in calls if call.exception()]
-    assert [type(error) for error in errors] == [ValueError] * refused
+    assert [type(error) for error in errors] == [UserError] * refused
     assert all("with other settings" in str(error) for error in errors)
 
 
@@ -180,5 +181,5 @@ def test_the_output_of_a_failing_run_is_shown(run_script, tmp_path):
         check=False,
     )
     assert result.returncode == 2
-    assert "error: no train annotations at /missing" in result.stderr
+    assert "error: missing file: /missing/annotations/instances_train.json" in result.stderr
     assert "demo_retinanet_maxpool, seed 0 failed with exit status 2" in result.stderr

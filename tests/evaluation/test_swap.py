@@ -134,7 +134,7 @@ def test_a_later_call_evaluates_only_what_is_new(load, checkpoint, evaluations):
     assert len(evaluations) == 6  # another config
 
 
-@pytest.mark.parametrize("content", ["[]", '{"a": 1}', '{"a": {}}', '{"a": {"score": "1"}}', "{"])
+@pytest.mark.parametrize("content", ["[]", '{"a": 1}', '{"a": {"score": "1"}}', "{"])
 def test_damaged_results_are_refused(load, checkpoint, evaluations, content):
     cfg = load()
     path = Path(cfg.work_dir, "swap.json")
@@ -173,6 +173,21 @@ def test_the_tool_prints_means_and_scores_of_several_checkpoints(
 def test_a_real_evaluation_with_a_huge_alpha_is_that_of_max_pooling(load, checkpoint):
     swap = evaluate_swap(load(**{"model.test_cfg.score_thr": 0.0}), [checkpoint], [1e30])
     assert swap.metric == "coco/bbox_mAP" and swap.swapped[0, 0] == swap.trained[0]
+
+
+def test_a_detector_that_finds_nothing_has_an_ap_of_0(load, checkpoint):
+    cfg = load(**{"model.test_cfg.score_thr": 1.0})
+    swap = evaluate_swap(cfg, [checkpoint], [1.0])
+    assert swap.metric == "coco/bbox_mAP" and swap.trained == swap.swapped == 0
+    assert evaluate_swap(cfg, [checkpoint], [1.0]).swapped == 0  # from swap.json
+
+
+def test_the_table_is_of_all_classes(load, checkpoint, monkeypatch):
+    monkeypatch.setattr(
+        Runner, "val", lambda runner: {"coco/disc_precision": 0.9, "coco/bbox_mAP": 0.5}
+    )
+    swap = evaluate_swap(load(**{"val_evaluator.classwise": True}), [checkpoint], [1.0])
+    assert swap.metric == "coco/bbox_mAP" and swap.trained == 50
 
 
 @pytest.mark.parametrize(
