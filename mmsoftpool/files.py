@@ -1,11 +1,9 @@
 """Files of the user: read with errors that name them, written completely or not at all."""
 
-import csv
-import io
 import json
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -77,32 +75,6 @@ def parse_json(text: str | bytes, source):
     # ValueError also for bytes that are not UTF-8 and for integers of thousands of digits.
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source} is not JSON, or is damaged or truncated: {error}") from error
-
-
-def read_csv(path: str | Path, what: str, columns: Sequence[str]) -> list[tuple[str, ...]]:
-    """Reads columns of a CSV file with a header; arguments and errors as for :func:`read_text`.
-
-    Raises:
-        OSError: If there is no such file, or it cannot be read.
-        UserError: If it lacks one of the columns, or a line has another number of them.
-    """
-    try:
-        rows = list(csv.reader(io.StringIO(read_text(path, what), newline=""), strict=True))
-    except csv.Error as error:
-        raise UserError(f"{path} is not a CSV file: {error}") from error
-    header = rows[0] if rows else []
-    if not set(columns) <= set(header):
-        raise UserError(
-            f"{path} must be a CSV file whose first line has the columns {', '.join(columns)}, got "
-            f"{header}"
-        )
-    for number, row in enumerate(rows, 1):
-        if row and len(row) != len(header):
-            raise UserError(
-                f"line {number} of {path} must have {len(header)} columns, got {len(row)}"
-            )
-    places = [header.index(column) for column in columns]
-    return [tuple(row[place] for place in places) for row in rows[1:] if row]
 
 
 def read_pickle(path: str | Path, what: str):

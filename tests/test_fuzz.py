@@ -223,17 +223,17 @@ RESULTS = "ab/other/seed_0/results.bbox.json"
 #: For each tool, its arguments, of which those with a suffix are files, and the files to damage.
 CASES = {
     "compare boxes": (
-        f"compare detectors {VAL} --a a.json --b a.json --resamples 2",
+        f"compare {VAL} --a a.json --b a.json --resamples 2",
         (VAL, "a.json"),
         60,
     ),
     "compare masks": (
-        f"compare detectors {VAL} --a a.json --b a.json --resamples 2 --iou-type segm",
+        f"compare {VAL} --a a.json --b a.json --resamples 2 --iou-type segm",
         (VAL, "a.json"),
         60,
     ),
-    "compare classifiers": ("compare classifiers a.csv b.csv", ("a.csv", "b.csv"), 60),
-    "compare pickles": ("compare classifiers a.csv b.pkl", ("b.pkl",), 60),
+    "mcnemar CSV": ("mcnemar a.csv b.csv", ("a.csv", "b.csv"), 60),
+    "mcnemar pickles": ("mcnemar a.csv b.pkl", ("b.pkl",), 60),
     "check JSON": (
         f"test-dev --check {SUBMISSION}.json --ann-file info.json",
         (f"{SUBMISSION}.json", "info.json"),

@@ -123,25 +123,12 @@ class TestDemo:
         (["tools/make_shapes.py", "/tmp/x", "--train", "0"], "error: train must be at least 1"),
         (["tools/draw_run.py", DEMO, "/missing"], "error: no prediction file at /missing"),
         (
-            [
-                "-m",
-                "mmsoftpool",
-                "compare",
-                "detectors",
-                "/missing",
-                "--a",
-                "a.json",
-                "--b",
-                "b.json",
-            ],
+            [*COMMAND, "compare", "/missing", "--a", "a.json", "--b", "b.json"],
             "error: no annotation file at /missing",
         ),
+        (["paper/mcnemar.py", "a.csv", "b.csv"], "error: no prediction file at /"),
         (
-            ["-m", "mmsoftpool", "compare", "classifiers", "a.csv", "b.csv"],
-            "error: no prediction file at /",
-        ),
-        (
-            ["-m", "mmsoftpool", "test-dev", "--check", "x.zip", "--ann-file", "/x"],
+            [*COMMAND, "test-dev", "--check", "x.zip", "--ann-file", "/x"],
             "error: no image list of",
         ),
     ],
@@ -205,14 +192,6 @@ def test_the_work_dir_of_an_experiment_names_its_configs(monkeypatch):
 
 
 class TestCompare:
-    def test_classifiers_by_counts(self, run_script, tmp_path):
-        arguments = ("--names", "max", "SoftPool", "--markdown", tmp_path / "table.md")
-        counts = ("--counts", 31838, 3795, 3011, 11356)
-        out = run_script("-m", "mmsoftpool", "compare", "classifiers", *counts, *arguments).stdout
-        assert "chi-square 90.08, p = 2.29e-21" in out
-        assert "max 69.70%, SoftPool 71.27%, difference +1.57 points" in out
-        assert (tmp_path / "table.md").read_text() == out
-
     def test_detectors(self, run_script, tmp_path):
         make_shapes(tmp_path, train=1, val=3)
         ann_file = tmp_path / "annotations" / "instances_val.json"
@@ -225,9 +204,7 @@ class TestCompare:
             (tmp_path / f"{name}.json").write_text(json.dumps(found))
         files = ("--a", tmp_path / "a.json", "--b", tmp_path / "b.json")
         options = ("--resamples", 10, "--plot", tmp_path / "plot.png")
-        out = run_script(
-            "-m", "mmsoftpool", "compare", "detectors", ann_file, *files, *options
-        ).stdout
+        out = run_script("-m", "mmsoftpool", "compare", ann_file, *files, *options).stdout
         assert re.search(r"\| B +\| +100.0 \|", out) and "3 images; 1 run of each" in out
         assert (tmp_path / "plot.png").stat().st_size > 10_000
 

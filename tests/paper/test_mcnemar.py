@@ -2,12 +2,11 @@
 
 import csv
 import pickle
-import sys
 
 import pytest
 import torch
 
-from mmsoftpool.evaluation.mcnemar import McNemar, compare_predictions
+from mcnemar import McNemar, compare_predictions
 
 # Counts of Table S2 (both right, SoftPool alone, original alone, both wrong), and chi-square and p
 # of Table 4, as printed.
@@ -87,7 +86,7 @@ def test_wrong_input_is_named(tmp_path):
         ),
         ("sample,prediction,label\nx,1,2\n", "give different labels to 1 samples, for example 'x'"),
         ("sample,prediction,label\nx,1,1\nx,1,1\n", "every sample once"),
-        ("name,label\nx,1\n", "columns sample, prediction, label, got"),
+        ("name,label\nx,1\n", "must be a CSV file with the columns sample, prediction, label"),
     ):
         other.write_text(content)
         with pytest.raises(ValueError, match=message):
@@ -98,7 +97,10 @@ def test_wrong_input_is_named(tmp_path):
         McNemar(0, 0, 0, 0)
 
 
-def test_without_statsmodels_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "statsmodels.stats.contingency_tables", None)
-    with pytest.raises(ValueError, match=r"pip install .mmsoftpool\[classifiers"):
-        McNemar(5, 3, 2, 1).report()
+def test_the_script_takes_the_four_counts(run_tool):
+    counts = ("--counts", 31838, 3795, 3011, 11356)
+    status, out, _ = run_tool("mcnemar", *counts, "--names", "max", "SoftPool")
+    assert status == 0 and "chi-square 90.08, p = 2.29e-21" in out
+    assert "max 69.70%, SoftPool 71.27%, difference +1.57 points" in out
+    status, _, error = run_tool("mcnemar", "a.csv")
+    assert status == 2 and error == "error: give either two prediction files or the four counts\n"

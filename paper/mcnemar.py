@@ -1,12 +1,24 @@
-"""McNemar's test for two classifiers on the same samples (supplement, section S7)."""
+#!/usr/bin/env python
+"""Compares two classifiers on the same samples by McNemar's test (supplement, section S7).
+
+From two files of predictions (CSV with the columns sample, prediction and label, or the pickle file
+of mmpretrain's test.py --out), or from the four counts.
+
+Examples:
+  python paper/mcnemar.py maxpool.csv softpool.csv
+  python paper/mcnemar.py --counts 31838 3795 3011 11356
+"""
 
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from statsmodels.stats import contingency_tables
 
-from ..errors import UserError
-from ..files import read_csv, read_pickle
+from mmsoftpool import cli
+from mmsoftpool.errors import UserError
+from mmsoftpool.files import check_input, read_pickle
 
 
 @dataclass(frozen=True)
@@ -45,19 +57,10 @@ class McNemar:
 
         Returns:
             An object with ``statistic`` and ``pvalue``; NaN if the classifiers never disagree.
-
-        Raises:
-            UserError: If statsmodels is not installed.
         """
-        try:
-            from statsmodels.stats.contingency_tables import mcnemar
-        except ImportError as error:
-            raise UserError(
-                "McNemar's test needs statsmodels: pip install 'mmsoftpool[classifiers]'"
-            ) from error
         table = [[self.both, self.only_b], [self.only_a, self.neither]]
         # The correction must not turn a difference of 0 into one of 1.
-        return mcnemar(table, exact, correction=self.only_a != self.only_b)
+        return contingency_tables.mcnemar(table, exact, correction=self.only_a != self.only_b)
 
     def report(self, names: tuple[str, str] = ("A", "B")) -> str:
         """Formats the counts and the test as Markdown."""
@@ -144,8 +147,54 @@ def load_predictions(path) -> dict[str, tuple[str, str]]:
                 f"mmpretrain's test.py --out writes: {type(error).__name__}: {error}"
             ) from error
     else:
-        rows = read_csv(path, "prediction file", ("sample", "prediction", "label"))
+        columns = ["sample", "prediction", "label"]
+        try:
+            table = pd.read_csv(check_input(path, "prediction file"), dtype=str, usecols=columns)
+        except ValueError as error:  # of pandas, for a file that is damaged or something else
+            raise UserError(
+                f"{path} must be a CSV file with the columns {', '.join(columns)}: {error}"
+            ) from error
+        if table.isna().any(axis=None):
+            raise UserError(f"{path} must have a value in each column of every line")
+        rows = list(table[columns].itertuples(index=False, name=None))
     predictions = {name: (prediction, label) for name, prediction, label in rows}
     if len(predictions) != len(rows) or not rows:
         raise UserError(f"{path} must have at least one sample, and every sample once")
     return predictions
+
+
+def make_parser():
+    parser = cli.make_parser(__doc__)
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE", help="the prediction files of model A and of model B"
+    )
+    parser.add_argument(
+        "--counts",
+        nargs=4,
+        type=int,
+        metavar=("BOTH", "ONLY_B", "ONLY_A", "NEITHER"),
+        help="instead of the files, the number of samples that both models, only B, only A and "
+        "neither of them classify correctly",
+    )
+    parser.add_argument(
+        "--names",
+        nargs=2,
+        default=["A", "B"],
+        metavar=("A", "B"),
+        help="the names of the models in the table (default: A B)",
+    )
+    return parser
+
+
+def main(args):
+    if args.counts and not args.files:
+        result = McNemar(*args.counts)
+    elif len(args.files) == 2 and not args.counts:
+        result = compare_predictions(*args.files)
+    else:
+        raise UserError("give either two prediction files or the four counts")
+    print(result.report(tuple(args.names)), end="")
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser().parse_args())
