@@ -226,7 +226,7 @@ class BuildLibraries(build_ext):
         return [*flags, "-isystem", str(Path(torch.__file__).parent / "include")]
 
     def nvcc_command(self, nvcc, cxx):
-        # -ccbin takes the compiler alone; nvcc passes the flags of CXX on to it.
+        # -ccbin takes only the compiler; nvcc passes the flags of CXX on to it.
         names = [word for word in cxx if Path(word).name not in COMPILER_LAUNCHERS]
         host_flags = ["-fPIC", "-fvisibility=hidden", "-Wall", *names[1:]]
         command = [nvcc, "-std=c++17", "-O3", "-DUSE_CUDA", "-cudart=static", f"-ccbin={names[0]}"]

@@ -392,7 +392,7 @@ def plot(rows: list[dict], path) -> None:
         rows: From :func:`benchmark_pooling`, of one or more cases.
         path (str | Path): Picture file.
     """
-    from matplotlib.figure import Figure  # here, so that the rest needs torch alone
+    from matplotlib.figure import Figure  # here: the rest requires only torch
 
     cases = {}
     for row in rows:

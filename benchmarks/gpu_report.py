@@ -52,7 +52,7 @@ SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck")
 
 
 def operator_cases() -> list[tuple]:
-    """The cases of the operator's benchmark, (dtype, layout, pooling), the stem first."""
+    """Returns the operator's cases as (dtype, layout, pooling), the stem's first."""
     return [
         (dtype, layout, pooling)
         for pooling in POOLINGS
@@ -61,7 +61,7 @@ def operator_cases() -> list[tuple]:
 
 
 def commands() -> dict[str, list[list[str]]]:
-    """The command lines of the parts that are programs."""
+    """Returns the command lines of the parts that run as programs."""
     pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops/test_cuda.py"]
     sanitizer = [
         ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"] for tool in SANITIZER_TOOLS
@@ -163,7 +163,7 @@ def _call_all(function, cases, sender):
 
 
 def measure_operator(device, shape, rounds, dtype, layout, pooling) -> list[dict]:
-    """One case of the operator's benchmark."""
+    """Measures one case, see :func:`benchmark.benchmark_pooling`."""
     rows = benchmark.benchmark_pooling(device, dtype, layout, pooling, shape, rounds)
     if not benchmark.environment(device)["compiled"]:
         raise RuntimeError(f"no compiled library runs on {device}")
@@ -171,7 +171,7 @@ def measure_operator(device, shape, rounds, dtype, layout, pooling) -> list[dict
 
 
 def measure_detectors(device, size, rounds, *configs) -> list[dict]:
-    """A detector with each pool: a training iteration and the inference."""
+    """Measures detectors, see :func:`benchmark.benchmark_models`."""
     paths = [str(ROOT / config) for config in configs]
     rows = benchmark.benchmark_models(paths, device, size, batch_size=2, rounds=rounds)
     return [dict(row, config=config) for row, config in zip(rows, configs, strict=True)]
@@ -235,21 +235,21 @@ class Report:
             temporary.write_text(self.markdown())
 
     def left(self, share: float) -> float:
-        """A share of the time that is left, in seconds."""
+        """Returns a share of the remaining time in seconds."""
         return max(0.0, share * (self.deadline - time.monotonic()))
 
     def tests(self):
-        """The operator's tests on the GPU."""
+        """Runs the operator's tests on the GPU; yields a row for each program."""
         for command in commands()["tests"]:
             yield [run_program(command, self.left(0.4))]
 
     def sanitizer(self):
-        """Some of the tests under each tool of compute-sanitizer."""
+        """Runs some of the tests under each tool of compute-sanitizer."""
         for i, command in enumerate(commands()["sanitizer"]):
             yield [run_program(command, self.left(0.8 / (len(SANITIZER_TOOLS) - i)))]
 
     def roofline(self):
-        """The kernels' instructions, and what they allow on this device."""
+        """Counts the kernels' instructions and predicts their speed on this device."""
         environment = self.content["environment"]
         arch = environment.get("capability", "9.0")
         gpu = roofline.H200
@@ -265,7 +265,7 @@ class Report:
             yield [dict(skipped=" ".join(str(error).split()))]
 
     def operator(self):
-        """The operator's benchmark over dtypes, layouts and windows."""
+        """Measures the operator for every dtype, layout and window; yields the rows of a case."""
         cases = [(self.device, self.shape, self.rounds, *case) for case in self.cases]
         deadline = time.monotonic() + self.left(0.7)
         for case, result in in_processes(measure_operator, cases, deadline):
@@ -275,7 +275,7 @@ class Report:
                 yield result
 
     def detectors(self):
-        """An iteration of a RetinaNet-R50 and a Mask R-CNN with each pool, where mmdet is there."""
+        """Measures RetinaNet-R50 and Mask R-CNN with each pool, if mmdet is installed."""
         if importlib.util.find_spec("mmdet") is None:
             yield [dict(skipped="mmdet is not installed")]
             return
@@ -290,7 +290,7 @@ class Report:
                 yield result
 
     def markdown(self) -> str:
-        """The report as Markdown."""
+        """Formats the report as Markdown."""
         environment, parts = self.content["environment"], self.content["parts"]
         lines = [f"# {environment['device']}", ""]
         if self.device == "cpu":
@@ -313,7 +313,7 @@ class Report:
 
 
 def _line(step: dict) -> str:
-    """A step in one line."""
+    """Formats a row of any part as a list item."""
     if "skipped" in step:
         return f"- {' '.join(map(str, [*step.get('case', ()), 'skipped']))}: {step['skipped']}"
     if "command" in step:
@@ -375,7 +375,7 @@ def operator_table(rows: list[dict], predictions: list[dict]) -> list[str]:
 
 
 def detector_table(rows: list[dict]) -> list[str]:
-    """Times of detectors."""
+    """Formats the rows of :func:`measure_detectors` as a table, times in ms, memory in MiB."""
     lines = ["| config | training, ms | inference, ms | training, MiB |", "|---|---:|---:|---:|"]
     for row in rows:
         lines.append(
@@ -386,7 +386,7 @@ def detector_table(rows: list[dict]) -> list[str]:
 
 
 def _nvidia_smi() -> dict[str, object]:
-    """The driver and the highest clock in Hz, where nvidia-smi tells them."""
+    """Returns the driver and the highest clock in Hz; nothing if nvidia-smi fails."""
     query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm", "--format=csv,noheader"]
     try:
         result = subprocess.run(query, capture_output=True, text=True, check=True)

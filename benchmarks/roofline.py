@@ -472,7 +472,7 @@ def analyse(functions: list[Function], arch: str, gpu: Gpu = H200) -> list[dict]
         of the hot loop ``loop``, its instructions, and ``load_bits`` and ``store_bits``, the widest
         of each. The strip kernels have ``instructions`` and ``special`` per output as well (an
         output of the pooling, in the backward too), and ``issue``, ``exponential`` and ``memory``:
-        the shares of the copy bandwidth that each alone would allow, if every tensor is moved once.
+        the shares of the copy bandwidth that each would allow if every tensor is moved once.
         ``memory`` supposes that all resident threads have the loads of one trip in flight, and is 1
         at most. The tile kernels have these for each of :data:`TILE_CASES` and layout, without the
         phases of windows that need the general way, and ``banks``, the share that shared memory

@@ -120,7 +120,7 @@ def draw_pooling(
             of a fifth of the region's shorter side with the most contrast.
         scale: The value of white that the methods see. Defaults to 1.
         columns: Largest number of panels in a row. Defaults to 6.
-        alphas: Sharpness of SoftPool; it has a panel for each. Defaults to 1 alone.
+        alphas: Sharpness of SoftPool; it has a panel for each. Defaults to (1,).
 
     Raises:
         UserError: If an argument is out of its range, or a box is not inside the image.
