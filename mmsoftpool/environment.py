@@ -1,6 +1,6 @@
 """Diagnosis of the environment, with suggested fixes, and a self-test of the operator.
 
-Needs torch alone. ``python -m mmsoftpool`` prints it; a bug report should contain its output.
+Requires only torch. ``mmsoftpool doctor`` prints it; a bug report should contain its output.
 """
 
 import importlib
@@ -217,14 +217,15 @@ def check_libraries(
 
 
 def check_imports(packages: Iterable[str]) -> list[Problem]:
-    """Checks whether OpenMMLab's packages and ``mmsoftpool.models`` can be imported."""
+    """Checks whether OpenMMLab's packages and ``mmsoftpool.registry`` can be imported."""
     remedies = {
         "mmcv.ops": "mmcv has no operators compiled for this torch; build them: "
         "pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps onedl-mmcv"
     }
-    modules = [{"mmcv": "mmcv.ops"}.get(package, package) for package in packages]
+    imported = {"mmcv": "mmcv.ops", "mmdet": "mmdet.models"}
+    modules = [imported.get(package, package) for package in packages]
     problems = []
-    for module in [*modules, *(["mmsoftpool.models"] if modules else [])]:
+    for module in [*modules, *(["mmsoftpool.registry"] if modules else [])]:
         try:
             importlib.import_module(module)
         except Exception as error:  # AssertionError for versions, OSError for libraries, ...

@@ -1,4 +1,4 @@
-"""`python -m mmsoftpool`: it diagnoses the environment, and its self-test can fail."""
+"""`mmsoftpool doctor`: it diagnoses the environment, and its self-test can fail."""
 
 import re
 
@@ -127,7 +127,7 @@ def test_a_package_that_fails_to_import_is_named(monkeypatch):
 
 
 def test_the_output_fits_one_screen_and_ends_with_status_0(run_script):
-    out = run_script("-m", "mmsoftpool").stdout
+    out = run_script("-m", "mmsoftpool", "doctor").stdout
     assert len(out.splitlines()) < 40 and max(map(len, out.splitlines())) < 200
     for expected in (
         r"mmsoftpool +\d",
@@ -140,7 +140,7 @@ def test_the_output_fits_one_screen_and_ends_with_status_0(run_script):
 
 
 def test_the_reference_is_named_and_passes(run_script):
-    out = run_script("-m", "mmsoftpool", MMSOFTPOOL_BACKEND="reference").stdout
+    out = run_script("-m", "mmsoftpool", "doctor", MMSOFTPOOL_BACKEND="reference").stdout
     assert "unset MMSOFTPOOL_BACKEND" in out and re.search("cpu +ok, reference", out)
 
 
@@ -153,5 +153,5 @@ def test_a_wrong_kernel_fails_the_self_test(capsys, broken):
     name = "soft_pool" if broken == "forward" else "soft_pool_backward"
     with torch.library._scoped_library("mmsoftpool", "IMPL") as scoped:
         scoped.impl(name, wrong, "CPU", **OVERRIDE)
-        assert environment.main() == 1
+        assert environment.doctor() == 1
     assert re.search(r"cpu +FAILED, compiled: differs by .* is allowed", capsys.readouterr().out)

@@ -16,6 +16,7 @@ from mmsoftpool.config import load_config
 
 from .common import ROOT, SCRIPTS, SMALL, config_path, load_tool
 
+COMMAND = ("-m", "mmsoftpool")
 DEMO = "configs/demo/demo_retinanet_softpool.py"
 
 SMALL_OPTIONS = [f"{key}={value}" for key, value in SMALL.items()]

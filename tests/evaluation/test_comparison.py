@@ -5,10 +5,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from mmdet.datasets import CocoDataset
+from mmdet.evaluation import CocoMetric
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from make_shapes import make_shapes
+from make_shapes import CLASSES, make_shapes
+from mmsoftpool.errors import UserError
 from mmsoftpool.evaluation.comparison import (
     METRICS,
     Comparison,
@@ -329,3 +333,39 @@ class TestComparison:
         self.comparison(*runs).plot(tmp_path / "plot.png")
         assert (tmp_path / "plot.png").stat().st_size > 10_000
         assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
+
+
+@pytest.mark.parametrize("classes", [CLASSES, CLASSES[1:3], CLASSES[3:]])
+def test_the_ap_is_that_of_mmdets_evaluation_for_the_same_classes(tmp_path, classes):
+    make_shapes(tmp_path, train=1, val=8, size=64)
+    ann_file = tmp_path / "annotations" / "instances_val.json"
+    metainfo = dict(classes=classes)
+    options = dict(metainfo=metainfo, data_prefix=dict(img="val/"), test_mode=True, pipeline=[])
+    dataset = CocoDataset(ann_file=str(ann_file), **options)
+    metric = CocoMetric(ann_file=str(ann_file), outfile_prefix=str(tmp_path / "found"))
+    metric.dataset_meta = dataset.metainfo
+    rng = np.random.default_rng(0)
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        boxes = np.array([i["bbox"] for i in info["instances"]], np.float32).reshape(-1, 4)
+        found = dict(
+            bboxes=torch.from_numpy(boxes + rng.normal(0, 3, boxes.shape).astype(np.float32)),
+            scores=torch.from_numpy(rng.random(len(boxes))),
+            labels=torch.tensor([i["bbox_label"] for i in info["instances"]], dtype=torch.long),
+        )
+        metric.process({}, [dict(img_id=info["img_id"], ori_shape=(64, 64), pred_instances=found)])
+    expected = metric.evaluate(len(dataset))
+    files = {name: [tmp_path / "found.bbox.json"] for name in "ab"}
+    scores = compare_detections(ann_file, files, classes=classes, resamples=1).scores[0][0] / 100
+    for name, score in zip(("", "_50", "_75", "_s", "_m"), scores, strict=False):
+        assert expected[f"coco/bbox_mAP{name}"] == round(float(np.nan_to_num(score, nan=-1)), 3)
+    assert 0 < scores[0] < 1
+
+
+def test_unknown_classes_are_named(tmp_path):
+    make_shapes(tmp_path, train=1, val=1, size=64)
+    ann_file = tmp_path / "annotations" / "instances_val.json"
+    (tmp_path / "x.json").write_text("[]")
+    files = {name: [tmp_path / "x.json"] for name in "ab"}
+    with pytest.raises(UserError, match=r"classes must be categories in .*; got disk"):
+        compare_detections(ann_file, files, classes=["disk"])

@@ -12,7 +12,9 @@ from torch import nn
 
 from mmsoftpool import SoftPool2d, export, runner
 from mmsoftpool.config import load_config
-from mmsoftpool.runner import train
+from mmsoftpool.evaluation.comparison import compare_detections
+from mmsoftpool.evaluation.swap import evaluate_swap
+from mmsoftpool.runner import evaluate, train
 
 from ..common import ROOT, quick_and_slow, randn
 
@@ -115,6 +117,28 @@ def test_it_trains_an_iteration_and_evaluates(name, pool, coco_root, tmp_path):
     assert runner.iter == 1
     assert 0 < runner.message_hub.get_scalar("train/loss").current() < 1000
     assert 0 <= runner.message_hub.get_scalar("val/coco/bbox_mAP").current() <= 1
+
+
+@pytest.mark.parametrize("name", quick_and_slow(BASES, "yolox_s"))
+def test_the_pair_is_tested_swapped_and_compared(name, coco_root, tmp_path):
+    """With EMA, whose hook keeps weights of its own."""
+    results = {}
+    for pool in POOLS:
+        options = {"test_dataloader.dataset.indices": 2, "test_dataloader.num_workers": 0}
+        options |= {"test_dataloader.persistent_workers": False}
+        options |= {"test_evaluator.outfile_prefix": str(tmp_path / pool)}
+        cfg = small(f"{name}_{pool}", tmp_path / "run" / pool, coco_root, **options)
+        trained = train(cfg)
+        checkpoint = f"{cfg.work_dir}/epoch_1.pth"
+        cfg = small(f"{name}_{pool}", tmp_path / "test" / pool, coco_root, **options)
+        ap = trained.message_hub.get_scalar("val/coco/bbox_mAP").current()
+        assert evaluate(cfg, checkpoint)["coco/bbox_mAP"] == ap
+        results[pool] = [f"{tmp_path / pool}.bbox.json"]
+    cfg = small(f"{name}_maxpool", tmp_path / "swap", coco_root)
+    swap = evaluate_swap(cfg, [checkpoint], [1e30])
+    assert swap.trained == swap.swapped == 100 * ap
+    annotations = coco_root / "annotations" / "instances_val2017.json"
+    assert compare_detections(annotations, results, resamples=2).images == 59
 
 
 @pytest.mark.parametrize(
