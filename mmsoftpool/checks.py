@@ -328,7 +328,7 @@ def _check_metric(split: str, metric, leaves: list[BaseDetDataset]) -> None:
     missing = sum(number not in known for number in ids)
     if missing:
         raise UserError(
-            f"{split}_evaluator.ann_file has not the images of the {split} data set ({file}): "
+            f"{split}_evaluator.ann_file lacks images of the {split} data set ({file}): "
             f"{missing} of {len(ids)} are missing in it"
         )
     classes = leaves[0].metainfo["classes"]

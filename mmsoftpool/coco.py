@@ -118,7 +118,7 @@ def check_evaluable(data: dict, path: str | Path, masks: bool = False) -> None:
     Args:
         data: The content of the file, from :func:`read_annotations`.
         path: The file, for the messages.
-        masks: Whether masks are evaluated. Defaults to False, boxes alone.
+        masks: Whether masks are evaluated. Defaults to False, only boxes.
 
     Raises:
         UserError: If a required field is missing or wrong.

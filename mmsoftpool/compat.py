@@ -6,7 +6,7 @@ with SoftPool", ICCV 2021, arXiv:2101.00440.
 
 That repository has held several operators under one name, by date, device and call. Each is a
 variant here, written anew from its formula; ``docs/migration.md`` tells which one a model was
-trained with. Needs torch alone.
+trained with. Requires only torch.
 """
 
 import sys
@@ -56,7 +56,7 @@ def soft_pool2d(x, kernel_size=2, stride=None, force_inplace=False, *, variant="
     Every variant is finite for every finite input, also where theirs overflowed (above 88 in
     float32, 11 in float16), leaves NaN in the windows that hold it, and leaves ``x`` unchanged.
     ``'aligned'`` and ``'shifted'`` run on the compiled operator with the gradient of the authors'
-    CUDA kernels, the weight alone (``gradient='paper'``). The others have the exact derivative, as
+    CUDA kernels, only the weight (``gradient='paper'``). The others have the exact derivative, as
     theirs had from autograd.
 
     Args:

@@ -31,7 +31,7 @@ class Network(nn.Module):
 
     Args:
         detector: A detector of mmdet.
-        backbone: Whether to take the backbone alone. Defaults to False.
+        backbone: Whether to take only the backbone. Defaults to False.
 
     Raises:
         UserError: If it is neither a single-stage nor a two-stage detector with an RPN, and
@@ -46,7 +46,7 @@ class Network(nn.Module):
         ):
             raise UserError(
                 "detector must be a single-stage detector or a two-stage one with an RPN, got "
-                f"{type(detector).__name__}; backbone=True exports its backbone alone"
+                f"{type(detector).__name__}; backbone=True exports only its backbone"
             )
         self.backbone = detector.backbone
         self.neck = None if backbone or not detector.with_neck else detector.neck
@@ -173,7 +173,7 @@ def _write_onnx(program, axes: dict, path: str, names: list[str]) -> None:
         dynamo=True,
         input_names=["image"],
         output_names=names,
-        dynamic_shapes=axes,  # for the names of the axes alone
+        dynamic_shapes=axes,  # only for the names of the axes
         external_data=False,
         verbose=False,
     )

@@ -16,7 +16,7 @@ def check_picture(path) -> None:
         UserError: If matplotlib cannot write that format.
         OSError: If the file cannot be written.
     """
-    from matplotlib.backend_bases import FigureCanvasBase  # here: the rest needs torch alone
+    from matplotlib.backend_bases import FigureCanvasBase  # here: the rest requires only torch
 
     formats = FigureCanvasBase.get_supported_filetypes()
     if Path(path).suffix.lower()[1:] not in formats:

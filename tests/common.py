@@ -1,4 +1,4 @@
-"""Helpers of several test modules. Need torch and pytest alone."""
+"""Helpers of several test modules. Require only torch and pytest."""
 
 import importlib.util
 import os

@@ -288,7 +288,7 @@ def classes_left_out(data):
     data.options["train_dataloader.dataset.metainfo"] = dict(classes=CLASSES[:3])
 
 
-@case(ERROR, "val_evaluator.ann_file has not the images of the val data set .*: \\d of 6 are")
+@case(ERROR, "val_evaluator.ann_file lacks images of the val data set .*: \\d of 6 are")
 def an_evaluator_of_another_split(data):
     data.each("images", lambda e: None)
     for image in data.splits["val"]["images"]:

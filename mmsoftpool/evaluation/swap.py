@@ -235,7 +235,7 @@ def _load(cfg: Config, checkpoint: str) -> Runner:
 
 
 class _BatchNormOnly(nn.Module):
-    """A network whose training mode is that of its batch norm alone, frozen stages included."""
+    """A network in which only batch norm changes its training mode, frozen stages included."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
