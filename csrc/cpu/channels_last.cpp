@@ -11,22 +11,36 @@
 namespace mmsoftpool::cpu {
 namespace {
 
-// How many windows from ow on pool_neighbours() takes: windows that share every other column, in
-// three rows and without padding. It takes at least two, or none.
+// Windows of 3 x 3 at stride 2 share every other column. So many of them are computed together.
+constexpr int64_t most_neighbours = 4;
+
+// How many windows from ow on pool_neighbours() takes: at least two, without padding, or none.
 int64_t neighbours(const Axis& width, size_t rows, int64_t ow) {
   const int64_t first = width.first_input(ow);
   if (rows != 3 || width.kernel_size != 3 || width.stride != 2 || width.dilation != 1 ||
       first < 0) {
     return 0;
   }
-  const int64_t n = std::min<int64_t>({(width.in - first - 1) / 2, width.out - ow, 4});
+  const int64_t n =
+      std::min<int64_t>({(width.in - first - 1) / 2, width.out - ow, most_neighbours});
   return n >= 2 ? n : 0;
 }
 
-// The outputs of n such windows for a vector of channels. They share the largest tap of all of them
-// as the maximum, and so the weights of the columns that they share. Returns the lanes that are
-// wrong. row: where the first tap of each row is. step: from a column to the next, in input and
-// output.
+// Weights relative to one maximum for all windows. A window far below it has small weights; to
+// leave room for their products with small numbers, they are scaled by a power of two, which
+// cancels in mean / sum.
+constexpr int weight_scale = 60;
+
+// The sums of a column of three taps x with weights w: of w, and of w (x - largest). The outputs
+// must be as right as the window's own taps allow: relative to the common maximum, max + mean / sum
+// would cancel.
+template <typename S>
+struct Column {
+  typename S::Vec largest, sum, mean;
+};
+
+// The outputs of n such windows for a vector of channels. Returns the lanes that are wrong. row:
+// where the first tap of each row is. step: from a column to the next, in input and output.
 template <typename S, typename T>
 MMSOFTPOOL_INLINE auto pool_neighbours(
     const Exponents<S>& exponents, const T* const* row, int64_t c, int64_t step, int64_t n,
@@ -34,30 +48,37 @@ MMSOFTPOOL_INLINE auto pool_neighbours(
   using Vec = typename S::Vec;
   const T *const r0 = row[0] + c, *const r1 = row[1] + c, *const r2 = row[2] + c;
   const auto larger = [](Vec a, Vec b) MMSOFTPOOL_INLINE_LAMBDA { return a > b ? a : b; };
-  Vec max = S::splat(-std::numeric_limits<float>::infinity());
+  Vec max = S::splat(std::numeric_limits<float>::lowest());
   for (int64_t w = 0; w < (2 * n + 1) * step; w += step) {
     max = larger(S::load(r0 + w), larger(S::load(r1 + w), larger(S::load(r2 + w), max)));
     __builtin_prefetch(r0 + w + 4 * n * step);
     __builtin_prefetch(r1 + w + 4 * n * step);
     __builtin_prefetch(r2 + w + 4 * n * step);
   }
-  const Softmax<S> none(exponents, max);
-  const auto column = [&](int64_t w) MMSOFTPOOL_INLINE_LAMBDA {
-    Softmax<S> softmax = none;
-    softmax.add(S::load(r0 + w));
-    softmax.add(S::load(r1 + w));
-    softmax.add(S::load(r2 + w));
-    return softmax;
+  const Vec floor = exponents.floor * ((127.0f + weight_scale) / 127);
+  const auto weight = [&](Vec x) MMSOFTPOOL_INLINE_LAMBDA {
+    return S::template exp2<weight_scale>(exponents.log2e_alpha * larger(floor, x - max));
   };
-  Softmax<S> last = column(0);
+  const auto column = [&](int64_t i) MMSOFTPOOL_INLINE_LAMBDA {
+    const Vec x0 = S::load(r0 + i * step), x1 = S::load(r1 + i * step), x2 = S::load(r2 + i * step);
+    const Vec w0 = weight(x0), w1 = weight(x1), w2 = weight(x2);
+    const Vec top = larger(x0, larger(x1, x2));
+    return Column<S>{top, w0 + w1 + w2, w0 * (x0 - top) + w1 * (x1 - top) + w2 * (x2 - top)};
+  };
+  Column<S> last = column(0);
   typename S::Bits wrong{};
   for (int64_t i = 0; i < n; ++i) {
-    Softmax<S> window = column((2 * i + 1) * step);
-    window.add(last);
-    last = column((2 * i + 2) * step);
-    window.add(last);
-    S::store(window.output(), output + i * step + c);
-    wrong |= window.is_wrong();
+    const Column<S> left = last, middle = column(2 * i + 1);
+    last = column(2 * i + 2);
+    const Vec top = larger(left.largest, larger(middle.largest, last.largest));
+    const auto mean = [&](const Column<S>& column) MMSOFTPOOL_INLINE_LAMBDA {
+      return column.sum * (column.largest - top) + column.mean;
+    };
+    const Vec sum = left.sum + middle.sum + last.sum;
+    const Vec y = top + (mean(left) + mean(middle) + mean(last)) / sum;
+    S::store(y, output + i * step + c);
+    wrong |= S::is_below(sum, std::ldexp(smallest_sum, weight_scale)) |
+             S::is_beyond(y, std::numeric_limits<float>::max());
   }
   return wrong;
 }
@@ -67,6 +88,7 @@ template <int Bytes, typename T>
 MMSOFTPOOL_INLINE void forward(
     const Pooling& pooling, const T* input, T* output, int64_t begin, int64_t end) {
   using S = Simd<Compute<T>, Bytes>;
+  using Vec = typename S::Vec;
   const Exponents<S> exponents(pooling);
   const int64_t depth = pooling.depth.out, height = pooling.height.out;
   const int64_t channels = pooling.channels, vectors = channels / S::lanes * S::lanes;
@@ -87,7 +109,7 @@ MMSOFTPOOL_INLINE void forward(
       T* const pixel = output + (row * pooling.width.out + ow) * channels;
       if constexpr (!std::is_same_v<T, double>) {
         const int64_t n = ow < end ? 0 : neighbours(pooling.width, rows.size(), ow);
-        if (n > 0 && vectors > 0) {
+        if (n > 0 && vectors > 0 && pooling.alpha > 1e-9) {  // else products could overflow
           const T* first[3];
           for (int r = 0; r < 3; ++r) {
             first[r] = rows[r] + pooling.width.first_input(ow) * channels;
@@ -117,7 +139,7 @@ MMSOFTPOOL_INLINE void forward(
           using Vectors = std::make_index_sequence<Bytes == 64 ? 4 : 2>;
           constexpr int64_t block = Vectors::size() * S::lanes;
           for (; c + block <= channels; c += block) {
-            window_outputs<S>(
+            window_outputs<0, S>(
                 Vectors(), taps.size(), exponents,
                 [&](int64_t t, int64_t i)
                     MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + c + i * S::lanes); },
@@ -126,17 +148,17 @@ MMSOFTPOOL_INLINE void forward(
           }
         }
         for (; c + S::lanes <= channels; c += S::lanes) {
-          S::store(
-              window_output<constant.value, S>(
-                  taps.size(), exponents,
-                  [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + c); }),
-              pixel + c);
+          window_outputs<constant.value, S>(
+              OneVector(), taps.size(), exponents,
+              [&](int64_t t, int64_t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + c); },
+              [&](int64_t, Vec y) MMSOFTPOOL_INLINE_LAMBDA { S::store(y, pixel + c); });
         }
         if (const int64_t rest = channels - c; rest > 0) {
-          const auto load = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA {
-            return S::load_first(tap[t] + c, rest);
-          };
-          S::store_first(window_output<0, S>(taps.size(), exponents, load), pixel + c, rest);
+          window_outputs<0, S>(
+              OneVector(), taps.size(), exponents,
+              [&](int64_t t, int64_t)
+                  MMSOFTPOOL_INLINE_LAMBDA { return S::load_first(tap[t] + c, rest); },
+              [&](int64_t, Vec y) MMSOFTPOOL_INLINE_LAMBDA { S::store_first(y, pixel + c, rest); });
         }
       });
     }
@@ -193,13 +215,13 @@ MMSOFTPOOL_INLINE void backward(
         int64_t c = 0;
         // A branch for each of nine taps would not pay.
         const bool add_to_sums = constant.value == 9 || !disjoint;
-        const auto add = [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
+        const auto add = [&](int64_t t, int64_t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
           S::store(add_to_sums ? S::load(grads[t] + c) + v : v, grads[t] + c);
         };
         if constexpr (constant.value == 0) {
           constexpr int64_t block = Vectors::size() * S::lanes;
           for (; c + block <= width; c += block) {
-            window_gradients<S>(
+            window_gradients<0, S>(
                 Vectors(), taps.size(), exponents, pooling.gradient,
                 [&](int64_t i)
                     MMSOFTPOOL_INLINE_LAMBDA { return S::load(grad_pixel + c + i * S::lanes); },
@@ -214,15 +236,20 @@ MMSOFTPOOL_INLINE void backward(
         }
         for (; c + S::lanes <= width; c += S::lanes) {
           window_gradients<constant.value, S>(
-              taps.size(), exponents, pooling.gradient, S::load(grad_pixel + c), scratch.data(),
-              [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(taps[t] + c); }, add);
+              OneVector(), taps.size(), exponents, pooling.gradient,
+              [&](int64_t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(grad_pixel + c); },
+              scratch.data(),
+              [&](int64_t t, int64_t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(taps[t] + c); },
+              add);
         }
         if (const int64_t rest = width - c; rest > 0) {
           window_gradients<0, S>(
-              taps.size(), exponents, pooling.gradient, S::load_first(grad_pixel + c, rest),
+              OneVector(), taps.size(), exponents, pooling.gradient,
+              [&](int64_t) MMSOFTPOOL_INLINE_LAMBDA { return S::load_first(grad_pixel + c, rest); },
               scratch.data(),
-              [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load_first(taps[t] + c, rest); },
-              [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
+              [&](int64_t t, int64_t)
+                  MMSOFTPOOL_INLINE_LAMBDA { return S::load_first(taps[t] + c, rest); },
+              [&](int64_t t, int64_t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
                 S::store_first(
                     add_to_sums ? S::load_first(grads[t] + c, rest) + v : v, grads[t] + c, rest);
               });

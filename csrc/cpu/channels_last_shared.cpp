@@ -34,14 +34,14 @@ class PowerPixels {
   using Vec = typename S::Vec;
 
   PowerPixels(
-      const Pooling& pooling, int64_t vectors, int64_t columns, int64_t windows, bool keep_all)
+      const Pooling& pooling, int64_t vectors, int64_t columns, int64_t windows, bool whole_slices)
       : pooling_(pooling),
         powers_(pooling),
         vectors_(vectors),
         columns_(columns),
         windows_(windows),
         vector_size_((2 * columns + 2 * windows + 1) * S::lanes),
-        rows_(pooling, vectors * vector_size_, 0.0f, keep_all) {
+        rows_(pooling, vectors * vector_size_, 0.0f, whole_slices) {
     reached_.reserve(pooling.depth.kernel_size * pooling.height.kernel_size);
     references_.resize(reached_.capacity() * S::lanes);
     ratios_.resize(references_.size());
@@ -235,11 +235,11 @@ MMSOFTPOOL_INLINE void forward(
                       first_channel + c);
                 });
               });
-              store(
-                  ow, window_output<0, S>(
-                          taps.size(), exponents, [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA {
-                            return S::load_first(taps[t], lanes);
-                          }));
+              window_outputs<0, S>(
+                  OneVector(), taps.size(), exponents,
+                  [&](int64_t t, int64_t)
+                      MMSOFTPOOL_INLINE_LAMBDA { return S::load_first(taps[t], lanes); },
+                  [&](int64_t, Vec y) MMSOFTPOOL_INLINE_LAMBDA { store(ow, y); });
             }
           }
         }
@@ -266,8 +266,8 @@ MMSOFTPOOL_INLINE void backward(
   // Of any tile; windows that reach into it start up to a span before and end as far behind it.
   const int64_t columns = std::min(width.in, tile_width + 2 * width.span());
   const int64_t windows = std::min(width.out, (tile_width + width.span()) / width.stride + 1);
-  const bool keep_all = pooling.depth.kernel_size > 1;
-  PowerPixels<true, S, T> pixels(pooling, vectors, columns, windows, keep_all);
+  const bool whole_slices = GradientRows<float>::keeps_slices(pooling);
+  PowerPixels<true, S, T> pixels(pooling, vectors, columns, windows, whole_slices);
   // For each pixel the sums of a, of b, and the gradients of windows that are computed in the
   // general way.
   const int64_t sums_size = 3 * columns * S::lanes;
@@ -332,9 +332,11 @@ MMSOFTPOOL_INLINE void backward(
               });
             });
             window_gradients<0, S>(
-                taps.size(), exponents, pooling.gradient, grad(ow), scratch.data(),
-                [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load_first(taps[t], lanes); },
-                [&](int64_t t, Vec v)
+                OneVector(), taps.size(), exponents, pooling.gradient,
+                [&](int64_t) MMSOFTPOOL_INLINE_LAMBDA { return grad(ow); }, scratch.data(),
+                [&](int64_t t, int64_t)
+                    MMSOFTPOOL_INLINE_LAMBDA { return S::load_first(taps[t], lanes); },
+                [&](int64_t t, int64_t, Vec v)
                     MMSOFTPOOL_INLINE_LAMBDA { S::store(S::load(grads[t]) + v, grads[t]); });
           }
         }

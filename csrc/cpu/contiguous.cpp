@@ -15,6 +15,7 @@ template <int Bytes, typename T>
 MMSOFTPOOL_INLINE void forward(
     const Pooling& pooling, const T* input, T* output, int64_t begin, int64_t end) {
   using S = Simd<Compute<T>, Bytes>;
+  using Vec = typename S::Vec;
   const Exponents<S> exponents(pooling);
   const SplitRow layout(pooling.width, S::lanes);
   SplitInput<S, T> split(pooling, layout);
@@ -25,14 +26,18 @@ MMSOFTPOOL_INLINE void forward(
     with_taps(taps.size(), [&](auto constant) MMSOFTPOOL_INLINE_LAMBDA {
       const auto* const* const tap = taps.data();
       int64_t ow = 0;
-      const auto load = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + ow); };
+      const auto pool = [&](auto&& store) MMSOFTPOOL_INLINE_LAMBDA {
+        window_outputs<constant.value, S>(
+            OneVector(), taps.size(), exponents,
+            [&](int64_t t, int64_t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + ow); },
+            store);
+      };
       for (; ow + S::lanes <= width; ow += S::lanes) {
-        S::store(window_output<constant.value, S>(taps.size(), exponents, load), output_row + ow);
+        pool([&](int64_t, Vec y) MMSOFTPOOL_INLINE_LAMBDA { S::store(y, output_row + ow); });
       }
       if (ow < width) {
-        S::store_first(
-            window_output<constant.value, S>(taps.size(), exponents, load), output_row + ow,
-            width - ow);
+        pool([&](int64_t, Vec y)
+                 MMSOFTPOOL_INLINE_LAMBDA { S::store_first(y, output_row + ow, width - ow); });
       }
     });
   }
@@ -72,20 +77,25 @@ MMSOFTPOOL_INLINE void backward(
         const A* const* const tap = taps.data();
         A* const* const grad = grads.data();
         int64_t ow = 0;
-        const auto load = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + ow); };
-        for (; ow + S::lanes <= width; ow += S::lanes) {
+        const auto add_gradients = [&](Vec grad_output, auto&& add) MMSOFTPOOL_INLINE_LAMBDA {
           window_gradients<constant.value, S>(
-              taps.size(), exponents, pooling.gradient, S::load(grad_row + ow), scratch.data(),
-              load, [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
+              OneVector(), taps.size(), exponents, pooling.gradient,
+              [&](int64_t) MMSOFTPOOL_INLINE_LAMBDA { return grad_output; }, scratch.data(),
+              [&](int64_t t, int64_t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + ow); },
+              add);
+        };
+        for (; ow + S::lanes <= width; ow += S::lanes) {
+          add_gradients(
+              S::load(grad_row + ow), [&](int64_t t, int64_t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
                 S::store(S::load(grad[t] + ow) + v, grad[t] + ow);
               });
         }
         if (const int64_t rest = width - ow; rest > 0) {
           // The lanes beyond may hold columns of real windows, or a NaN.
           const auto live = S::first_lanes(rest);
-          window_gradients<constant.value, S>(
-              taps.size(), exponents, pooling.gradient, S::load_first(grad_row + ow, rest),
-              scratch.data(), load, [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
+          add_gradients(
+              S::load_first(grad_row + ow, rest),
+              [&](int64_t t, int64_t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
                 S::store(S::load(grad[t] + ow) + S::masked(v, live), grad[t] + ow);
               });
         }

@@ -18,13 +18,14 @@ class PowerRows {
  public:
   using Vec = typename S::Vec;
 
-  PowerRows(const Pooling& pooling, const SplitRow& layout, SplitInput<S, T>& split, bool keep_all)
+  PowerRows(
+      const Pooling& pooling, const SplitRow& layout, SplitInput<S, T>& split, bool whole_slices)
       : pooling_(pooling),
         layout_(layout),
         split_(split),
         powers_(pooling),
         room_((pooling.width.out + S::lanes - 1) / S::lanes * S::lanes),
-        rows_(pooling, 2 * layout.size + 2 * room_ + 1, 0.0f, keep_all) {
+        rows_(pooling, 2 * layout.size + 2 * room_ + 1, 0.0f, whole_slices) {
     reached_.reserve(pooling.depth.kernel_size * pooling.height.kernel_size);
     ratios_.reserve(reached_.capacity());
   }
@@ -162,11 +163,10 @@ MMSOFTPOOL_INLINE void forward(
     const auto& taps = split.taps(input, plane, od, oh);
     for (int64_t ow = 0; ow < width; ow += S::lanes) {
       if (!none_of(pool(ow))) {
-        store(
-            ow,
-            window_output<0, S>(taps.size(), exponents, [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA {
-              return S::load(taps[t] + ow);
-            }));
+        window_outputs<0, S>(
+            OneVector(), taps.size(), exponents,
+            [&](int64_t t, int64_t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(taps[t] + ow); },
+            [&](int64_t, Vec y) MMSOFTPOOL_INLINE_LAMBDA { store(ow, y); });
       }
     }
   }
@@ -182,8 +182,8 @@ MMSOFTPOOL_INLINE void backward(
   const Exponents<S> exponents(pooling);
   const SplitRow layout(pooling.width, S::lanes);
   SplitInput<S, T> split(pooling, layout);
-  const bool keep_all = pooling.depth.kernel_size > 1;
-  PowerRows<true, S, T> rows(pooling, layout, split, keep_all);
+  const bool whole_slices = GradientRows<float>::keeps_slices(pooling);
+  PowerRows<true, S, T> rows(pooling, layout, split, whole_slices);
   // For each row of the input the sums of a, of b, and the gradients of windows that are computed
   // in the general way.
   GradientRows<float> gradient_rows(pooling, 3 * layout.size);
@@ -243,9 +243,10 @@ MMSOFTPOOL_INLINE void backward(
           S::store(Vec{}, a.data() + before + ow);
           S::store(Vec{}, b.data() + before + ow);
           window_gradients<0, S>(
-              taps.size(), exponents, pooling.gradient, grad(ow), scratch.data(),
-              [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(taps[t] + ow); },
-              [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
+              OneVector(), taps.size(), exponents, pooling.gradient,
+              [&](int64_t) MMSOFTPOOL_INLINE_LAMBDA { return grad(ow); }, scratch.data(),
+              [&](int64_t t, int64_t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(taps[t] + ow); },
+              [&](int64_t t, int64_t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
                 S::store(S::load(grads[t] + ow) + S::masked(v, present(ow)), grads[t] + ow);
               });
         }

@@ -17,11 +17,12 @@ namespace mmsoftpool::cpu {
 #endif
 
 template <typename Run>
-__attribute__((target("avx2,fma"))) void run_avx2(const Run& run) {
+__attribute__((target("avx2,fma,f16c"))) void run_avx2(const Run& run) {
   run(std::integral_constant<int, 32>());
 }
 template <typename Run>
-__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl" MMSOFTPOOL_FULL_WIDTH))) void
+__attribute__((
+    target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl" MMSOFTPOOL_FULL_WIDTH))) void
 run_avx512(const Run& run) {
   run(std::integral_constant<int, 64>());
 }

@@ -113,8 +113,11 @@ MMSOFTPOOL_INLINE void forward(
                 : copy_taps(pooling, plane, row / height % depth, row % height, ow, window.data());
       const WindowTaps<S, T> taps(whole ? plane : window.data(), size);
       Softmax<S> softmax(exponents, taps.max());
-      taps.for_each_vector([&](int64_t, int64_t, auto x)
-                               MMSOFTPOOL_INLINE_LAMBDA { softmax.add(x); });
+      taps.for_each_vector([&](int64_t t, int64_t, auto x) MMSOFTPOOL_INLINE_LAMBDA {
+        softmax.add(x);
+        softmax.carry_after(t / S::lanes);
+      });
+      softmax.complete(size / S::lanes);
       softmax.merge_lanes();
       S::store_first(softmax.output(), output + row * width + ow, 1);
     }
@@ -144,10 +147,12 @@ MMSOFTPOOL_INLINE void backward(
       const WindowTaps<S, T> taps(from, size);
       Softmax<S> softmax(exponents, taps.max());
       A* weight = weights.data();
-      taps.for_each_vector([&](int64_t, int64_t, Vec tap) MMSOFTPOOL_INLINE_LAMBDA {
+      taps.for_each_vector([&](int64_t t, int64_t, Vec tap) MMSOFTPOOL_INLINE_LAMBDA {
         S::store(softmax.add(tap), weight);
+        softmax.carry_after(t / S::lanes);
         weight += S::lanes;
       });
+      softmax.complete(size / S::lanes);
       softmax.merge_lanes();
       const Vec scale = softmax.scale(S::broadcast(S::load_first(grad_y++, 1)[0]));
       const Vec offset = softmax.offset();

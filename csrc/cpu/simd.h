@@ -2,6 +2,7 @@
 // serves every instruction set.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -19,6 +20,9 @@
 #endif
 
 namespace mmsoftpool::cpu {
+
+// Simd::load_pairs and store_pairs take the first of two numbers from the low half of a lane.
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
 
 // Storage of the 16-bit types; they are computed in float.
 struct Half {
@@ -236,7 +240,7 @@ struct Simd {
     Integer buffer[lanes];
     for (int64_t i = 0; i < lanes; ++i) {
       numbers[i] = Integer(i);
-      buffer[i] = Integer(n);
+      buffer[i] = Integer(std::min(n, lanes));
     }
     std::memcpy(&end, buffer, sizeof(end));
     return numbers - end;
@@ -261,7 +265,9 @@ struct Simd {
   }
 
   // 2^x for x between the base 2 logarithm of the smallest normal number and 0; NaN stays NaN. In
-  // float it is 1 at 0 and within 1.4 units of 2^-24, and 0 for -127.
+  // float it is 1 at 0 and within 1.4 units of 2^-24, and 0 for -127. With a Scale, in float alone,
+  // it is 2^(x + Scale), and 0 for -127 - Scale.
+  template <int Scale = 0>
   static MMSOFTPOOL_INLINE Vec exp2(Vec x) {
     if constexpr (std::is_same_v<A, double>) {
       for (int64_t i = 0; i < lanes; ++i) {
@@ -272,8 +278,9 @@ struct Simd {
       // x = n + f with |f| <= 1/2. Adding and subtracting 1.5 * 2^23 + 127 rounds to an integer and
       // leaves n + 127, the exponent of a float, in the low bits of the sum; a conversion would be
       // undefined for NaN.
-      const Vec shifted = x + 12583039.0f;
-      const Vec f = x - (shifted - 12583039.0f);
+      constexpr float magic = 12583039.0f + Scale;
+      const Vec shifted = x + magic;
+      const Vec f = x - (shifted - magic);
       return exp2_fraction(f) * (Vec)((Bits)shifted << 23);  // times 2^n
     }
   }
