@@ -65,6 +65,10 @@ class WindowTaps {
   int64_t size_;
 };
 
+// The taps between two carries of their sums.
+template <typename S>
+constexpr int64_t block = Softmax<S>::tap_block * S::lanes;
+
 // Calls visit(first tap, their number) for the runs of neighbouring taps of window ow of row
 // (od, oh) in a plane.
 template <typename Visit>
@@ -114,10 +118,10 @@ MMSOFTPOOL_INLINE void forward(
       const WindowTaps<S, T> taps(whole ? plane : window.data(), size);
       Softmax<S> softmax(exponents, taps.max());
       taps.for_each_vector([&](int64_t t, int64_t, auto x) MMSOFTPOOL_INLINE_LAMBDA {
+        softmax.carry_before(t, block<S>);
         softmax.add(x);
-        softmax.carry_after(t / S::lanes);
       });
-      softmax.complete(size / S::lanes);
+      softmax.complete(size, block<S>);
       softmax.merge_lanes();
       S::store_first(softmax.output(), output + row * width + ow, 1);
     }
@@ -148,11 +152,11 @@ MMSOFTPOOL_INLINE void backward(
       Softmax<S> softmax(exponents, taps.max());
       A* weight = weights.data();
       taps.for_each_vector([&](int64_t t, int64_t, Vec tap) MMSOFTPOOL_INLINE_LAMBDA {
+        softmax.carry_before(t, block<S>);
         S::store(softmax.add(tap), weight);
-        softmax.carry_after(t / S::lanes);
         weight += S::lanes;
       });
-      softmax.complete(size / S::lanes);
+      softmax.complete(size, block<S>);
       softmax.merge_lanes();
       const Vec scale = softmax.scale(S::broadcast(S::load_first(grad_y++, 1)[0]));
       const Vec offset = softmax.offset();

@@ -223,6 +223,21 @@ struct Simd {
     std::memcpy(p, buffer, n * sizeof(T));
   }
 
+  // n lanes: all of them, or a number that may be all.
+  using All = std::integral_constant<int64_t, lanes>;
+  template <typename T, typename N>
+  static MMSOFTPOOL_INLINE Vec load(const T* p, N n) {
+    return std::is_same_v<N, All> || n == lanes ? load(p) : load_first(p, n);
+  }
+  template <typename T, typename N>
+  static MMSOFTPOOL_INLINE void store(Vec v, T* p, N n) {
+    if (std::is_same_v<N, All> || n == lanes) {
+      store(v, p);
+    } else {
+      store_first(v, p, n);
+    }
+  }
+
   // Masks that are kept: a lane is in the mask if its sign bit is set. They are made without
   // comparisons, which GCC does lane by lane for vectors of 64 bytes unless a selection follows.
 

@@ -5,8 +5,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "../exponent.h"
 #include "../pooling.h"
-#include "../softmax.h"
 #include "simd.h"
 
 namespace mmsoftpool::cpu {
@@ -83,20 +83,21 @@ class Softmax {
     return weight;
   }
 
-  // Between the taps t and t + 1 of many: a sum of millions would lose digits. Every so often it is
-  // moved to a total, by Kahan's summation. complete() is for after the last of them.
-  MMSOFTPOOL_INLINE void carry_after(int64_t t) {
-    if (t % carried_taps == carried_taps - 1) {
-      carry();
+  // A sum of millions of taps would lose digits: before every `block` of them, number t, but the
+  // first, the sums so far are moved to totals. complete() is for after the last tap.
+  MMSOFTPOOL_INLINE void carry_before(int64_t t, int64_t block = tap_block) {
+    if ((t & (block - 1)) == 0 && t > 0) {
+      carry(t == block);
     }
   }
-  MMSOFTPOOL_INLINE void complete(int64_t taps) {
-    if (taps >= carried_taps) {
-      carry();
+  MMSOFTPOOL_INLINE void complete(int64_t taps, int64_t block = tap_block) {
+    if (taps > block) {
+      carry(false);
       sum_ = total_[0];
       mean_ = total_[1];
     }
   }
+  static constexpr int64_t tap_block = 64;
 
   // Makes one window of those of all lanes, which have the same max.
   MMSOFTPOOL_INLINE void merge_lanes() {
@@ -119,13 +120,9 @@ class Softmax {
 
   // The gradient of a tap is scale times what add() returned, and times slope if it is exact:
   // 1 + alpha (x - y) = alpha d + offset.
-  MMSOFTPOOL_INLINE Vec scale(Vec grad_output) const {
-    const Vec quotient = grad_output / sum_;
-    return sum_ == Vec{} ? Vec{} : quotient;
-  }
+  MMSOFTPOOL_INLINE Vec scale(Vec grad_output) const { return grad_output / positive_sum(); }
   MMSOFTPOOL_INLINE Vec offset() const {
-    const Vec quotient = mean_ / sum_;
-    return S::splat(1) - exponents_.alpha * (sum_ == Vec{} ? Vec{} : quotient);
+    return S::splat(1) - exponents_.alpha * (mean_ / positive_sum());
   }
   MMSOFTPOOL_INLINE Vec slope(Vec x, Vec offset) const {
     return exponents_.alpha * at_least_floor(difference(x)) + offset;
@@ -149,25 +146,29 @@ class Softmax {
     return exponents_.floor > difference ? exponents_.floor : difference;
   }
 
-  MMSOFTPOOL_INLINE void carry() {
-    const auto add = [this](int i, Vec& part) MMSOFTPOOL_INLINE_LAMBDA {
-      part -= lost_[i];
-      const Vec total = total_[i] + part;
-      lost_[i] = (total - total_[i]) - part;
-      total_[i] = total;
+  // The largest tap has a weight of 1: a sum below is one of no weight at all, whose mean is 0.
+  MMSOFTPOOL_INLINE Vec positive_sum() const {
+    const Vec half = S::splat(0.5);
+    return half > sum_ ? half : sum_;
+  }
+
+  // Kahan's summation.
+  MMSOFTPOOL_INLINE void carry(bool first) {
+    const auto add = [&](int i, Vec& part) MMSOFTPOOL_INLINE_LAMBDA {
+      const Vec before = first ? Vec{} : total_[i], x = first ? part : part - lost_[i];
+      total_[i] = before + x;
+      lost_[i] = (total_[i] - before) - x;
       part = Vec{};
     };
     add(0, sum_);
     add(1, mean_);
   }
 
-  static constexpr int64_t carried_taps = 64;
-
   Exponents<S> exponents_;
   Vec max_;  // times the unit
   Vec sum_ = Vec{};
   Vec mean_ = Vec{};
-  Vec total_[2] = {}, lost_[2] = {};  // of sum_ and mean_
+  Vec total_[2], lost_[2];  // of sum_ and mean_, for more than a block of taps
 };
 
 // The functions below compute a vector of windows for every number in `Vectors`: more than one at
@@ -191,10 +192,10 @@ MMSOFTPOOL_INLINE void with_softmax(
   }
   Softmax<S> softmax[] = {{exponents, max[I]}...};
   for (int64_t t = 0; t < n; ++t) {
-    (visit(t, I, softmax[I].add(load(t, I))), ...);
     if constexpr (K == 0) {
-      (softmax[I].carry_after(t), ...);
+      (softmax[I].carry_before(t), ...);
     }
+    (visit(t, I, softmax[I].add(load(t, I))), ...);
   }
   if constexpr (K == 0) {
     (softmax[I].complete(n), ...);
