@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "dispatch.h"
-#include "kernels.h"
 #include "rows.h"
 #include "softmax.h"
 
@@ -47,7 +46,7 @@ MMSOFTPOOL_INLINE auto pool_neighbours(
     T* output) {
   using Vec = typename S::Vec;
   const T *const r0 = row[0] + c, *const r1 = row[1] + c, *const r2 = row[2] + c;
-  const auto larger = [](Vec a, Vec b) MMSOFTPOOL_INLINE_LAMBDA { return a > b ? a : b; };
+  const auto larger = [](Vec a, Vec b) INLINED { return a > b ? a : b; };
   Vec max = S::splat(std::numeric_limits<float>::lowest());
   for (int64_t w = 0; w < (2 * n + 1) * step; w += step) {
     max = larger(S::load(r0 + w), larger(S::load(r1 + w), larger(S::load(r2 + w), max)));
@@ -56,10 +55,10 @@ MMSOFTPOOL_INLINE auto pool_neighbours(
     __builtin_prefetch(r2 + w + 4 * n * step);
   }
   const Vec floor = exponents.floor * ((127.0f + weight_scale) / 127);
-  const auto weight = [&](Vec x) MMSOFTPOOL_INLINE_LAMBDA {
+  const auto weight = [&](Vec x) INLINED {
     return S::template exp2<weight_scale>(exponents.log2e_alpha * larger(floor, x - max));
   };
-  const auto column = [&](int64_t i) MMSOFTPOOL_INLINE_LAMBDA {
+  const auto column = [&](int64_t i) INLINED {
     const Vec x0 = S::load(r0 + i * step), x1 = S::load(r1 + i * step), x2 = S::load(r2 + i * step);
     const Vec w0 = weight(x0), w1 = weight(x1), w2 = weight(x2);
     const Vec top = larger(x0, larger(x1, x2));
@@ -71,9 +70,8 @@ MMSOFTPOOL_INLINE auto pool_neighbours(
     const Column<S> left = last, middle = column(2 * i + 1);
     last = column(2 * i + 2);
     const Vec top = larger(left.largest, larger(middle.largest, last.largest));
-    const auto mean = [&](const Column<S>& column) MMSOFTPOOL_INLINE_LAMBDA {
-      return column.sum * (column.largest - top) + column.mean;
-    };
+    const auto mean = [&](const Column<S>& column)
+                          INLINED { return column.sum * (column.largest - top) + column.mean; };
     const Vec sum = left.sum + middle.sum + last.sum;
     const Vec y = top + (mean(left) + mean(middle) + mean(last)) / sum;
     S::store(y, output + i * step + c);
@@ -111,16 +109,13 @@ MMSOFTPOOL_INLINE void pool_pixel(
     int64_t channels, T* pixel) {
   using Many = std::make_index_sequence<Bytes == 64 ? 4 : 2>;
   const T* const* const tap = taps.data();
-  with_taps(taps.size(), [&](auto constant) MMSOFTPOOL_INLINE_LAMBDA {
+  with_taps(taps.size(), [&](auto constant) INLINED {
     for_each_vector<constant.value, S, Many>(
-        first_channel, channels,
-        [&](auto known, auto vectors, int64_t c, auto n) MMSOFTPOOL_INLINE_LAMBDA {
+        first_channel, channels, [&](auto known, auto vectors, int64_t c, auto n) INLINED {
           window_outputs<known.value, S>(
               vectors, taps.size(), exponents,
-              [&](int64_t t, int64_t i)
-                  MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + c + i * S::lanes, n); },
-              [&](int64_t i, auto y)
-                  MMSOFTPOOL_INLINE_LAMBDA { S::store(y, pixel + c + i * S::lanes, n); });
+              [&](int64_t t, int64_t i) INLINED { return S::load(tap[t] + c + i * S::lanes, n); },
+              [&](int64_t i, auto y) INLINED { S::store(y, pixel + c + i * S::lanes, n); });
         });
   });
 }
@@ -139,11 +134,9 @@ MMSOFTPOOL_INLINE void forward(
   for (int64_t row = begin; row < end; ++row) {
     const T* const image = input + row / height / depth * pooling.in_plane() * channels;
     rows.clear();
-    for_each_row(
-        pooling, row / height % depth, row % height,
-        [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
-          rows.push_back(image + (d * pooling.height.in + h) * pooling.width.in * channels);
-        });
+    for_each_row(pooling, row / height % depth, row % height, [&](int64_t d, int64_t h) INLINED {
+      rows.push_back(image + (d * pooling.height.in + h) * pooling.width.in * channels);
+    });
     int64_t end = 0;  // of the windows that pool_neighbours() took
     bool pooled = false;
     for (int64_t ow = 0; ow < pooling.width.out; ++ow) {
@@ -169,7 +162,7 @@ MMSOFTPOOL_INLINE void forward(
       }
       taps.clear();
       for (const T* const input_row : rows) {
-        for_each_column(pooling.width, ow, [&](int64_t w) MMSOFTPOOL_INLINE_LAMBDA {
+        for_each_column(pooling.width, ow, [&](int64_t w) INLINED {
           taps.push_back(input_row + w * channels);
         });
       }
@@ -191,18 +184,16 @@ MMSOFTPOOL_INLINE void add_gradients(
     const Pointers<A>& sums, bool set, const T* grad_output, int64_t channels, A* scratch) {
   const T* const* const tap = taps.data();
   A* const* const sum = sums.data();
-  with_taps(taps.size(), [&](auto constant) MMSOFTPOOL_INLINE_LAMBDA {
+  with_taps(taps.size(), [&](auto constant) INLINED {
     const bool add_to_sums = constant.value == 9 || !set;  // nine branches would not pay
     for_each_vector<constant.value, S, BackwardVectors<Bytes>>(
-        0, channels, [&](auto known, auto vectors, int64_t c, auto n) MMSOFTPOOL_INLINE_LAMBDA {
+        0, channels, [&](auto known, auto vectors, int64_t c, auto n) INLINED {
           window_gradients<known.value, S>(
               vectors, taps.size(), exponents, gradient,
-              [&](int64_t i)
-                  MMSOFTPOOL_INLINE_LAMBDA { return S::load(grad_output + c + i * S::lanes, n); },
+              [&](int64_t i) INLINED { return S::load(grad_output + c + i * S::lanes, n); },
               scratch,
-              [&](int64_t t, int64_t i)
-                  MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + c + i * S::lanes, n); },
-              [&](int64_t t, int64_t i, auto v) MMSOFTPOOL_INLINE_LAMBDA {
+              [&](int64_t t, int64_t i) INLINED { return S::load(tap[t] + c + i * S::lanes, n); },
+              [&](int64_t t, int64_t i, auto v) INLINED {
                 A* const to = sum[t] + c + i * S::lanes;
                 S::store(add_to_sums ? S::load(to, n) + v : v, to, n);
               });
@@ -260,13 +251,13 @@ MMSOFTPOOL_INLINE void backward(
     const int64_t channels = std::min(channel_block, all_channels - first_channel);
     const int64_t image_start = n * pooling.in_plane() * all_channels + first_channel;
     const T* grad_pixel = grad_output + n * pooling.out_plane() * all_channels + first_channel;
-    const auto row_start = [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
+    const auto row_start = [&](int64_t d, int64_t h) INLINED {
       return image_start + (d * height.in + h) * width.in * all_channels;
     };
-    const auto add_row = [&](int64_t od, int64_t oh) MMSOFTPOOL_INLINE_LAMBDA {
+    const auto add_row = [&](int64_t od, int64_t oh) INLINED {
       rows.clear();
       sum_rows.clear();
-      for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
+      for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) INLINED {
         rows.push_back(input + row_start(d, h));
         if constexpr (in_place) {
           sum_rows.push_back(grad_input + row_start(d, h));
@@ -278,7 +269,7 @@ MMSOFTPOOL_INLINE void backward(
         taps.clear();
         sums.clear();
         for (size_t r = 0; r < rows.size(); ++r) {
-          for_each_column(width, ow, [&](int64_t w) MMSOFTPOOL_INLINE_LAMBDA {
+          for_each_column(width, ow, [&](int64_t w) INLINED {
             taps.push_back(rows[r] + w * all_channels);
             sums.push_back(sum_rows[r] + w * sums_step);
           });
@@ -289,18 +280,18 @@ MMSOFTPOOL_INLINE void backward(
         grad_pixel += all_channels;
       }
     };
-    const auto write = [&](int64_t d, int64_t h, A* sums) MMSOFTPOOL_INLINE_LAMBDA {
+    const auto write = [&](int64_t d, int64_t h, A* sums) INLINED {
       write_row<S>(sums, sums_step, grad_input + row_start(d, h), all_channels, width.in, channels);
     };
     if constexpr (in_place) {
       // Rows are set to 0 when the first windows reach them, so that they are in the cache.
       int64_t cleared = covered ? depth.in * height.in : 0;
-      const auto clear_until = [&](int64_t end) MMSOFTPOOL_INLINE_LAMBDA {
+      const auto clear_until = [&](int64_t end) INLINED {
         for (; cleared < end; ++cleared) {
           write(cleared / height.in, cleared % height.in, nullptr);
         }
       };
-      const auto last_reached = [](const Axis& axis, int64_t o) MMSOFTPOOL_INLINE_LAMBDA {
+      const auto last_reached = [](const Axis& axis, int64_t o) INLINED {
         return std::min(axis.first_input(o) + axis.span(), axis.in) - 1;
       };
       for (int64_t od = 0; od < depth.out; ++od) {
@@ -319,9 +310,6 @@ MMSOFTPOOL_INLINE void backward(
 }  // namespace
 
 MMSOFTPOOL_DEFINE_KERNEL(channels_last)
-MMSOFTPOOL_INSTANTIATE_KERNEL(channels_last, float)
 MMSOFTPOOL_INSTANTIATE_KERNEL(channels_last, double)
-MMSOFTPOOL_INSTANTIATE_KERNEL(channels_last, Half)
-MMSOFTPOOL_INSTANTIATE_KERNEL(channels_last, BFloat16)
 
 }  // namespace mmsoftpool::cpu

@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "dispatch.h"
-#include "kernels.h"
 #include "powers.h"
 #include "split_rows.h"
 
@@ -39,7 +38,7 @@ class PowerRows {
     differences_.clear();
     ratios_.clear();
     float exponent = -std::numeric_limits<float>::max();
-    for_each_row(pooling_, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
+    for_each_row(pooling_, od, oh, [&](int64_t d, int64_t h) INLINED {
       if (!rows_.contains(plane, d, h)) {
         make_row(split_.row(input, plane, d, h), rows_.claim(plane, d, h));
       }
@@ -78,21 +77,20 @@ class PowerRows {
   MMSOFTPOOL_INLINE void make_row(const float* x, float* row) const {
     const int64_t size = layout_.size;
     // The last vector may overlap the one before.
-    const auto for_each_vector = [&](auto&& visit) MMSOFTPOOL_INLINE_LAMBDA {
+    const auto for_each_vector = [&](auto&& visit) INLINED {
       for (int64_t i = 0; i < size; i += S::lanes) {
         visit(std::min(i, size - S::lanes));
       }
     };
     Vec max = S::splat(-std::numeric_limits<float>::infinity());
-    for_each_vector([&](int64_t i) MMSOFTPOOL_INLINE_LAMBDA {
+    for_each_vector([&](int64_t i) INLINED {
       const Vec v = S::load(x + i);
       max = v > max ? v : max;
     });
-    const float largest =
-        S::reduce(max, [](auto a, auto b) MMSOFTPOOL_INLINE_LAMBDA { return a > b ? a : b; });
+    const float largest = S::reduce(max, [](auto a, auto b) INLINED { return a > b ? a : b; });
     const auto reference = powers_.reference(S::broadcast(largest));
     float *const powers = row, *const products = row + size;
-    for_each_vector([&](int64_t i) MMSOFTPOOL_INLINE_LAMBDA {
+    for_each_vector([&](int64_t i) INLINED {
       Vec power, product;
       powers_.template power<Relative>(reference, S::load(x + i), power, product);
       S::store(power, powers + i);
@@ -133,21 +131,16 @@ MMSOFTPOOL_INLINE void forward(
   SplitInput<S, T> split(pooling, layout);
   PowerRows<false, S, T> rows(pooling, layout, split, false);
   const int64_t depth = pooling.depth.out, height = pooling.height.out, width = pooling.width.out;
-  const auto present = [&](int64_t ow)
-                           MMSOFTPOOL_INLINE_LAMBDA { return S::first_lanes(width - ow); };
+  const auto present = [&](int64_t ow) INLINED { return S::first_lanes(width - ow); };
   for (int64_t row = begin; row < end; ++row) {
     const int64_t plane = row / height / depth, od = row / height % depth, oh = row % height;
     rows.reach(input, plane, od, oh);
     T* const output_row = output + row * width;
-    const auto store = [&](int64_t ow, Vec y) MMSOFTPOOL_INLINE_LAMBDA {
-      if (ow + S::lanes <= width) {
-        S::store(y, output_row + ow);
-      } else {
-        S::store_first(y, output_row + ow, width - ow);
-      }
+    const auto store = [&](int64_t ow, Vec y) INLINED {
+      S::store(y, output_row + ow, std::min(S::lanes, width - ow));
     };
     // Stores outputs and returns which of them are wrong.
-    const auto pool = [&](int64_t ow) MMSOFTPOOL_INLINE_LAMBDA {
+    const auto pool = [&](int64_t ow) INLINED {
       Vec sum, product;
       rows.sums(ow, sum, product);
       store(ow, product / sum);
@@ -165,8 +158,8 @@ MMSOFTPOOL_INLINE void forward(
       if (!none_of(pool(ow))) {
         window_outputs<0, S>(
             OneVector(), taps.size(), exponents,
-            [&](int64_t t, int64_t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(taps[t] + ow); },
-            [&](int64_t, Vec y) MMSOFTPOOL_INLINE_LAMBDA { store(ow, y); });
+            [&](int64_t t, int64_t) INLINED { return S::load(taps[t] + ow); },
+            [&](int64_t, Vec y) INLINED { store(ow, y); });
       }
     }
   }
@@ -189,8 +182,7 @@ MMSOFTPOOL_INLINE void backward(
   GradientRows<float> gradient_rows(pooling, 3 * layout.size);
   Pointers<float> sums, grads;
   const int64_t width = pooling.width.out;
-  const auto present = [&](int64_t ow)
-                           MMSOFTPOOL_INLINE_LAMBDA { return S::first_lanes(width - ow); };
+  const auto present = [&](int64_t ow) INLINED { return S::first_lanes(width - ow); };
   const float slope = pooling.gradient == Gradient::exact ? ln2 : 0.0f;
   std::vector<float> scratch(pooling.taps() * S::lanes);
   // The shares of a row of windows with zeros around, as many before them as a tap can be away.
@@ -205,18 +197,17 @@ MMSOFTPOOL_INLINE void backward(
   for (int64_t plane = begin; plane < end; ++plane) {
     const T* const grad_plane = grad_output + plane * pooling.out_plane();
     T* const grad_input_plane = grad_input + plane * pooling.in_plane();
-    const auto add_row = [&](int64_t od, int64_t oh) MMSOFTPOOL_INLINE_LAMBDA {
+    const auto add_row = [&](int64_t od, int64_t oh) INLINED {
       rows.reach(input, plane, od, oh);
       sums.clear();
-      for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
+      for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) INLINED {
         sums.push_back(gradient_rows.claim(plane, d, h));
       });
       const T* const grad_row = grad_plane + (od * pooling.height.out + oh) * width;
-      const auto grad = [&](int64_t ow) MMSOFTPOOL_INLINE_LAMBDA {
-        return ow + S::lanes <= width ? S::load(grad_row + ow)
-                                      : S::load_first(grad_row + ow, width - ow);
+      const auto grad = [&](int64_t ow) INLINED {
+        return S::load(grad_row + ow, std::min(S::lanes, width - ow));
       };
-      const auto share = [&](int64_t ow) MMSOFTPOOL_INLINE_LAMBDA {
+      const auto share = [&](int64_t ow) INLINED {
         Vec sum, product;
         rows.sums(ow, sum, product);
         const Shares<S> shares(sum, product, grad(ow), pooling.gradient);
@@ -244,9 +235,9 @@ MMSOFTPOOL_INLINE void backward(
           S::store(Vec{}, b.data() + before + ow);
           window_gradients<0, S>(
               OneVector(), taps.size(), exponents, pooling.gradient,
-              [&](int64_t) MMSOFTPOOL_INLINE_LAMBDA { return grad(ow); }, scratch.data(),
-              [&](int64_t t, int64_t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(taps[t] + ow); },
-              [&](int64_t t, int64_t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
+              [&](int64_t) INLINED { return grad(ow); }, scratch.data(),
+              [&](int64_t t, int64_t) INLINED { return S::load(taps[t] + ow); },
+              [&](int64_t t, int64_t, Vec v) INLINED {
                 S::store(S::load(grads[t] + ow) + S::masked(v, present(ow)), grads[t] + ow);
               });
         }
@@ -269,7 +260,7 @@ MMSOFTPOOL_INLINE void backward(
         }
       }
     };
-    const auto write_row = [&](int64_t d, int64_t h, float* sum) MMSOFTPOOL_INLINE_LAMBDA {
+    const auto write_row = [&](int64_t d, int64_t h, float* sum) INLINED {
       T* const row = grad_input_plane + (d * pooling.height.in + h) * pooling.width.in;
       if (sum == nullptr) {
         return std::fill_n(row, pooling.width.in, T{}), void();
@@ -294,8 +285,5 @@ MMSOFTPOOL_INLINE void backward(
 }  // namespace
 
 MMSOFTPOOL_DEFINE_KERNEL(contiguous_shared)
-MMSOFTPOOL_INSTANTIATE_KERNEL(contiguous_shared, float)
-MMSOFTPOOL_INSTANTIATE_KERNEL(contiguous_shared, Half)
-MMSOFTPOOL_INSTANTIATE_KERNEL(contiguous_shared, BFloat16)
 
 }  // namespace mmsoftpool::cpu

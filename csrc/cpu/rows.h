@@ -95,7 +95,7 @@ class GradientRows {
   MMSOFTPOOL_INLINE void for_each_output_row(int64_t plane, Add&& add, Write&& write) {
     const Axis &depth = pooling_.depth, &height = pooling_.height;
     int64_t written = 0;
-    const auto write_until = [&](int64_t end) MMSOFTPOOL_INLINE_LAMBDA {
+    const auto write_until = [&](int64_t end) INLINED {
       for (; written < end; ++written) {
         const int64_t d = written / height.in, h = written % height.in;
         write(d, h, rows_.contains(plane, d, h) ? rows_.row(d, h) : nullptr);

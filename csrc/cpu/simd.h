@@ -11,7 +11,7 @@
 
 // Always inlined: code must be compiled for the instruction set of the function that it is used in.
 #define MMSOFTPOOL_INLINE inline __attribute__((always_inline))
-#define MMSOFTPOOL_INLINE_LAMBDA __attribute__((always_inline))
+#define INLINED __attribute__((always_inline))
 
 // Instructions that GCC does not choose itself. Clang refuses them outside of functions that are
 // for their instruction set alone.
@@ -223,7 +223,7 @@ struct Simd {
     std::memcpy(p, buffer, n * sizeof(T));
   }
 
-  // n lanes: all of them, or a number that may be all.
+  // The first n lanes; n is All where all are known to be.
   using All = std::integral_constant<int64_t, lanes>;
   template <typename T, typename N>
   static MMSOFTPOOL_INLINE Vec load(const T* p, N n) {

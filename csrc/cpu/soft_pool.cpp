@@ -6,9 +6,8 @@
 #include <cpuid.h>
 #endif
 
-#include "kernels.h"
+#include "dispatch.h"
 #include "powers.h"
-#include "softmax.h"
 
 namespace mmsoftpool::cpu {
 namespace {

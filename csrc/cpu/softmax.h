@@ -87,12 +87,12 @@ class Softmax {
   // first, the sums so far are moved to totals. complete() is for after the last tap.
   MMSOFTPOOL_INLINE void carry_before(int64_t t, int64_t block = tap_block) {
     if ((t & (block - 1)) == 0 && t > 0) {
-      carry(t == block);
+      carry();
     }
   }
   MMSOFTPOOL_INLINE void complete(int64_t taps, int64_t block = tap_block) {
     if (taps > block) {
-      carry(false);
+      carry();
       sum_ = total_[0];
       mean_ = total_[1];
     }
@@ -101,7 +101,7 @@ class Softmax {
 
   // Makes one window of those of all lanes, which have the same max.
   MMSOFTPOOL_INLINE void merge_lanes() {
-    const auto add = [](auto a, auto b) MMSOFTPOOL_INLINE_LAMBDA { return a + b; };
+    const auto add = [](auto a, auto b) INLINED { return a + b; };
     sum_ = S::broadcast(S::reduce(sum_, add));
     mean_ = S::broadcast(S::reduce(mean_, add));
   }
@@ -153,11 +153,11 @@ class Softmax {
   }
 
   // Kahan's summation.
-  MMSOFTPOOL_INLINE void carry(bool first) {
-    const auto add = [&](int i, Vec& part) MMSOFTPOOL_INLINE_LAMBDA {
-      const Vec before = first ? Vec{} : total_[i], x = first ? part : part - lost_[i];
-      total_[i] = before + x;
-      lost_[i] = (total_[i] - before) - x;
+  MMSOFTPOOL_INLINE void carry() {
+    const auto add = [this](int i, Vec& part) INLINED {
+      const Vec x = part - lost_[i], total = total_[i] + x;
+      lost_[i] = (total - total_[i]) - x;
+      total_[i] = total;
       part = Vec{};
     };
     add(0, sum_);
@@ -168,7 +168,7 @@ class Softmax {
   Vec max_;  // times the unit
   Vec sum_ = Vec{};
   Vec mean_ = Vec{};
-  Vec total_[2], lost_[2];  // of sum_ and mean_, for more than a block of taps
+  Vec total_[2] = {}, lost_[2] = {};  // of sum_ and mean_
 };
 
 // The functions below compute a vector of windows for every number in `Vectors`: more than one at
@@ -208,11 +208,10 @@ template <int K, typename S, size_t... I, typename Load, typename Store>
 MMSOFTPOOL_INLINE void window_outputs(
     std::index_sequence<I...> vectors, int64_t taps, const Exponents<S>& exponents, Load&& load,
     Store&& store) {
-  const auto ignore = [](int64_t, int64_t, typename S::Vec) MMSOFTPOOL_INLINE_LAMBDA {};
+  const auto ignore = [](int64_t, int64_t, typename S::Vec) INLINED {};
   with_softmax<K, S>(
       vectors, taps, exponents, load, ignore,
-      [&](const Softmax<S>* softmax)
-          MMSOFTPOOL_INLINE_LAMBDA { (store(I, softmax[I].output()), ...); });
+      [&](const Softmax<S>* softmax) INLINED { (store(I, softmax[I].output()), ...); });
 }
 
 // Calls add(t, i, gradient of tap t). `scratch` has room for all taps of all vectors; where their
@@ -225,31 +224,29 @@ MMSOFTPOOL_INLINE void window_gradients(
   constexpr int64_t number = sizeof...(I);
   const int64_t n = K ? K : taps;
   Vec registers[K ? K * number : 1];
-  const auto keep = [&](int64_t t, int64_t i, Vec weight) MMSOFTPOOL_INLINE_LAMBDA {
+  const auto keep = [&](int64_t t, int64_t i, Vec weight) INLINED {
     if constexpr (K != 0) {
       registers[t * number + i] = weight;
     } else {
       S::store(weight, scratch + (t * number + i) * S::lanes);
     }
   };
-  const auto weight = [&](int64_t t, int64_t i) MMSOFTPOOL_INLINE_LAMBDA {
+  const auto weight = [&](int64_t t, int64_t i) INLINED {
     return K ? registers[t * number + i] : S::load(scratch + (t * number + i) * S::lanes);
   };
-  with_softmax<K, S>(
-      vectors, taps, exponents, load, keep,
-      [&](const Softmax<S>* softmax) MMSOFTPOOL_INLINE_LAMBDA {
-        const Vec scale[] = {softmax[I].scale(grad_output(I))...};
-        if (gradient == Gradient::paper) {
-          for (int64_t t = 0; t < n; ++t) {
-            (add(t, I, scale[I] * weight(t, I)), ...);
-          }
-          return;
-        }
-        const Vec offset[] = {softmax[I].offset()...};
-        for (int64_t t = 0; t < n; ++t) {
-          (add(t, I, scale[I] * weight(t, I) * softmax[I].slope(load(t, I), offset[I])), ...);
-        }
-      });
+  with_softmax<K, S>(vectors, taps, exponents, load, keep, [&](const Softmax<S>* softmax) INLINED {
+    const Vec scale[] = {softmax[I].scale(grad_output(I))...};
+    if (gradient == Gradient::paper) {
+      for (int64_t t = 0; t < n; ++t) {
+        (add(t, I, scale[I] * weight(t, I)), ...);
+      }
+      return;
+    }
+    const Vec offset[] = {softmax[I].offset()...};
+    for (int64_t t = 0; t < n; ++t) {
+      (add(t, I, scale[I] * weight(t, I) * softmax[I].slope(load(t, I), offset[I])), ...);
+    }
+  });
 }
 
 // Runs body(std::integral_constant<int, K>) with the number of taps as a constant for the windows
