@@ -1,6 +1,8 @@
 """The CPU kernels on every instruction set that the machine has (ATEN_CPU_CAPABILITY); memory."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from mmsoftpool import soft_pool1d, soft_pool2d
 from mmsoftpool.ops import backends
 
-from ..common import randn
+from ..common import ROOT, randn
 
 CAPABILITIES = ["default", "avx2", "avx512"]
 # Runs some of the tests of values, gradients and special numbers in a process of its own.
@@ -78,6 +80,25 @@ def test_memory_does_not_grow_with_the_stride():
     (grad,) = torch.autograd.grad(y.sum(), x)
     assert grad[..., :2].sum().item() == pytest.approx(1, abs=1e-6)
     assert (grad[..., 2:] == 0).all()
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_the_mask_of_a_rows_vector_counts_more_than_32_bits(tmp_path):
+    # A row of that many outputs would take 40 GB.
+    source = tmp_path / "mask.cpp"
+    source.write_text("""
+#include "simd.h"
+using S = mmsoftpool::cpu::Simd<float, 16>;
+int main() {
+  volatile int64_t many = (int64_t(1) << 32) + 1, few = 3;
+  const S::Bits all = S::first_lanes(many), three = S::first_lanes(few);
+  return int32_t(all[3]) < 0 && int32_t(three[2]) < 0 && int32_t(three[3]) >= 0 ? 0 : 1;
+}
+""")
+    program = tmp_path / "mask"
+    command = ["c++", "-std=c++17", "-Wno-psabi", f"-I{ROOT / 'csrc' / 'cpu'}", source]
+    subprocess.run([*command, "-o", program], check=True)
+    subprocess.run([program], check=True)
 
 
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
