@@ -103,6 +103,7 @@ class PoolArguments {
           "), dilation ", axis.dilation, ")");
       axis.out = output_size(axis, after, ceil_mode);
       MMSOFTPOOL_CHECK(axis.out >= 1, "soft_pool: axis ", i, " has no output");
+      crop_kernel(axis);
     }
     MMSOFTPOOL_CHECK(
         pooling.depth.kernel_size * pooling.height.kernel_size <=

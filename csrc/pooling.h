@@ -1,6 +1,7 @@
 // The arguments and sizes of a pooling, for every backend. No torch in here.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #ifdef __CUDACC__
@@ -63,6 +64,17 @@ inline int64_t output_size(const Axis& axis, int64_t padding_after, bool ceil_mo
     --out;
   }
   return out;
+}
+
+// Cuts the taps that no window has inside the input, so that a kernel larger than the map takes no
+// more time and memory than its taps. Every window keeps those that it has.
+inline void crop_kernel(Axis& axis) {
+  const int64_t last_window = (axis.out - 1) * axis.stride - axis.padding;
+  const int64_t absent = last_window < 0 ? (-last_window - 1) / axis.dilation + 1 : 0;
+  const int64_t first = std::min(absent, axis.padding / axis.dilation);  // keeps padding >= 0
+  const int64_t last = std::min(axis.kernel_size - 1, (axis.in - 1 + axis.padding) / axis.dilation);
+  axis.kernel_size = std::max(last - first, int64_t(0)) + 1;
+  axis.padding -= first * axis.dilation;
 }
 
 }  // namespace mmsoftpool

@@ -4,6 +4,8 @@
 
 #include <sys/mman.h>
 
+#include <cstdlib>
+
 #include "soft_pool.h"
 
 namespace mmsoftpool::cpu {
@@ -15,12 +17,15 @@ constexpr int64_t taps_per_task = 1 << 15;
 // Asks for huge pages behind a tensor that nothing has been written to yet. The C library takes as
 // much memory as this from the system each time; to map it in pages of 4 KiB would take about as
 // long as the pooling. NumPy does the same. A system without huge pages refuses, which changes
-// nothing.
+// nothing. Where memory is fragmented the system may first move other pages out of the way:
+// MMSOFTPOOL_HUGE_PAGES=0 turns it off.
 void use_huge_pages(const Tensor& tensor, int64_t element_size) {
+  static const char* const variable = std::getenv("MMSOFTPOOL_HUGE_PAGES");
+  static const bool off = variable != nullptr && variable[0] == '0';
   constexpr uintptr_t huge_page = 1 << 21;
   constexpr int64_t large = 32 << 20;  // the largest mmap threshold of glibc
   const int64_t bytes = tensor.numel() * element_size;
-  if (bytes >= large) {
+  if (bytes >= large && !off) {
     const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
     const uintptr_t first = (begin + huge_page - 1) / huge_page * huge_page;
     const uintptr_t last = (begin + bytes) / huge_page * huge_page;

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "dispatch.h"
-#include "kernels.h"
 #include "powers.h"
 #include "rows.h"
 
@@ -34,14 +33,14 @@ class PowerPixels {
   using Vec = typename S::Vec;
 
   PowerPixels(
-      const Pooling& pooling, int64_t vectors, int64_t columns, int64_t windows, bool keep_all)
+      const Pooling& pooling, int64_t vectors, int64_t columns, int64_t windows, bool whole_slices)
       : pooling_(pooling),
         powers_(pooling),
         vectors_(vectors),
         columns_(columns),
         windows_(windows),
         vector_size_((2 * columns + 2 * windows + 1) * S::lanes),
-        rows_(pooling, vectors * vector_size_, 0.0f, keep_all) {
+        rows_(pooling, vectors * vector_size_, 0.0f, whole_slices) {
     reached_.reserve(pooling.depth.kernel_size * pooling.height.kernel_size);
     references_.resize(reached_.capacity() * S::lanes);
     ratios_.resize(references_.size());
@@ -57,7 +56,7 @@ class PowerPixels {
   MMSOFTPOOL_INLINE void reach(
       const T* image, int64_t channels, int64_t key, const Tile& tile, int64_t od, int64_t oh) {
     reached_.clear();
-    for_each_row(pooling_, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
+    for_each_row(pooling_, od, oh, [&](int64_t d, int64_t h) INLINED {
       if (!rows_.contains(key, d, h)) {
         float* row = rows_.claim(key, d, h);
         const T* const x =
@@ -121,7 +120,7 @@ class PowerPixels {
     x += first * step;
     Vec max = S::splat(-std::numeric_limits<float>::infinity());
     for (int64_t w = 0; w < number; ++w) {
-      const Vec v = lanes == S::lanes ? S::load(x + w * step) : S::load_first(x + w * step, lanes);
+      const Vec v = S::load(x + w * step, lanes);
       S::store(v, row + 2 * w * S::lanes);
       max = v > max ? v : max;
     }
@@ -135,7 +134,7 @@ class PowerPixels {
     }
     for (int64_t ow = tile.first_out; ow < tile.last_out; ++ow) {
       Vec sum{}, product{};
-      for_each_column(width, ow, [&](int64_t w) MMSOFTPOOL_INLINE_LAMBDA {
+      for_each_column(width, ow, [&](int64_t w) INLINED {
         const float* const at = row + 2 * (w - first) * S::lanes;
         sum += S::load(at);
         product += S::load(at + S::lanes);
@@ -202,15 +201,9 @@ MMSOFTPOOL_INLINE void forward(
           for (int64_t c = 0; c < number; c += S::lanes) {
             pixels.choose(c / S::lanes);
             const int64_t lanes = std::min(S::lanes, number - c);
-            const auto store = [&](int64_t ow, Vec y) MMSOFTPOOL_INLINE_LAMBDA {
-              T* const to = output_row + ow * channels + c;
-              if (lanes == S::lanes) {
-                S::store(y, to);
-              } else {
-                S::store_first(y, to, lanes);
-              }
-            };
-            const auto pool = [&](int64_t ow) MMSOFTPOOL_INLINE_LAMBDA {
+            const auto store = [&](int64_t ow, Vec y)
+                                   INLINED { S::store(y, output_row + ow * channels + c, lanes); };
+            const auto pool = [&](int64_t ow) INLINED {
               Vec sum, product;
               pixels.sums(ow - first_out, sum, product);
               store(ow, product / sum);
@@ -228,18 +221,17 @@ MMSOFTPOOL_INLINE void forward(
                 continue;
               }
               taps.clear();
-              for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
-                for_each_column(width, ow, [&](int64_t w) MMSOFTPOOL_INLINE_LAMBDA {
+              for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) INLINED {
+                for_each_column(width, ow, [&](int64_t w) INLINED {
                   taps.push_back(
                       image + ((d * pooling.height.in + h) * width.in + w) * channels +
                       first_channel + c);
                 });
               });
-              store(
-                  ow, window_output<0, S>(
-                          taps.size(), exponents, [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA {
-                            return S::load_first(taps[t], lanes);
-                          }));
+              window_outputs<0, S>(
+                  OneVector(), taps.size(), exponents,
+                  [&](int64_t t, int64_t) INLINED { return S::load_first(taps[t], lanes); },
+                  [&](int64_t, Vec y) INLINED { store(ow, y); });
             }
           }
         }
@@ -266,8 +258,8 @@ MMSOFTPOOL_INLINE void backward(
   // Of any tile; windows that reach into it start up to a span before and end as far behind it.
   const int64_t columns = std::min(width.in, tile_width + 2 * width.span());
   const int64_t windows = std::min(width.out, (tile_width + width.span()) / width.stride + 1);
-  const bool keep_all = pooling.depth.kernel_size > 1;
-  PowerPixels<true, S, T> pixels(pooling, vectors, columns, windows, keep_all);
+  const bool whole_slices = GradientRows<float>::keeps_slices(pooling);
+  PowerPixels<true, S, T> pixels(pooling, vectors, columns, windows, whole_slices);
   // For each pixel the sums of a, of b, and the gradients of windows that are computed in the
   // general way.
   const int64_t sums_size = 3 * columns * S::lanes;
@@ -291,16 +283,14 @@ MMSOFTPOOL_INLINE void backward(
       const bool empty = tile.first_out == tile.last_out;
       const int64_t first_reached = empty ? 0 : tile.first_reached(width);
       const int64_t last_reached = empty ? 0 : tile.last_reached(width);
-      const auto add_vector = [&](int64_t od, int64_t oh, int64_t c) MMSOFTPOOL_INLINE_LAMBDA {
+      const auto add_vector = [&](int64_t od, int64_t oh, int64_t c) INLINED {
         const int64_t lanes = std::min(S::lanes, number - c);
         pixels.choose(c / S::lanes);
         const T* const grad_row =
             grads_out + (od * pooling.height.out + oh) * width.out * channels + c;
-        const auto grad = [&](int64_t ow) MMSOFTPOOL_INLINE_LAMBDA {
-          const T* const from = grad_row + ow * channels;
-          return lanes == S::lanes ? S::load(from) : S::load_first(from, lanes);
-        };
-        const auto share = [&](int64_t ow) MMSOFTPOOL_INLINE_LAMBDA {
+        const auto grad = [&](int64_t ow)
+                              INLINED { return S::load(grad_row + ow * channels, lanes); };
+        const auto share = [&](int64_t ow) INLINED {
           Vec sum, product;
           pixels.sums(ow - tile.first_out, sum, product);
           const Shares<S> share(sum, product, grad(ow), pooling.gradient);
@@ -324,18 +314,19 @@ MMSOFTPOOL_INLINE void backward(
             taps.clear();
             grads.clear();
             size_t r = 0;
-            for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
+            for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) INLINED {
               float* const row = sums[r++] + c / S::lanes * sums_size;
-              for_each_column(width, ow, [&](int64_t w) MMSOFTPOOL_INLINE_LAMBDA {
+              for_each_column(width, ow, [&](int64_t w) INLINED {
                 taps.push_back(image + ((d * pooling.height.in + h) * width.in + w) * channels + c);
                 grads.push_back(row + (3 * (w - first_reached) + 2) * S::lanes);
               });
             });
             window_gradients<0, S>(
-                taps.size(), exponents, pooling.gradient, grad(ow), scratch.data(),
-                [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load_first(taps[t], lanes); },
-                [&](int64_t t, Vec v)
-                    MMSOFTPOOL_INLINE_LAMBDA { S::store(S::load(grads[t]) + v, grads[t]); });
+                OneVector(), taps.size(), exponents, pooling.gradient,
+                [&](int64_t) INLINED { return grad(ow); }, scratch.data(),
+                [&](int64_t t, int64_t) INLINED { return S::load_first(taps[t], lanes); },
+                [&](int64_t t, int64_t, Vec v)
+                    INLINED { S::store(S::load(grads[t]) + v, grads[t]); });
           }
         }
         // Along the width, then to each row.
@@ -343,7 +334,7 @@ MMSOFTPOOL_INLINE void backward(
         for (int64_t ow = tile.first_out; ow < tile.last_out; ++ow) {
           const float* const from = shares.data() + 2 * (ow - tile.first_out) * S::lanes;
           const Vec a = S::load(from), b = S::load(from + S::lanes);
-          for_each_column(width, ow, [&](int64_t w) MMSOFTPOOL_INLINE_LAMBDA {
+          for_each_column(width, ow, [&](int64_t w) INLINED {
             float* const to = spread.data() + 2 * (w - first_reached) * S::lanes;
             S::store(S::load(to) + a, to);
             S::store(S::load(to + S::lanes) + b, to + S::lanes);
@@ -363,20 +354,20 @@ MMSOFTPOOL_INLINE void backward(
           }
         }
       };
-      const auto add_row = [&](int64_t od, int64_t oh) MMSOFTPOOL_INLINE_LAMBDA {
+      const auto add_row = [&](int64_t od, int64_t oh) INLINED {
         if (empty) {
           return;
         }
         pixels.reach(image, number, key, tile, od, oh);
         sums.clear();
-        for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
+        for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) INLINED {
           sums.push_back(gradient_rows.claim(key, d, h));
         });
         for (int64_t c = 0; c < number; c += S::lanes) {
           add_vector(od, oh, c);
         }
       };
-      const auto write_row = [&](int64_t d, int64_t h, float* sum) MMSOFTPOOL_INLINE_LAMBDA {
+      const auto write_row = [&](int64_t d, int64_t h, float* sum) INLINED {
         T* const row = grad_image + (d * pooling.height.in + h) * width.in * channels;
         for (int64_t c = 0; c < number; c += S::lanes) {
           const int64_t lanes = std::min(S::lanes, number - c);
@@ -390,12 +381,7 @@ MMSOFTPOOL_INLINE void backward(
               v = Shares<S>::gradient(power, power + S::lanes, at, at + S::lanes, pooling.gradient);
               v += S::load(at + 2 * S::lanes);
             }
-            T* const to = row + w * channels + c;
-            if (lanes == S::lanes) {
-              S::store(v, to);
-            } else {
-              S::store_first(v, to, lanes);
-            }
+            S::store(v, row + w * channels + c, lanes);
           }
         }
         if (sum != nullptr) {
@@ -410,8 +396,5 @@ MMSOFTPOOL_INLINE void backward(
 }  // namespace
 
 MMSOFTPOOL_DEFINE_KERNEL(channels_last_shared)
-MMSOFTPOOL_INSTANTIATE_KERNEL(channels_last_shared, float)
-MMSOFTPOOL_INSTANTIATE_KERNEL(channels_last_shared, Half)
-MMSOFTPOOL_INSTANTIATE_KERNEL(channels_last_shared, BFloat16)
 
 }  // namespace mmsoftpool::cpu

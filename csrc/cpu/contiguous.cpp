@@ -3,7 +3,6 @@
 #include <vector>
 
 #include "dispatch.h"
-#include "kernels.h"
 #include "softmax.h"
 #include "split_rows.h"
 
@@ -22,17 +21,14 @@ MMSOFTPOOL_INLINE void forward(
   for (int64_t row = begin; row < end; ++row) {
     const auto& taps = split.taps(input, row / height / depth, row / height % depth, row % height);
     T* const output_row = output + row * width;
-    with_taps(taps.size(), [&](auto constant) MMSOFTPOOL_INLINE_LAMBDA {
+    with_taps(taps.size(), [&](auto constant) INLINED {
       const auto* const* const tap = taps.data();
-      int64_t ow = 0;
-      const auto load = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + ow); };
-      for (; ow + S::lanes <= width; ow += S::lanes) {
-        S::store(window_output<constant.value, S>(taps.size(), exponents, load), output_row + ow);
-      }
-      if (ow < width) {
-        S::store_first(
-            window_output<constant.value, S>(taps.size(), exponents, load), output_row + ow,
-            width - ow);
+      for (int64_t ow = 0; ow < width; ow += S::lanes) {
+        window_outputs<constant.value, S>(
+            OneVector(), taps.size(), exponents,
+            [&](int64_t t, int64_t) INLINED { return S::load(tap[t] + ow); },
+            [&](int64_t, auto y)
+                INLINED { S::store(y, output_row + ow, std::min(S::lanes, width - ow)); });
       }
     });
   }
@@ -58,40 +54,41 @@ MMSOFTPOOL_INLINE void backward(
   for (int64_t plane = begin; plane < end; ++plane) {
     const T* const grad_plane = grad_output + plane * pooling.out_plane();
     T* const grad_input_plane = grad_input + plane * pooling.in_plane();
-    const auto add_row = [&](int64_t od, int64_t oh) MMSOFTPOOL_INLINE_LAMBDA {
+    const auto add_row = [&](int64_t od, int64_t oh) INLINED {
       const auto& taps = split.taps(input, plane, od, oh);
       grads.clear();
-      for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
+      for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) INLINED {
         A* const row = gradient_rows.claim(plane, d, h);
         for (const int64_t offset : split.offsets()) {
           grads.push_back(row + offset);
         }
       });
       const T* const grad_row = grad_plane + (od * pooling.height.out + oh) * width;
-      with_taps(taps.size(), [&](auto constant) MMSOFTPOOL_INLINE_LAMBDA {
+      with_taps(taps.size(), [&](auto constant) INLINED {
         const A* const* const tap = taps.data();
         A* const* const grad = grads.data();
+        const auto add_gradients = [&](int64_t ow, auto n) INLINED {
+          const auto live = S::first_lanes(n);
+          window_gradients<constant.value, S>(
+              OneVector(), taps.size(), exponents, pooling.gradient,
+              [&](int64_t) INLINED { return S::load(grad_row + ow, n); }, scratch.data(),
+              [&](int64_t t, int64_t) INLINED { return S::load(tap[t] + ow); },
+              [&](int64_t t, int64_t, Vec v) INLINED {
+                // The lanes beyond may hold columns of real windows, or a NaN.
+                constexpr bool all = std::is_same_v<decltype(n), typename S::All>;
+                S::store(S::load(grad[t] + ow) + (all ? v : S::masked(v, live)), grad[t] + ow);
+              });
+        };
         int64_t ow = 0;
-        const auto load = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(tap[t] + ow); };
         for (; ow + S::lanes <= width; ow += S::lanes) {
-          window_gradients<constant.value, S>(
-              taps.size(), exponents, pooling.gradient, S::load(grad_row + ow), scratch.data(),
-              load, [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
-                S::store(S::load(grad[t] + ow) + v, grad[t] + ow);
-              });
+          add_gradients(ow, typename S::All());
         }
-        if (const int64_t rest = width - ow; rest > 0) {
-          // The lanes beyond may hold columns of real windows, or a NaN.
-          const auto live = S::first_lanes(rest);
-          window_gradients<constant.value, S>(
-              taps.size(), exponents, pooling.gradient, S::load_first(grad_row + ow, rest),
-              scratch.data(), load, [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
-                S::store(S::load(grad[t] + ow) + S::masked(v, live), grad[t] + ow);
-              });
+        if (ow < width) {
+          add_gradients(ow, width - ow);
         }
       });
     };
-    const auto write_row = [&](int64_t d, int64_t h, A* sums) MMSOFTPOOL_INLINE_LAMBDA {
+    const auto write_row = [&](int64_t d, int64_t h, A* sums) INLINED {
       T* const row = grad_input_plane + (d * pooling.height.in + h) * pooling.width.in;
       if (sums != nullptr) {
         merge_row<S>(layout, sums, row);
@@ -106,9 +103,6 @@ MMSOFTPOOL_INLINE void backward(
 }  // namespace
 
 MMSOFTPOOL_DEFINE_KERNEL(contiguous)
-MMSOFTPOOL_INSTANTIATE_KERNEL(contiguous, float)
 MMSOFTPOOL_INSTANTIATE_KERNEL(contiguous, double)
-MMSOFTPOOL_INSTANTIATE_KERNEL(contiguous, Half)
-MMSOFTPOOL_INSTANTIATE_KERNEL(contiguous, BFloat16)
 
 }  // namespace mmsoftpool::cpu

@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "dispatch.h"
-#include "kernels.h"
 #include "powers.h"
 #include "split_rows.h"
 
@@ -18,13 +17,14 @@ class PowerRows {
  public:
   using Vec = typename S::Vec;
 
-  PowerRows(const Pooling& pooling, const SplitRow& layout, SplitInput<S, T>& split, bool keep_all)
+  PowerRows(
+      const Pooling& pooling, const SplitRow& layout, SplitInput<S, T>& split, bool whole_slices)
       : pooling_(pooling),
         layout_(layout),
         split_(split),
         powers_(pooling),
         room_((pooling.width.out + S::lanes - 1) / S::lanes * S::lanes),
-        rows_(pooling, 2 * layout.size + 2 * room_ + 1, 0.0f, keep_all) {
+        rows_(pooling, 2 * layout.size + 2 * room_ + 1, 0.0f, whole_slices) {
     reached_.reserve(pooling.depth.kernel_size * pooling.height.kernel_size);
     ratios_.reserve(reached_.capacity());
   }
@@ -38,7 +38,7 @@ class PowerRows {
     differences_.clear();
     ratios_.clear();
     float exponent = -std::numeric_limits<float>::max();
-    for_each_row(pooling_, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
+    for_each_row(pooling_, od, oh, [&](int64_t d, int64_t h) INLINED {
       if (!rows_.contains(plane, d, h)) {
         make_row(split_.row(input, plane, d, h), rows_.claim(plane, d, h));
       }
@@ -77,21 +77,20 @@ class PowerRows {
   MMSOFTPOOL_INLINE void make_row(const float* x, float* row) const {
     const int64_t size = layout_.size;
     // The last vector may overlap the one before.
-    const auto for_each_vector = [&](auto&& visit) MMSOFTPOOL_INLINE_LAMBDA {
+    const auto for_each_vector = [&](auto&& visit) INLINED {
       for (int64_t i = 0; i < size; i += S::lanes) {
         visit(std::min(i, size - S::lanes));
       }
     };
     Vec max = S::splat(-std::numeric_limits<float>::infinity());
-    for_each_vector([&](int64_t i) MMSOFTPOOL_INLINE_LAMBDA {
+    for_each_vector([&](int64_t i) INLINED {
       const Vec v = S::load(x + i);
       max = v > max ? v : max;
     });
-    const float largest =
-        S::reduce(max, [](auto a, auto b) MMSOFTPOOL_INLINE_LAMBDA { return a > b ? a : b; });
+    const float largest = S::reduce(max, [](auto a, auto b) INLINED { return a > b ? a : b; });
     const auto reference = powers_.reference(S::broadcast(largest));
     float *const powers = row, *const products = row + size;
-    for_each_vector([&](int64_t i) MMSOFTPOOL_INLINE_LAMBDA {
+    for_each_vector([&](int64_t i) INLINED {
       Vec power, product;
       powers_.template power<Relative>(reference, S::load(x + i), power, product);
       S::store(power, powers + i);
@@ -132,21 +131,16 @@ MMSOFTPOOL_INLINE void forward(
   SplitInput<S, T> split(pooling, layout);
   PowerRows<false, S, T> rows(pooling, layout, split, false);
   const int64_t depth = pooling.depth.out, height = pooling.height.out, width = pooling.width.out;
-  const auto present = [&](int64_t ow)
-                           MMSOFTPOOL_INLINE_LAMBDA { return S::first_lanes(width - ow); };
+  const auto present = [&](int64_t ow) INLINED { return S::first_lanes(width - ow); };
   for (int64_t row = begin; row < end; ++row) {
     const int64_t plane = row / height / depth, od = row / height % depth, oh = row % height;
     rows.reach(input, plane, od, oh);
     T* const output_row = output + row * width;
-    const auto store = [&](int64_t ow, Vec y) MMSOFTPOOL_INLINE_LAMBDA {
-      if (ow + S::lanes <= width) {
-        S::store(y, output_row + ow);
-      } else {
-        S::store_first(y, output_row + ow, width - ow);
-      }
+    const auto store = [&](int64_t ow, Vec y) INLINED {
+      S::store(y, output_row + ow, std::min(S::lanes, width - ow));
     };
     // Stores outputs and returns which of them are wrong.
-    const auto pool = [&](int64_t ow) MMSOFTPOOL_INLINE_LAMBDA {
+    const auto pool = [&](int64_t ow) INLINED {
       Vec sum, product;
       rows.sums(ow, sum, product);
       store(ow, product / sum);
@@ -162,11 +156,10 @@ MMSOFTPOOL_INLINE void forward(
     const auto& taps = split.taps(input, plane, od, oh);
     for (int64_t ow = 0; ow < width; ow += S::lanes) {
       if (!none_of(pool(ow))) {
-        store(
-            ow,
-            window_output<0, S>(taps.size(), exponents, [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA {
-              return S::load(taps[t] + ow);
-            }));
+        window_outputs<0, S>(
+            OneVector(), taps.size(), exponents,
+            [&](int64_t t, int64_t) INLINED { return S::load(taps[t] + ow); },
+            [&](int64_t, Vec y) INLINED { store(ow, y); });
       }
     }
   }
@@ -182,15 +175,14 @@ MMSOFTPOOL_INLINE void backward(
   const Exponents<S> exponents(pooling);
   const SplitRow layout(pooling.width, S::lanes);
   SplitInput<S, T> split(pooling, layout);
-  const bool keep_all = pooling.depth.kernel_size > 1;
-  PowerRows<true, S, T> rows(pooling, layout, split, keep_all);
+  const bool whole_slices = GradientRows<float>::keeps_slices(pooling);
+  PowerRows<true, S, T> rows(pooling, layout, split, whole_slices);
   // For each row of the input the sums of a, of b, and the gradients of windows that are computed
   // in the general way.
   GradientRows<float> gradient_rows(pooling, 3 * layout.size);
   Pointers<float> sums, grads;
   const int64_t width = pooling.width.out;
-  const auto present = [&](int64_t ow)
-                           MMSOFTPOOL_INLINE_LAMBDA { return S::first_lanes(width - ow); };
+  const auto present = [&](int64_t ow) INLINED { return S::first_lanes(width - ow); };
   const float slope = pooling.gradient == Gradient::exact ? ln2 : 0.0f;
   std::vector<float> scratch(pooling.taps() * S::lanes);
   // The shares of a row of windows with zeros around, as many before them as a tap can be away.
@@ -205,18 +197,17 @@ MMSOFTPOOL_INLINE void backward(
   for (int64_t plane = begin; plane < end; ++plane) {
     const T* const grad_plane = grad_output + plane * pooling.out_plane();
     T* const grad_input_plane = grad_input + plane * pooling.in_plane();
-    const auto add_row = [&](int64_t od, int64_t oh) MMSOFTPOOL_INLINE_LAMBDA {
+    const auto add_row = [&](int64_t od, int64_t oh) INLINED {
       rows.reach(input, plane, od, oh);
       sums.clear();
-      for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
+      for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) INLINED {
         sums.push_back(gradient_rows.claim(plane, d, h));
       });
       const T* const grad_row = grad_plane + (od * pooling.height.out + oh) * width;
-      const auto grad = [&](int64_t ow) MMSOFTPOOL_INLINE_LAMBDA {
-        return ow + S::lanes <= width ? S::load(grad_row + ow)
-                                      : S::load_first(grad_row + ow, width - ow);
+      const auto grad = [&](int64_t ow) INLINED {
+        return S::load(grad_row + ow, std::min(S::lanes, width - ow));
       };
-      const auto share = [&](int64_t ow) MMSOFTPOOL_INLINE_LAMBDA {
+      const auto share = [&](int64_t ow) INLINED {
         Vec sum, product;
         rows.sums(ow, sum, product);
         const Shares<S> shares(sum, product, grad(ow), pooling.gradient);
@@ -243,9 +234,10 @@ MMSOFTPOOL_INLINE void backward(
           S::store(Vec{}, a.data() + before + ow);
           S::store(Vec{}, b.data() + before + ow);
           window_gradients<0, S>(
-              taps.size(), exponents, pooling.gradient, grad(ow), scratch.data(),
-              [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return S::load(taps[t] + ow); },
-              [&](int64_t t, Vec v) MMSOFTPOOL_INLINE_LAMBDA {
+              OneVector(), taps.size(), exponents, pooling.gradient,
+              [&](int64_t) INLINED { return grad(ow); }, scratch.data(),
+              [&](int64_t t, int64_t) INLINED { return S::load(taps[t] + ow); },
+              [&](int64_t t, int64_t, Vec v) INLINED {
                 S::store(S::load(grads[t] + ow) + S::masked(v, present(ow)), grads[t] + ow);
               });
         }
@@ -268,7 +260,7 @@ MMSOFTPOOL_INLINE void backward(
         }
       }
     };
-    const auto write_row = [&](int64_t d, int64_t h, float* sum) MMSOFTPOOL_INLINE_LAMBDA {
+    const auto write_row = [&](int64_t d, int64_t h, float* sum) INLINED {
       T* const row = grad_input_plane + (d * pooling.height.in + h) * pooling.width.in;
       if (sum == nullptr) {
         return std::fill_n(row, pooling.width.in, T{}), void();
@@ -293,8 +285,5 @@ MMSOFTPOOL_INLINE void backward(
 }  // namespace
 
 MMSOFTPOOL_DEFINE_KERNEL(contiguous_shared)
-MMSOFTPOOL_INSTANTIATE_KERNEL(contiguous_shared, float)
-MMSOFTPOOL_INSTANTIATE_KERNEL(contiguous_shared, Half)
-MMSOFTPOOL_INSTANTIATE_KERNEL(contiguous_shared, BFloat16)
 
 }  // namespace mmsoftpool::cpu

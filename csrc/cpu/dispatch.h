@@ -1,13 +1,35 @@
-// One library for every x86-64: kernels are compiled once per instruction set, and the widest that
-// the machine has is taken at run time. Elsewhere 16 bytes are what every machine has.
+// The kernels that soft_pool.cpp chooses from, one source file each. One library serves every
+// x86-64: kernels are compiled once per instruction set, and the widest that the machine has is
+// taken at run time. Elsewhere 16 bytes are what every machine has.
 #pragma once
 
 #include <type_traits>
 
-#include "kernels.h"
+#include "soft_pool.h"
 #include "softmax.h"
 
 namespace mmsoftpool::cpu {
+
+// The size of the vectors for these arguments: 64, 32 or 16 bytes.
+template <typename T>
+int64_t vector_bytes(const Pooling& pooling);
+
+// Arguments are those of pool_forward and pool_backward.
+#define MMSOFTPOOL_DECLARE_KERNEL(name)                                                           \
+  template <typename T>                                                                           \
+  void forward_##name(const Pooling&, const T* input, T* output, int64_t begin, int64_t end);     \
+  template <typename T>                                                                           \
+  void backward_##name(                                                                           \
+      const Pooling&, int64_t channel_block, const T* grad_output, const T* input, T* grad_input, \
+      int64_t begin, int64_t end);
+
+MMSOFTPOOL_DECLARE_KERNEL(contiguous)
+MMSOFTPOOL_DECLARE_KERNEL(channels_last)
+// Not for double:
+MMSOFTPOOL_DECLARE_KERNEL(contiguous_shared)
+MMSOFTPOOL_DECLARE_KERNEL(channels_last_shared)
+// Only for contiguous tensors:
+MMSOFTPOOL_DECLARE_KERNEL(one_window)
 
 #if defined(__x86_64__)
 #if defined(__clang__)
@@ -17,18 +39,18 @@ namespace mmsoftpool::cpu {
 #endif
 
 template <typename Run>
-__attribute__((target("avx2,fma"))) void run_avx2(const Run& run) {
+__attribute__((target("avx2,fma,f16c"))) void run_avx2(const Run& run) {
   run(std::integral_constant<int, 32>());
 }
 template <typename Run>
-__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl" MMSOFTPOOL_FULL_WIDTH))) void
+__attribute__((
+    target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl" MMSOFTPOOL_FULL_WIDTH))) void
 run_avx512(const Run& run) {
   run(std::integral_constant<int, 64>());
 }
 #endif
 
-// Calls run(std::integral_constant<int, Bytes>), an MMSOFTPOOL_INLINE_LAMBDA, compiled for vectors
-// of that size.
+// Calls run(std::integral_constant<int, Bytes>), INLINED, compiled for vectors of that size.
 template <typename Run>
 void with_vectors(int64_t bytes, const Run& run) {
 #if defined(__x86_64__)
@@ -42,12 +64,13 @@ void with_vectors(int64_t bytes, const Run& run) {
   run(std::integral_constant<int, 16>());
 }
 
-// The entry points of a kernel, from the functions forward and backward of its source file.
+// The entry points of a kernel, from the functions forward and backward of its source file, for all
+// types but double.
 #define MMSOFTPOOL_DEFINE_KERNEL(name)                                                           \
   template <typename T>                                                                          \
   void forward_##name(                                                                           \
       const Pooling& pooling, const T* input, T* output, int64_t begin, int64_t end) {           \
-    with_vectors(vector_bytes<T>(pooling), [&](auto bytes) MMSOFTPOOL_INLINE_LAMBDA {            \
+    with_vectors(vector_bytes<T>(pooling), [&](auto bytes) INLINED {                             \
       forward<bytes.value>(pooling, input, output, begin, end);                                  \
     });                                                                                          \
   }                                                                                              \
@@ -55,10 +78,13 @@ void with_vectors(int64_t bytes, const Run& run) {
   void backward_##name(                                                                          \
       const Pooling& pooling, int64_t channel_block, const T* grad_output, const T* input,       \
       T* grad_input, int64_t begin, int64_t end) {                                               \
-    with_vectors(vector_bytes<T>(pooling), [&](auto bytes) MMSOFTPOOL_INLINE_LAMBDA {            \
+    with_vectors(vector_bytes<T>(pooling), [&](auto bytes) INLINED {                             \
       backward<bytes.value>(pooling, channel_block, grad_output, input, grad_input, begin, end); \
     });                                                                                          \
-  }
+  }                                                                                              \
+  MMSOFTPOOL_INSTANTIATE_KERNEL(name, float)                                                     \
+  MMSOFTPOOL_INSTANTIATE_KERNEL(name, Half)                                                      \
+  MMSOFTPOOL_INSTANTIATE_KERNEL(name, BFloat16)
 #define MMSOFTPOOL_INSTANTIATE_KERNEL(name, T)                                  \
   template void forward_##name(const Pooling&, const T*, T*, int64_t, int64_t); \
   template void backward_##name(const Pooling&, int64_t, const T*, const T*, T*, int64_t, int64_t);

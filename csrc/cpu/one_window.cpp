@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "dispatch.h"
-#include "kernels.h"
 #include "rows.h"
 #include "softmax.h"
 
@@ -54,16 +53,18 @@ class WindowTaps {
 
   MMSOFTPOOL_INLINE Vec max() const {
     Vec max = S::splat(-std::numeric_limits<typename S::Scalar>::infinity());
-    for_each_vector([&](int64_t, int64_t, Vec x)
-                        MMSOFTPOOL_INLINE_LAMBDA { max = x > max ? x : max; });
-    return S::broadcast(
-        S::reduce(max, [](auto a, auto b) MMSOFTPOOL_INLINE_LAMBDA { return a > b ? a : b; }));
+    for_each_vector([&](int64_t, int64_t, Vec x) INLINED { max = x > max ? x : max; });
+    return S::broadcast(S::reduce(max, [](auto a, auto b) INLINED { return a > b ? a : b; }));
   }
 
  private:
   const T* from_;
   int64_t size_;
 };
+
+// The taps between two carries of their sums.
+template <typename S>
+constexpr int64_t block = Softmax<S>::tap_block * S::lanes;
 
 // Calls visit(first tap, their number) for the runs of neighbouring taps of window ow of row
 // (od, oh) in a plane.
@@ -73,13 +74,12 @@ MMSOFTPOOL_INLINE void for_each_run(
   const Axis& width = pooling.width;
   const int64_t first = std::max<int64_t>(width.first_input(ow), 0);
   const int64_t number = std::min(width.first_input(ow) + width.kernel_size, width.in) - first;
-  for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
+  for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) INLINED {
     const int64_t row = (d * pooling.height.in + h) * width.in;
     if (width.dilation == 1) {
       visit(row + first, number);
     } else {
-      for_each_column(
-          width, ow, [&](int64_t w) MMSOFTPOOL_INLINE_LAMBDA { visit(row + w, int64_t(1)); });
+      for_each_column(width, ow, [&](int64_t w) INLINED { visit(row + w, int64_t(1)); });
     }
   });
 }
@@ -89,7 +89,7 @@ template <typename T>
 MMSOFTPOOL_INLINE int64_t
 copy_taps(const Pooling& pooling, const T* plane, int64_t od, int64_t oh, int64_t ow, T* to) {
   int64_t size = 0;
-  for_each_run(pooling, od, oh, ow, [&](int64_t first, int64_t number) MMSOFTPOOL_INLINE_LAMBDA {
+  for_each_run(pooling, od, oh, ow, [&](int64_t first, int64_t number) INLINED {
     std::copy_n(plane + first, number, to + size);
     size += number;
   });
@@ -113,8 +113,11 @@ MMSOFTPOOL_INLINE void forward(
                 : copy_taps(pooling, plane, row / height % depth, row % height, ow, window.data());
       const WindowTaps<S, T> taps(whole ? plane : window.data(), size);
       Softmax<S> softmax(exponents, taps.max());
-      taps.for_each_vector([&](int64_t, int64_t, auto x)
-                               MMSOFTPOOL_INLINE_LAMBDA { softmax.add(x); });
+      taps.for_each_vector([&](int64_t t, int64_t, auto x) INLINED {
+        softmax.carry_before(t, block<S>);
+        softmax.add(x);
+      });
+      softmax.complete(size, block<S>);
       softmax.merge_lanes();
       S::store_first(softmax.output(), output + row * width + ow, 1);
     }
@@ -140,19 +143,21 @@ MMSOFTPOOL_INLINE void backward(
     T* const grad_x = grad_input + plane * in_plane;
     const T* grad_y = grad_output + plane * pooling.out_plane();
 
-    const auto store_gradients = [&](const T* from, int64_t size, A* to) MMSOFTPOOL_INLINE_LAMBDA {
+    const auto store_gradients = [&](const T* from, int64_t size, A* to) INLINED {
       const WindowTaps<S, T> taps(from, size);
       Softmax<S> softmax(exponents, taps.max());
       A* weight = weights.data();
-      taps.for_each_vector([&](int64_t, int64_t, Vec tap) MMSOFTPOOL_INLINE_LAMBDA {
+      taps.for_each_vector([&](int64_t t, int64_t, Vec tap) INLINED {
+        softmax.carry_before(t, block<S>);
         S::store(softmax.add(tap), weight);
         weight += S::lanes;
       });
+      softmax.complete(size, block<S>);
       softmax.merge_lanes();
       const Vec scale = softmax.scale(S::broadcast(S::load_first(grad_y++, 1)[0]));
       const Vec offset = softmax.offset();
       weight = weights.data();
-      taps.for_each_vector([&](int64_t t, int64_t repeated, Vec tap) MMSOFTPOOL_INLINE_LAMBDA {
+      taps.for_each_vector([&](int64_t t, int64_t repeated, Vec tap) INLINED {
         Vec v = scale * S::load(weight);
         weight += S::lanes;
         if (pooling.gradient == Gradient::exact) {
@@ -164,13 +169,10 @@ MMSOFTPOOL_INLINE void backward(
         S::store(v, to + t);
       });
     };
-    const auto convert = [&](const A* from) MMSOFTPOOL_INLINE_LAMBDA {
-      int64_t i = 0;
-      for (; i + S::lanes <= in_plane; i += S::lanes) {
-        S::store(S::load(from + i), grad_x + i);
-      }
-      if (i < in_plane) {
-        S::store_first(S::load_first(from + i, in_plane - i), grad_x + i, in_plane - i);
+    const auto convert = [&](const A* from) INLINED {
+      for (int64_t i = 0; i < in_plane; i += S::lanes) {
+        const int64_t n = std::min(S::lanes, in_plane - i);
+        S::store(S::load(from + i, n), grad_x + i, n);
       }
     };
     if (whole) {
@@ -190,13 +192,12 @@ MMSOFTPOOL_INLINE void backward(
       store_gradients(
           window.data(), copy_taps(pooling, x, od, oh, ow, window.data()), gradients.data());
       const A* gradient = gradients.data();
-      for_each_run(
-          pooling, od, oh, ow, [&](int64_t first, int64_t number) MMSOFTPOOL_INLINE_LAMBDA {
-            for (int64_t i = 0; i < number; ++i) {
-              sums[first + i] += gradient[i];
-            }
-            gradient += number;
-          });
+      for_each_run(pooling, od, oh, ow, [&](int64_t first, int64_t number) INLINED {
+        for (int64_t i = 0; i < number; ++i) {
+          sums[first + i] += gradient[i];
+        }
+        gradient += number;
+      });
     }
     convert(sums.data());
   }
@@ -205,9 +206,6 @@ MMSOFTPOOL_INLINE void backward(
 }  // namespace
 
 MMSOFTPOOL_DEFINE_KERNEL(one_window)
-MMSOFTPOOL_INSTANTIATE_KERNEL(one_window, float)
 MMSOFTPOOL_INSTANTIATE_KERNEL(one_window, double)
-MMSOFTPOOL_INSTANTIATE_KERNEL(one_window, Half)
-MMSOFTPOOL_INSTANTIATE_KERNEL(one_window, BFloat16)
 
 }  // namespace mmsoftpool::cpu

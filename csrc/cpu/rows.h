@@ -40,15 +40,15 @@ MMSOFTPOOL_INLINE void for_each_column(const Axis& width, int64_t ow, Visit&& vi
 }
 
 // Slots for rows (d, h) of the planes that are worked on in turn. Rows that one window reaches
-// never share a slot; with keep_all, no rows of a plane do.
+// never share a slot; with whole_slices, no rows of the slices (d) that it reaches do.
 template <typename A>
 class RowCache {
  public:
-  RowCache(const Pooling& pooling, int64_t row_size, A fill, bool keep_all)
+  RowCache(const Pooling& pooling, int64_t row_size, A fill, bool whole_slices)
       : height_(pooling.height.in),
         rows_per_plane_(pooling.depth.in * height_),
-        slots_d_(keep_all ? pooling.depth.in : std::min(pooling.depth.span(), pooling.depth.in)),
-        slots_h_(keep_all ? height_ : std::min(pooling.height.span(), height_)),
+        slots_d_(std::min(pooling.depth.span(), pooling.depth.in)),
+        slots_h_(whole_slices ? height_ : std::min(pooling.height.span(), height_)),
         row_size_(row_size),
         owners_(slots_d_ * slots_h_, -1),
         values_(slots_d_ * slots_h_ * row_size_, fill) {}
@@ -80,10 +80,10 @@ template <typename A>
 class GradientRows {
  public:
   GradientRows(const Pooling& pooling, int64_t row_size)
-      : pooling_(pooling),
-        // Windows that overlap in depth come back to a row after the whole slice in between.
-        keep_all_(pooling.depth.kernel_size > 1),
-        rows_(pooling, row_size, A(0), keep_all_) {}
+      : pooling_(pooling), rows_(pooling, row_size, A(0), keeps_slices(pooling)) {}
+
+  // Windows that overlap in depth come back to a row after the whole slice in between.
+  static bool keeps_slices(const Pooling& pooling) { return pooling.depth.kernel_size > 1; }
 
   // The sums of a row, which an output row is about to add to.
   A* claim(int64_t plane, int64_t d, int64_t h) { return rows_.claim(plane, d, h); }
@@ -95,7 +95,7 @@ class GradientRows {
   MMSOFTPOOL_INLINE void for_each_output_row(int64_t plane, Add&& add, Write&& write) {
     const Axis &depth = pooling_.depth, &height = pooling_.height;
     int64_t written = 0;
-    const auto write_until = [&](int64_t end) MMSOFTPOOL_INLINE_LAMBDA {
+    const auto write_until = [&](int64_t end) INLINED {
       for (; written < end; ++written) {
         const int64_t d = written / height.in, h = written % height.in;
         write(d, h, rows_.contains(plane, d, h) ? rows_.row(d, h) : nullptr);
@@ -103,10 +103,9 @@ class GradientRows {
     };
     for (int64_t od = 0; od < depth.out; ++od) {
       for (int64_t oh = 0; oh < height.out; ++oh) {
-        if (!keep_all_) {
-          const int64_t h = std::clamp<int64_t>(height.first_input(oh), 0, height.in);
-          write_until(depth.first_input(od) * height.in + h);
-        }
+        const int64_t d = std::clamp<int64_t>(depth.first_input(od), 0, depth.in);
+        const int64_t h = std::clamp<int64_t>(height.first_input(oh), 0, height.in);
+        write_until(d * height.in + (keeps_slices(pooling_) || d == depth.in ? 0 : h));
         add(od, oh);
       }
     }
@@ -115,7 +114,6 @@ class GradientRows {
 
  private:
   const Pooling& pooling_;
-  const bool keep_all_;
   RowCache<A> rows_;
 };
 

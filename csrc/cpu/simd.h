@@ -2,6 +2,7 @@
 // serves every instruction set.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -10,7 +11,7 @@
 
 // Always inlined: code must be compiled for the instruction set of the function that it is used in.
 #define MMSOFTPOOL_INLINE inline __attribute__((always_inline))
-#define MMSOFTPOOL_INLINE_LAMBDA __attribute__((always_inline))
+#define INLINED __attribute__((always_inline))
 
 // Instructions that GCC does not choose itself. Clang refuses them outside of functions that are
 // for their instruction set alone.
@@ -19,6 +20,9 @@
 #endif
 
 namespace mmsoftpool::cpu {
+
+// Simd::load_pairs and store_pairs take the first of two numbers from the low half of a lane.
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
 
 // Storage of the 16-bit types; they are computed in float.
 struct Half {
@@ -219,6 +223,21 @@ struct Simd {
     std::memcpy(p, buffer, n * sizeof(T));
   }
 
+  // The first n lanes; n is All where all are known to be.
+  using All = std::integral_constant<int64_t, lanes>;
+  template <typename T, typename N>
+  static MMSOFTPOOL_INLINE Vec load(const T* p, N n) {
+    return std::is_same_v<N, All> || n == lanes ? load(p) : load_first(p, n);
+  }
+  template <typename T, typename N>
+  static MMSOFTPOOL_INLINE void store(Vec v, T* p, N n) {
+    if (std::is_same_v<N, All> || n == lanes) {
+      store(v, p);
+    } else {
+      store_first(v, p, n);
+    }
+  }
+
   // Masks that are kept: a lane is in the mask if its sign bit is set. They are made without
   // comparisons, which GCC does lane by lane for vectors of 64 bytes unless a selection follows.
 
@@ -236,7 +255,7 @@ struct Simd {
     Integer buffer[lanes];
     for (int64_t i = 0; i < lanes; ++i) {
       numbers[i] = Integer(i);
-      buffer[i] = Integer(n);
+      buffer[i] = Integer(std::min(n, lanes));
     }
     std::memcpy(&end, buffer, sizeof(end));
     return numbers - end;
@@ -261,7 +280,9 @@ struct Simd {
   }
 
   // 2^x for x between the base 2 logarithm of the smallest normal number and 0; NaN stays NaN. In
-  // float it is 1 at 0 and within 1.4 units of 2^-24, and 0 for -127.
+  // float it is 1 at 0 and within 1.4 units of 2^-24, and 0 for -127. With a Scale, in float alone,
+  // it is 2^(x + Scale), and 0 for -127 - Scale.
+  template <int Scale = 0>
   static MMSOFTPOOL_INLINE Vec exp2(Vec x) {
     if constexpr (std::is_same_v<A, double>) {
       for (int64_t i = 0; i < lanes; ++i) {
@@ -272,8 +293,9 @@ struct Simd {
       // x = n + f with |f| <= 1/2. Adding and subtracting 1.5 * 2^23 + 127 rounds to an integer and
       // leaves n + 127, the exponent of a float, in the low bits of the sum; a conversion would be
       // undefined for NaN.
-      const Vec shifted = x + 12583039.0f;
-      const Vec f = x - (shifted - 12583039.0f);
+      constexpr float magic = 12583039.0f + Scale;
+      const Vec shifted = x + magic;
+      const Vec f = x - (shifted - magic);
       return exp2_fraction(f) * (Vec)((Bits)shifted << 23);  // times 2^n
     }
   }

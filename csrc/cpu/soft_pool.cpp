@@ -2,10 +2,12 @@
 
 #include <cstdlib>
 #include <string>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
-#include "kernels.h"
+#include "dispatch.h"
 #include "powers.h"
-#include "softmax.h"
 
 namespace mmsoftpool::cpu {
 namespace {
@@ -34,13 +36,22 @@ bool use_one_window(const Pooling& pooling) {
   return taps >= lanes && windows * (20 * vectors(taps) + 100) < vectors(windows) * 20 * taps;
 }
 
+#if defined(__x86_64__)
+// Whether the machine has vcvtph2ps, of which __builtin_cpu_supports knows in new compilers only.
+bool has_f16c() {
+  unsigned a, b, c = 0, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 // The widest instruction set that the machine has and that ATEN_CPU_CAPABILITY allows, the variable
 // which holds torch's own kernels. As in torch, an unknown value counts for nothing; torch warns.
 Capability find_capability() {
 #if defined(__x86_64__)
   const char* const variable = std::getenv("ATEN_CPU_CAPABILITY");
   const std::string limit = variable != nullptr ? variable : "";
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (limit != "default" && has_avx2) {

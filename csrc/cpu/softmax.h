@@ -5,8 +5,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "../exponent.h"
 #include "../pooling.h"
-#include "../softmax.h"
 #include "simd.h"
 
 namespace mmsoftpool::cpu {
@@ -83,18 +83,25 @@ class Softmax {
     return weight;
   }
 
-  // Adds the taps of another one with the same max.
-  MMSOFTPOOL_INLINE void add(const Softmax& other) {
-    sum_ += other.sum_;
-    mean_ += other.mean_;
+  // A sum of millions of taps would lose digits: before every `block` of them, number t, but the
+  // first, the sums so far are moved to totals. complete() is for after the last tap.
+  MMSOFTPOOL_INLINE void carry_before(int64_t t, int64_t block = tap_block) {
+    if ((t & (block - 1)) == 0 && t > 0) {
+      carry();
+    }
   }
-
-  // The windows whose sums are too small, where max is larger than all of their taps.
-  MMSOFTPOOL_INLINE typename S::Bits is_wrong() const { return S::is_below(sum_, smallest_sum); }
+  MMSOFTPOOL_INLINE void complete(int64_t taps, int64_t block = tap_block) {
+    if (taps > block) {
+      carry();
+      sum_ = total_[0];
+      mean_ = total_[1];
+    }
+  }
+  static constexpr int64_t tap_block = 64;
 
   // Makes one window of those of all lanes, which have the same max.
   MMSOFTPOOL_INLINE void merge_lanes() {
-    const auto add = [](auto a, auto b) MMSOFTPOOL_INLINE_LAMBDA { return a + b; };
+    const auto add = [](auto a, auto b) INLINED { return a + b; };
     sum_ = S::broadcast(S::reduce(sum_, add));
     mean_ = S::broadcast(S::reduce(mean_, add));
   }
@@ -113,13 +120,9 @@ class Softmax {
 
   // The gradient of a tap is scale times what add() returned, and times slope if it is exact:
   // 1 + alpha (x - y) = alpha d + offset.
-  MMSOFTPOOL_INLINE Vec scale(Vec grad_output) const {
-    const Vec quotient = grad_output / sum_;
-    return sum_ == Vec{} ? Vec{} : quotient;
-  }
+  MMSOFTPOOL_INLINE Vec scale(Vec grad_output) const { return grad_output / positive_sum(); }
   MMSOFTPOOL_INLINE Vec offset() const {
-    const Vec quotient = mean_ / sum_;
-    return S::splat(1) - exponents_.alpha * (sum_ == Vec{} ? Vec{} : quotient);
+    return S::splat(1) - exponents_.alpha * (mean_ / positive_sum());
   }
   MMSOFTPOOL_INLINE Vec slope(Vec x, Vec offset) const {
     return exponents_.alpha * at_least_floor(difference(x)) + offset;
@@ -143,120 +146,107 @@ class Softmax {
     return exponents_.floor > difference ? exponents_.floor : difference;
   }
 
+  // The largest tap has a weight of 1: a sum below is one of no weight at all, whose mean is 0.
+  MMSOFTPOOL_INLINE Vec positive_sum() const {
+    const Vec half = S::splat(0.5);
+    return half > sum_ ? half : sum_;
+  }
+
+  // Kahan's summation.
+  MMSOFTPOOL_INLINE void carry() {
+    const auto add = [this](int i, Vec& part) INLINED {
+      const Vec x = part - lost_[i], total = total_[i] + x;
+      lost_[i] = (total - total_[i]) - x;
+      total_[i] = total;
+      part = Vec{};
+    };
+    add(0, sum_);
+    add(1, mean_);
+  }
+
   Exponents<S> exponents_;
   Vec max_;  // times the unit
   Vec sum_ = Vec{};
   Vec mean_ = Vec{};
+  Vec total_[2] = {}, lost_[2] = {};  // of sum_ and mean_
 };
 
-// In the functions below, K is the number of taps of a window where it is known when compiling,
-// else 0, and load(t) returns tap t of a vector of windows.
+// The functions below compute a vector of windows for every number in `Vectors`: more than one at
+// once pays for many taps. K is the number of taps of a window where it is known when compiling,
+// else 0, and load(t, i) returns tap t of vector i.
+using OneVector = std::make_index_sequence<1>;
 
-// The largest tap of each window, ignoring NaN.
-template <int K, typename S, typename Load>
-MMSOFTPOOL_INLINE typename S::Vec window_max(int64_t taps, Load&& load) {
-  const int64_t n = K ? K : taps;
-  typename S::Vec max = S::splat(-std::numeric_limits<typename S::Scalar>::infinity());
-  for (int64_t t = 0; t < n; ++t) {
-    const typename S::Vec x = load(t);
-    max = x > max ? x : max;
-  }
-  return max;
-}
-
-// Returns the outputs of a vector of windows.
-template <int K, typename S, typename Load>
-MMSOFTPOOL_INLINE typename S::Vec window_output(
-    int64_t taps, const Exponents<S>& exponents, Load&& load) {
-  const int64_t n = K ? K : taps;
-  Softmax<S> softmax(exponents, window_max<K, S>(taps, load));
-  for (int64_t t = 0; t < n; ++t) {
-    softmax.add(load(t));
-  }
-  return softmax.output();
-}
-
-// As window_output for several vectors of windows at once, which pays for many taps: load(t, i) and
-// store(i, outputs) are of vector i.
-template <typename S, size_t... I, typename Load, typename Store>
-MMSOFTPOOL_INLINE void window_outputs(
+// The softmax of the windows; visit(t, i, e^(alpha d)) is called for their taps.
+template <int K, typename S, size_t... I, typename Load, typename Visit, typename Use>
+MMSOFTPOOL_INLINE void with_softmax(
     std::index_sequence<I...>, int64_t taps, const Exponents<S>& exponents, Load&& load,
-    Store&& store) {
+    Visit&& visit, Use&& use) {
   using Vec = typename S::Vec;
+  const int64_t n = K ? K : taps;
+  // Comparisons ignore NaN.
   Vec max[] = {
       (static_cast<void>(I), S::splat(-std::numeric_limits<typename S::Scalar>::infinity()))...};
-  for (int64_t t = 0; t < taps; ++t) {
+  for (int64_t t = 0; t < n; ++t) {
     const Vec x[] = {load(t, I)...};
     ((max[I] = x[I] > max[I] ? x[I] : max[I]), ...);
   }
   Softmax<S> softmax[] = {{exponents, max[I]}...};
-  for (int64_t t = 0; t < taps; ++t) {
-    (softmax[I].add(load(t, I)), ...);
+  for (int64_t t = 0; t < n; ++t) {
+    if constexpr (K == 0) {
+      (softmax[I].carry_before(t), ...);
+    }
+    (visit(t, I, softmax[I].add(load(t, I))), ...);
   }
-  (store(I, softmax[I].output()), ...);
+  if constexpr (K == 0) {
+    (softmax[I].complete(n), ...);
+  }
+  use(softmax);
 }
 
-// Calls add(t, gradient of tap t) for a vector of windows. `scratch` has room for a vector per tap;
-// where their number is known, registers do.
-template <int K, typename S, typename Load, typename Add>
+// Calls store(i, outputs of vector i).
+template <int K, typename S, size_t... I, typename Load, typename Store>
+MMSOFTPOOL_INLINE void window_outputs(
+    std::index_sequence<I...> vectors, int64_t taps, const Exponents<S>& exponents, Load&& load,
+    Store&& store) {
+  const auto ignore = [](int64_t, int64_t, typename S::Vec) INLINED {};
+  with_softmax<K, S>(
+      vectors, taps, exponents, load, ignore,
+      [&](const Softmax<S>* softmax) INLINED { (store(I, softmax[I].output()), ...); });
+}
+
+// Calls add(t, i, gradient of tap t). `scratch` has room for all taps of all vectors; where their
+// number is known, registers do.
+template <int K, typename S, size_t... I, typename Grad, typename Load, typename Add>
 MMSOFTPOOL_INLINE void window_gradients(
-    int64_t taps, const Exponents<S>& exponents, Gradient gradient, typename S::Vec grad_output,
-    typename S::Scalar* scratch, Load&& load, Add&& add) {
+    std::index_sequence<I...> vectors, int64_t taps, const Exponents<S>& exponents,
+    Gradient gradient, Grad&& grad_output, typename S::Scalar* scratch, Load&& load, Add&& add) {
   using Vec = typename S::Vec;
+  constexpr int64_t number = sizeof...(I);
   const int64_t n = K ? K : taps;
-  Vec registers[K ? K : 1];
-  const auto weight = [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA {
-    return K ? registers[t] : S::load(scratch + t * S::lanes);
-  };
-  Softmax<S> softmax(exponents, window_max<K, S>(taps, load));
-  for (int64_t t = 0; t < n; ++t) {
-    const Vec w = softmax.add(load(t));
+  Vec registers[K ? K * number : 1];
+  const auto keep = [&](int64_t t, int64_t i, Vec weight) INLINED {
     if constexpr (K != 0) {
-      registers[t] = w;
+      registers[t * number + i] = weight;
     } else {
-      S::store(w, scratch + t * S::lanes);
+      S::store(weight, scratch + (t * number + i) * S::lanes);
     }
-  }
-  const Vec scale = softmax.scale(grad_output);
-  if (gradient == Gradient::paper) {
-    for (int64_t t = 0; t < n; ++t) {
-      add(t, scale * weight(t));
-    }
-    return;
-  }
-  const Vec offset = softmax.offset();
-  for (int64_t t = 0; t < n; ++t) {
-    add(t, scale * weight(t) * softmax.slope(load(t), offset));
-  }
-}
-
-// As window_gradients for several vectors of windows at once; `scratch` has room for that many for
-// each tap.
-template <typename S, size_t... I, typename Grad, typename Load, typename Add>
-MMSOFTPOOL_INLINE void window_gradients(
-    std::index_sequence<I...>, int64_t taps, const Exponents<S>& exponents, Gradient gradient,
-    Grad&& grad_output, typename S::Scalar* scratch, Load&& load, Add&& add) {
-  using Vec = typename S::Vec;
-  const auto weight = [&](int64_t t, int64_t i) MMSOFTPOOL_INLINE_LAMBDA {
-    return scratch + (t * sizeof...(I) + i) * S::lanes;
   };
-  Softmax<S> softmax[] = {
-      {exponents,
-       window_max<0, S>(taps, [&](int64_t t) MMSOFTPOOL_INLINE_LAMBDA { return load(t, I); })}...};
-  for (int64_t t = 0; t < taps; ++t) {
-    (S::store(softmax[I].add(load(t, I)), weight(t, I)), ...);
-  }
-  const Vec scale[] = {softmax[I].scale(grad_output(I))...};
-  if (gradient == Gradient::paper) {
-    for (int64_t t = 0; t < taps; ++t) {
-      (add(t, I, scale[I] * S::load(weight(t, I))), ...);
+  const auto weight = [&](int64_t t, int64_t i) INLINED {
+    return K ? registers[t * number + i] : S::load(scratch + (t * number + i) * S::lanes);
+  };
+  with_softmax<K, S>(vectors, taps, exponents, load, keep, [&](const Softmax<S>* softmax) INLINED {
+    const Vec scale[] = {softmax[I].scale(grad_output(I))...};
+    if (gradient == Gradient::paper) {
+      for (int64_t t = 0; t < n; ++t) {
+        (add(t, I, scale[I] * weight(t, I)), ...);
+      }
+      return;
     }
-    return;
-  }
-  const Vec offset[] = {softmax[I].offset()...};
-  for (int64_t t = 0; t < taps; ++t) {
-    (add(t, I, scale[I] * S::load(weight(t, I)) * softmax[I].slope(load(t, I), offset[I])), ...);
-  }
+    const Vec offset[] = {softmax[I].offset()...};
+    for (int64_t t = 0; t < n; ++t) {
+      (add(t, I, scale[I] * weight(t, I) * softmax[I].slope(load(t, I), offset[I])), ...);
+    }
+  });
 }
 
 // Runs body(std::integral_constant<int, K>) with the number of taps as a constant for the windows

@@ -128,7 +128,7 @@ MMSOFTPOOL_INLINE void split_row(const SplitRow& layout, const T* row, Compute<T
   if (layout.has_pairs()) {
     return split_pairs<S>(row, layout.width.in, split + layout.place(0), split + layout.place(1));
   }
-  layout.for_each_run([&](int64_t column, int64_t place, int64_t number) MMSOFTPOOL_INLINE_LAMBDA {
+  layout.for_each_run([&](int64_t column, int64_t place, int64_t number) INLINED {
     Compute<T>* const to = split + place;
     const T* const from = row + column;
     if constexpr (std::is_same_v<T, Compute<T>>) {
@@ -163,23 +163,22 @@ MMSOFTPOOL_INLINE void merge_row(const SplitRow& layout, Compute<T>* split, T* r
   if (layout.has_pairs()) {
     merge_pairs<S>(split + layout.place(0), split + layout.place(1), layout.width.in, row);
   } else {
-    layout.for_each_run([&](int64_t column, int64_t place, int64_t number)
-                            MMSOFTPOOL_INLINE_LAMBDA {
-                              const A* const from = split + place;
-                              T* const to = row + column;
-                              T buffer[S::lanes];
-                              for (int64_t i = 0; i < number; i += S::lanes) {
-                                const int64_t n = std::min(S::lanes, number - i);
-                                if (stride == 1 && n == S::lanes) {
-                                  S::store(S::load(from + i), to + i);
-                                  continue;
-                                }
-                                S::store_first(S::load_first(from + i, n), buffer, n);
-                                for (int64_t j = 0; j < n; ++j) {
-                                  to[stride * (i + j)] = buffer[j];
-                                }
-                              }
-                            });
+    layout.for_each_run([&](int64_t column, int64_t place, int64_t number) INLINED {
+      const A* const from = split + place;
+      T* const to = row + column;
+      T buffer[S::lanes];
+      for (int64_t i = 0; i < number; i += S::lanes) {
+        const int64_t n = std::min(S::lanes, number - i);
+        if (stride == 1 && n == S::lanes) {
+          S::store(S::load(from + i), to + i);
+          continue;
+        }
+        S::store_first(S::load_first(from + i, n), buffer, n);
+        for (int64_t j = 0; j < n; ++j) {
+          to[stride * (i + j)] = buffer[j];
+        }
+      }
+    });
   }
   std::fill_n(split, layout.size, A(0));
 }
@@ -216,7 +215,7 @@ class SplitInput {
   MMSOFTPOOL_INLINE const Pointers<const A>& taps(
       const T* input, int64_t plane, int64_t od, int64_t oh) {
     taps_.clear();
-    for_each_row(pooling_, od, oh, [&](int64_t d, int64_t h) MMSOFTPOOL_INLINE_LAMBDA {
+    for_each_row(pooling_, od, oh, [&](int64_t d, int64_t h) INLINED {
       const A* const row = this->row(input, plane, d, h);
       for (const int64_t offset : offsets_) {
         taps_.push_back(row + offset);

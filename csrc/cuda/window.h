@@ -12,7 +12,7 @@
 #include <type_traits>
 
 #include "../pooling.h"
-#include "../softmax.h"
+#include "../exponent.h"
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>

@@ -1,6 +1,8 @@
 """The CPU kernels on every instruction set that the machine has (ATEN_CPU_CAPABILITY); memory."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from mmsoftpool import soft_pool1d, soft_pool2d
 from mmsoftpool.ops import backends
 
-from ..common import randn
+from ..common import ROOT, randn
 
 CAPABILITIES = ["default", "avx2", "avx512"]
 # Runs some of the tests of values, gradients and special numbers in a process of its own.
@@ -20,7 +22,10 @@ print("capability:", backends.cpu_capability())
 sys.exit(pytest.main(sys.argv[1:]))
 """
 # Those of them that take little time.
-SUBSET = "TestValue or TestAlpha or TestNotFinite or up_to_15 or stay_in or wide_range or no_weight"
+SUBSET = (
+    "TestValue or TestAlpha or TestNotFinite or up_to_15 or stay_in or wide_range or no_weight or "
+    "accuracy or one_value or beyond or larger_than or overlap"
+)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -77,6 +82,25 @@ def test_memory_does_not_grow_with_the_stride():
     assert (grad[..., 2:] == 0).all()
 
 
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_the_mask_of_a_rows_vector_counts_more_than_32_bits(tmp_path):
+    # A row of that many outputs would take 40 GB.
+    source = tmp_path / "mask.cpp"
+    source.write_text("""
+#include "simd.h"
+using S = mmsoftpool::cpu::Simd<float, 16>;
+int main() {
+  volatile int64_t many = (int64_t(1) << 32) + 1, few = 3;
+  const S::Bits all = S::first_lanes(many), three = S::first_lanes(few);
+  return int32_t(all[3]) < 0 && int32_t(three[2]) < 0 && int32_t(three[3]) >= 0 ? 0 : 1;
+}
+""")
+    program = tmp_path / "mask"
+    command = ["c++", "-std=c++17", "-Wno-psabi", f"-I{ROOT / 'csrc' / 'cpu'}", source]
+    subprocess.run([*command, "-o", program], check=True)
+    subprocess.run([program], check=True)
+
+
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
 def test_a_large_tensor_is_pooled_as_its_parts(format):
     x = randn(1, 9, 1000, 1000).contiguous(memory_format=format).requires_grad_()
@@ -89,6 +113,42 @@ def test_a_large_tensor_is_pooled_as_its_parts(format):
     assert grad[:, :, 501:].equal(part_grad[:, :, 1:])
 
 
+# The peak of the process, whose memory the tensors themselves are part of.
+MEMORY = """
+import sys, torch
+from pathlib import Path
+from mmsoftpool import soft_pool2d, soft_pool3d
+torch.set_num_threads(1)
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10
+{setup}
+before = peak()
+{backward}
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no peak of memory")
+@pytest.mark.parametrize("format", ["contiguous_format", "channels_last_3d"])
+def test_a_backward_in_3d_takes_memory_for_the_slices_of_a_window(run_script, format):
+    setup = (
+        f"x = torch.zeros(1, 64, 32, 64, 64).contiguous(memory_format=torch.{format})\n"
+        "y = soft_pool3d(x.requires_grad_(), 3, 1, 1); g = torch.ones_like(y)"
+    )
+    code = MEMORY.format(setup=setup, backward="torch.autograd.grad(y, x, g)")
+    # The gradient itself has 32 MiB; with all slices there were 224 more, channels last.
+    assert int(run_script("-c", code).stdout) < 32 + 32
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no peak of memory")
+@pytest.mark.parametrize("format", ["contiguous_format", "channels_last"])
+def test_a_kernel_larger_than_the_map_takes_memory_for_the_map_alone(run_script, format):
+    setup = f"x = torch.zeros(1, 4, 32, 32).contiguous(memory_format=torch.{format})"
+    backward = "soft_pool2d(x.requires_grad_(), 2047, 1, 1023).sum().backward()"
+    code = MEMORY.format(setup=setup, backward=backward)
+    assert int(run_script("-c", code).stdout) < 32  # 127 with all taps
+
+
 @pytest.mark.skipif(
     not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no transparent huge pages"
 )
@@ -98,6 +158,15 @@ def test_large_outputs_and_gradients_ask_for_huge_pages():
     (grad,) = torch.autograd.grad(y, x, torch.ones_like(y))
     assert "hg" in flags_of_memory(y) and "hg" in flags_of_memory(grad)
     assert "hg" not in flags_of_memory(soft_pool2d(x[:, :1], 1))
+
+
+def test_the_variable_turns_huge_pages_off(run_script):
+    code = (
+        "import torch; from mmsoftpool import soft_pool2d\n"
+        "from tests.ops.test_capabilities import flags_of_memory\n"
+        "print(flags_of_memory(soft_pool2d(torch.zeros(1, 9, 1000, 1000), 1)))"
+    )
+    assert "'hg'" not in run_script("-c", code, MMSOFTPOOL_HUGE_PAGES="0").stdout
 
 
 def flags_of_memory(tensor):

@@ -1,6 +1,8 @@
 """Windows of every size: the definition in float64, whichever way the CPU kernels take."""
 
 import math
+from random import Random
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -44,8 +46,18 @@ def cases(draw):
     )
 
 
+class Fold(NamedTuple):
+    """Value and gradient; the largest tap of each window, and for each input the largest gradient
+    of the inputs in the windows around it, as the sum of the magnitudes that it adds up."""
+
+    value: torch.Tensor
+    gradient: torch.Tensor
+    largest: torch.Tensor
+    largest_gradient: torch.Tensor
+
+
 def fold(x, pooling, alpha, grad_output, gradient):
-    """Value and gradient in float64 by F.unfold, faster than the loop of the definition."""
+    """The pooling in float64 by indexing, faster than the loop of the definition."""
     kernel, stride, padding, dilation, ceil_mode = pooling
     x = x.detach().double().contiguous()
     out = F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode).shape[2:]
@@ -69,8 +81,14 @@ def fold(x, pooling, alpha, grad_output, gradient):
     slope = 1 + alpha * (below - mean) if gradient == "exact" else 1
     share = grad_output.double()[..., None] * weights * slope
     grad = torch.zeros_like(x).flatten(2)
-    grad.index_add_(2, place.clamp(0, grad.shape[2] - 1).flatten(), share.flatten(2))
-    return y, grad.view_as(x)
+    at = place.clamp(0, grad.shape[2] - 1).flatten()
+    grad.index_add_(2, at, share.flatten(2))
+    size = torch.zeros_like(grad).index_add_(2, at, share.abs().flatten(2))
+    size = size[..., at].view_as(share).masked_fill(~inside, 0).amax(-1, keepdim=True)
+    around = torch.zeros_like(grad).scatter_reduce_(
+        2, at.expand(*x.shape[:2], -1), size.expand_as(share).flatten(2), "amax"
+    )
+    return Fold(y, grad.view_as(x), largest[..., 0], around.view_as(x))
 
 
 @settings(max_examples=250, deadline=None, derandomize=True)
@@ -82,7 +100,7 @@ def test_windows_up_to_15_are_the_definition(case):
     y = soft_pool2d(x, *pooling, alpha=alpha, gradient=gradient)
     g = randn(*y.shape, seed=1).to(x.dtype)
     (grad,) = torch.autograd.grad(y, x, g)
-    value, slope = fold(x, pooling, alpha, g, gradient)
+    value, slope, *_ = fold(x, pooling, alpha, g, gradient)
     outside = value.isnan()  # a dilated window can lie in the padding as a whole
     assert (y[outside] == -inf).all()
     epsilon, scale = EPSILON[x.dtype], x.detach().abs().amax().item()
@@ -106,6 +124,106 @@ def test_value_of_one_sign_is_right_to_1e_6(format, kernel_size):
     pooling = (kernel_size, 1, kernel_size // 2, 1, False)
     y, _ = definition.soft_pool2d(x[:1, :1], pooling)
     torch.testing.assert_close(soft_pool2d(x, *pooling)[:1, :1].double(), y, rtol=1e-6, atol=0)
+
+
+#: Poolings of every kernel: the networks' windows; windows that share exponentials; large windows,
+#: dilated ones, and one window over the map.
+ACCURACY = {
+    "k2 s2": (2, 2, 0, 1),
+    "k3 s2": (3, 2, 1, 1),
+    "k3 s1": (3, 1, 1, 1),
+    "k5 s1": (5, 1, 2, 1),
+    "k13 s1": (13, 1, 6, 1),
+    "k5 s4 d2": (5, 4, 2, 2),
+    "map": ((22, 38), 1, 0, 1),
+}
+#: What docs/operator.md promises of float32; 16-bit types round at the end.
+VALUE_ERROR = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
+GRADIENT_ERROR = {**VALUE_ERROR, torch.float32: 3e-6}
+#: Of windows that share exponentials.
+SHARED_GRADIENT_ERROR = 2e-5
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("dtype", list(EPSILON), ids=str)
+@pytest.mark.parametrize("pooling", ACCURACY.values(), ids=list(ACCURACY))
+def test_accuracy_beside_an_outlier(format, dtype, pooling):
+    kernel, stride, padding, dilation = pooling
+    grid = (*((n, n) if isinstance(n, int) else n for n in pooling), False)
+    shares = isinstance(kernel, int) and kernel > 2 * stride and dtype != torch.float64
+    for outlier, scale in ((2, 1.0), (20, 1e-3), (40, 1.0), (60, 1e-3), (60, 1.0)):
+        # After a ReLU, as most maps that are pooled; 17 channels: a vector and a rest of them.
+        x = (randn(1, 17, 22, 38) * scale).relu()
+        x[..., 7::16] = outlier
+        x = x.to(dtype).contiguous(memory_format=format).requires_grad_()
+        y = soft_pool2d(x, kernel, stride, padding, dilation)
+        g = rand(*y.shape, seed=1).to(dtype)
+        (grad,) = torch.autograd.grad(y, x, g)
+        truth = fold(x, grid, 1.0, g, "exact")
+        tiny = 2**-25 if dtype == torch.float16 else 0  # the rounding of a subnormal number
+        error = (y.double() - truth.value).abs() - tiny
+        assert (error <= VALUE_ERROR[dtype] * truth.largest).all(), (outlier, scale)
+        error = (grad.double() - truth.gradient).abs() - tiny
+        allowed = SHARED_GRADIENT_ERROR if shares else 0
+        allowed = max(allowed, GRADIENT_ERROR[dtype])
+        assert (error <= allowed * truth.largest_gradient).all(), (outlier, scale)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("pooling", [(2, 2, 0), (3, 2, 1), (3, 3, 0)])
+def test_a_window_of_one_value_gives_it_beside_an_outlier(format, pooling):
+    for value in (0.1, 1e-3, 7.7):
+        x = torch.full((1, 17, 12, 40), value)
+        x[..., 7::12] = 20.0
+        y = soft_pool2d(x.contiguous(memory_format=format), *pooling)
+        alone = F.max_pool2d(x, *pooling) == x[0, 0, 0, 0]
+        assert alone.any() and (y[alone] == x[0, 0, 0, 0]).all()
+        y = soft_pool2d(x.contiguous(memory_format=format), 5, 1, 2)  # shares exponentials
+        alone = F.max_pool2d(x, 5, 1, 2) == x[0, 0, 0, 0]
+        assert alone.any() and ((y[alone] - x[0, 0, 0, 0]).abs() <= 5e-7 * value).all()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("size", "channels"), [(300, 70), (1024, 17), (2048, 2)])
+def test_accuracy_of_one_window_over_a_large_map(format, size, channels):
+    x = (rand(1, channels, size, size) * 6).contiguous(memory_format=format).requires_grad_()
+    y = soft_pool2d(x, size)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    for c in {0, channels - 1}:  # in a vector of channels; in the rest
+        taps = x[0, c].detach().double()
+        weights = taps.flatten().softmax(0).view_as(taps)
+        value = (weights * taps).sum()
+        slope = weights * (1 + taps - value)
+        assert (y[0, c].item() - value).abs() <= 1e-6 * value
+        assert ((grad[0, c] - slope).abs() <= 3e-6 * slope.abs().max()).all()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("shape", [(32, 32), (9, 40), (1, 1)])
+def test_a_kernel_larger_than_the_map_has_the_windows_of_one_that_just_covers_it(format, shape):
+    x = randn(2, 17, *shape).contiguous(memory_format=format).requires_grad_()
+    covering = [2 * n - 1 for n in shape]  # at stride 1 every window is the whole map
+    results = []
+    for kernel in (covering, [n + 2 * 20 for n in covering], [n + 2**26 for n in covering]):
+        y = soft_pool2d(x, kernel, 1, [k // 2 for k in kernel])
+        results.append((y.detach(), *torch.autograd.grad(y.square().sum(), x)))
+    for y, grad in results[1:]:
+        assert y.equal(results[0][0]) and grad.equal(results[0][1])
+
+
+def test_kernels_that_reach_beyond_the_map_are_the_definition():
+    random = Random(0)
+    for _ in range(100):
+        kernel, stride, dilation = random.randint(1, 25), random.randint(1, 4), random.randint(1, 3)
+        size, padding = random.randint(1, 9), random.randint(0, kernel // 2)
+        if size + 2 * padding < (kernel - 1) * dilation + 1:
+            continue
+        x = randn(1, 1, size, 1, seed=kernel).double().requires_grad_()
+        pooling = ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1), False)
+        y = soft_pool2d(x, *pooling)
+        value, slope = definition.soft_pool2d(x, pooling)
+        torch.testing.assert_close(y, value)
+        torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], slope)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -194,3 +312,18 @@ def test_windows_that_overlap_in_three_dimensions(format):
     torch.testing.assert_close(y[:, :1].double(), value, rtol=1e-6, atol=0)
     (grad,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(grad[:, :1].double(), slope, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("pooling", [(3, 1, 1), (3, 2, 1), ((5, 3, 3), (1, 2, 2), (2, 1, 1))])
+def test_windows_that_overlap_in_depth_are_the_definition(format, pooling):
+    x = randn(2, 17, 9, 8, 10).contiguous(memory_format=format).requires_grad_()
+    y = soft_pool3d(x, *pooling)
+    grid = [[n] * 3 if isinstance(n, int) else list(n) for n in pooling]
+    g = rand(*y.shape, seed=1)
+    (grad,) = torch.autograd.grad(y, x, g)
+    value, slope = definition.soft_pool(
+        x.detach()[1:, 16:], y.shape[2:], *grid, [1] * 3, grad_output=g[1:, 16:]
+    )
+    torch.testing.assert_close(y[1:, 16:].double(), value, rtol=0, atol=1e-6)
+    torch.testing.assert_close(grad[1:, 16:].double(), slope, rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-// The weights of a window: softmax(alpha x), eq. 1 of the paper for alpha = 1. No torch in here.
+// How the exponent alpha (x - max) of a weight is computed without overflow. No torch in here.
 #pragma once
 
 #include <cmath>
