@@ -11,6 +11,12 @@ void check(cudaError_t error) {
       "soft_pool: the CUDA kernel could not be launched: ", cudaGetErrorString(error));
 }
 
+// The library has a CUDA runtime of its own, which torch's guard does not set.
+cudaStream_t stream_of(const Tensor& t) {
+  check(cudaSetDevice(t.device().index()));
+  return current_stream(t.device());
+}
+
 Tensor soft_pool(
     const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
     const Ints& dilation, bool ceil_mode, double alpha, const std::string& gradient) {
@@ -23,7 +29,7 @@ Tensor soft_pool(
     using T = std::remove_pointer_t<decltype(type)>;
     const T* const x = static_cast<const T*>(in.data_ptr());
     T* const y = static_cast<T*>(output.data_ptr());
-    check(pool_forward(arguments.pooling, x, y, current_stream(in.device())));
+    check(pool_forward(arguments.pooling, x, y, stream_of(in)));
   });
   return output;
 }
@@ -50,7 +56,7 @@ Tensor soft_pool_backward(
         MemoryFormat::Contiguous);
     check(pool_backward(
         arguments.pooling, grad_y, x, grad_x, static_cast<Compute<T>*>(workspace.data_ptr()),
-        current_stream(in.device())));
+        stream_of(in)));
   });
   return grad_input;
 }
