@@ -1,6 +1,6 @@
 #include "generic.h"
+#include "ring.h"
 #include "soft_pool.h"
-#include "tile.h"
 #include "with_strip.h"
 
 namespace mmsoftpool::cuda {
@@ -57,97 +57,38 @@ __global__ void backward_strip_kernel(
   }
 }
 
-// The block of a GPU, see tile.h.
-class Block {
- public:
-  // The largest of a value that each thread has.
-  template <typename A>
-  struct Largest {
-    A value;
-    __device__ A operator[](int32_t) const { return value; }
-  };
-  template <typename A, typename Value>
-  __device__ Largest<A> max(int log2_lanes, const Value& value_of) const {
-    __shared__ A partial[max_warps << max_log2_lanes];
-    const int lanes = 1 << log2_lanes, thread = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const A value = max_of_warp(lanes, value_of(static_cast<int32_t>(threadIdx.x)));
-    if (thread < lanes) {
-      partial[warp * lanes + thread] = value;
-    }
-    __syncthreads();
-    A largest = value;
-    MMSOFTPOOL_UNROLL
-    for (int i = 0; i < max_warps << max_log2_lanes; i += 32) {
-      if (i + thread < static_cast<int>(blockDim.x) / 32 * lanes) {
-        largest = fmax(largest, partial[i + thread]);
-      }
-    }
-    return {max_of_warp(lanes, largest)};
+template <typename R, typename T>
+__global__ void forward_ring_kernel(
+    typename R::Arguments a, const T* __restrict__ input, T* output, uint32_t threads) {
+  const uint32_t i = blockIdx.x * block_size + threadIdx.x;
+  if (i < threads) {
+    R::forward(a, input, output, i);
   }
-
-  template <typename Run>
-  __device__ void each(const Run& run) const {
-    run(static_cast<int32_t>(threadIdx.x));
-    __syncthreads();
-  }
-  template <typename Is>
-  __device__ bool any(const Is& is) const {
-    return __syncthreads_or(is(static_cast<int32_t>(threadIdx.x))) != 0;
-  }
-
- private:
-  static constexpr int max_warps = 8, max_log2_lanes = 3;
-
-  // Of the threads whose number is the same modulo `lanes`.
-  template <typename A>
-  static __device__ A max_of_warp(int lanes, A value) {
-    MMSOFTPOOL_UNROLL
-    for (int offset = 16; offset > 0; offset /= 2) {
-      if (offset >= lanes) {
-        value = fmax(value, __shfl_xor_sync(0xffffffffu, value, offset));
-      }
-    }
-    return value;
-  }
-};
-
-template <typename T>
-__global__ void __launch_bounds__(Tile<T, false>::max_threads) forward_tile_kernel(
-    typename Tile<T, false>::Arguments a, const T* __restrict__ input, T* __restrict__ output) {
-  extern __shared__ double2 shared[];
-  Tile<T, false>::forward(
-      Block(), a, input, output, reinterpret_cast<Pair<Compute<T>>*>(shared), blockIdx.x,
-      blockIdx.y, blockIdx.z);
 }
 
-template <typename T>
-__global__ void __launch_bounds__(Tile<T, true>::max_threads) backward_tile_kernel(
-    typename Tile<T, true>::Arguments a, const T* __restrict__ grad_output,
-    const T* __restrict__ input, T* __restrict__ grad_input) {
-  extern __shared__ double2 shared[];
-  Tile<T, true>::backward(
-      Block(), a, grad_output, input, grad_input, reinterpret_cast<Pair<Compute<T>>*>(shared),
-      blockIdx.x, blockIdx.y, blockIdx.z);
+template <typename R, typename T>
+__global__ void summarize_ring_kernel(
+    typename R::Arguments a, const T* __restrict__ grad_output, const T* __restrict__ input,
+    float* workspace, uint32_t threads) {
+  const uint32_t i = blockIdx.x * block_size + threadIdx.x;
+  if (i < threads) {
+    R::summarize(a, grad_output, input, workspace, i);
+  }
 }
 
-// Launches a block for each tile.
-template <typename Arguments, typename... Pointers>
-cudaError_t launch_tiles(
-    void (*kernel)(Arguments, Pointers...), cudaStream_t stream, const Arguments& arguments,
-    Pointers... pointers) {
-  const int bytes = static_cast<int>(arguments.shared());
-  if (bytes > 48 << 10) {
-    const auto error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    if (error != cudaSuccess) {
-      return error;
+// From: float, the workspace, or T, the gradient of the output, for K = 3.
+template <typename R, typename From, typename T>
+__global__ void backward_ring_kernel(
+    typename R::Arguments a, const From* __restrict__ from, const T* __restrict__ input,
+    T* grad_input, uint32_t threads) {
+  const uint32_t i = blockIdx.x * block_size + threadIdx.x;
+  if (i < threads) {
+    if constexpr (R::kernel_size == 3) {
+      R::backward_at_once(a, from, input, grad_input, i);
+    } else {
+      R::backward(a, from, input, grad_input, i);
     }
   }
-  const dim3 grid(
-      static_cast<unsigned>(arguments.planes), static_cast<unsigned>(arguments.height.tiles),
-      static_cast<unsigned>(arguments.width.tiles));
-  kernel<<<grid, static_cast<unsigned>(arguments.threads), bytes, stream>>>(arguments, pointers...);
-  return cudaGetLastError();
 }
 
 // Launches threads 0 to `threads` - 1 of a kernel whose last argument is their number.
@@ -159,7 +100,7 @@ cudaError_t launch(
     return cudaErrorInvalidConfiguration;
   }
   kernel<<<unsigned(blocks), block_size, 0, stream>>>(arguments..., threads);
-  return cudaGetLastError();
+  return cudaGetLastError();  // and the runtime forgets it
 }
 
 template <typename IndicesOfInt>
@@ -194,8 +135,11 @@ cudaError_t pool_forward(const Pooling& pooling, const T* input, T* output, cuda
     const auto arguments = S::forward_arguments(pooling, rows);
     error = launch(forward_strip_kernel<S, T>, arguments.threads, stream, arguments, input, output);
   });
-  if (launched || with_tile<T, false>(pooling, [&](const auto& arguments) {
-        error = launch_tiles(forward_tile_kernel<T>, stream, arguments, input, output);
+  if (launched || with_ring<T>(pooling, aligned, [&](auto ring) {
+        using R = decltype(ring);
+        const auto arguments = R::arguments(pooling);
+        error =
+            launch(forward_ring_kernel<R, T>, arguments.threads, stream, arguments, input, output);
       })) {
     return error;
   }
@@ -206,13 +150,68 @@ cudaError_t pool_forward(const Pooling& pooling, const T* input, T* output, cuda
   });
 }
 
+namespace {
+
+// How many images, or planes if the tensor is contiguous, a ring's backward does at once: so many
+// that the workspace of the windows stays in the GPU's cache.
+int64_t ring_batch(const Pooling& pooling) {
+  constexpr int64_t outputs = 1 << 21;
+  const int64_t step = pooling.layout == Layout::channels_last ? pooling.channels : 1;
+  return std::max<int64_t>(1, outputs / (pooling.out_plane() * step));
+}
+
+// The backward of a ring with two steps.
+template <typename R, typename T>
+cudaError_t backward_in_steps(
+    Pooling pooling, const T* grad_output, const T* input, T* grad_input, float* workspace,
+    cudaStream_t stream) {
+  int64_t rest = pooling.batch;
+  if (pooling.layout == Layout::contiguous) {
+    rest = pooling.planes();
+    pooling.channels = 1;
+  }
+  const int64_t batch = ring_batch(pooling);
+  for (; rest > 0; rest -= batch) {
+    pooling.batch = std::min(batch, rest);
+    const auto arguments = R::arguments(pooling);
+    cudaError_t error = launch(
+        summarize_ring_kernel<R, T>, arguments.threads, stream, arguments, grad_output, input,
+        workspace);
+    if (error == cudaSuccess) {
+      error = launch(
+          backward_ring_kernel<R, float, T>, arguments.threads, stream, arguments,
+          static_cast<const float*>(workspace), input, grad_input);
+    }
+    if (error != cudaSuccess) {
+      return error;
+    }
+    grad_output += arguments.outputs;
+    input += pooling.planes() * pooling.in_plane();
+    grad_input += pooling.planes() * pooling.in_plane();
+  }
+  return cudaSuccess;
+}
+
+}  // namespace
+
 template <typename T>
 int64_t backward_workspace(
     const Pooling& pooling, const T* grad_output, const T* input, const T* grad_input) {
   const bool aligned = are_aligned(grad_output, input, grad_input);
-  const bool has_strip = with_strip<T, true>(pooling, aligned, [](auto) {});
-  const bool has_kernel = has_strip || with_tile<T, true>(pooling, [](const auto&) {});
-  return has_kernel ? 0 : 3 * pooling.planes() * pooling.out_plane();
+  const int64_t outputs = pooling.planes() * pooling.out_plane();
+  int64_t numbers = 0;
+  const bool has_kernel = with_strip<T, true>(pooling, aligned, [](auto) {}) ||
+                          with_ring<T>(pooling, aligned, [&](auto ring) {
+                            if (decltype(ring)::kernel_size > 3) {
+                              const int64_t step = pooling.layout == Layout::channels_last
+                                                       ? pooling.channels
+                                                       : 1;
+                              numbers =
+                                  4 * std::min(
+                                          outputs, ring_batch(pooling) * step * pooling.out_plane());
+                            }
+                          });
+  return has_kernel ? numbers : 3 * outputs;
 }
 
 template <typename T>
@@ -234,9 +233,17 @@ cudaError_t pool_backward(
         backward_strip_kernel<S, T>, arguments.threads, stream, arguments, grad_output, input,
         grad_input);
   });
-  if (launched || with_tile<T, true>(pooling, [&](const auto& arguments) {
-        error = launch_tiles(
-            backward_tile_kernel<T>, stream, arguments, grad_output, input, grad_input);
+  if (launched || with_ring<T>(pooling, aligned, [&](auto ring) {
+        using R = decltype(ring);
+        if constexpr (R::kernel_size == 3) {
+          const auto arguments = R::arguments(pooling);
+          error = launch(
+              backward_ring_kernel<R, T, T>, arguments.threads, stream, arguments, grad_output,
+              input, grad_input);
+        } else {
+          error =
+              backward_in_steps<R>(pooling, grad_output, input, grad_input, workspace, stream);
+        }
       })) {
     return error;
   }

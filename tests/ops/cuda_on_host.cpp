@@ -1,12 +1,11 @@
 // Runs the CUDA threads of csrc/cuda one after the other on the host.
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <vector>
 
 #include "../../csrc/cuda/generic.h"
-#include "../../csrc/cuda/tile.h"
+#include "../../csrc/cuda/ring.h"
 #include "../../csrc/cuda/with_strip.h"
 
 using namespace mmsoftpool;
@@ -80,66 +79,8 @@ Pooling make_pooling(const int64_t* shape, double alpha, int exact) {
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// A block of threads, each phase for one after the other: in either order, since no thread may
-// depend on what another one does in the same phase.
-struct HostBlock {
-  int32_t threads;
-  bool descending;
-
-  template <typename Run>
-  void each(const Run& run) const {
-    for (int32_t i = 0; i < threads; ++i) {
-      run(descending ? threads - 1 - i : i);
-    }
-  }
-  template <typename Is>
-  bool any(const Is& is) const {
-    bool result = false;
-    each([&](int32_t i) { result |= is(i); });
-    return result;
-  }
-  template <typename A>
-  struct Largest {
-    std::array<A, 8> values;
-    int32_t lanes;
-    A operator[](int32_t i) const { return values[i % lanes]; }
-  };
-  template <typename A, typename Value>
-  Largest<A> max(int log2_lanes, const Value& value_of) const {
-    Largest<A> largest;
-    largest.lanes = 1 << log2_lanes;
-    largest.values.fill(-std::numeric_limits<A>::infinity());
-    each([&](int32_t i) {
-      A& value = largest.values[i % largest.lanes];
-      value = std::fmax(value, value_of(i));
-    });
-    return largest;
-  }
-};
-
-// Calls run(block, arguments, shared memory, plane, h, w) for all tiles of a pooling that has
-// tiles.
-template <typename T, bool Backward, typename Run>
-bool run_tiles(const Pooling& pooling, bool descending, const Run& run) {
-  return with_tile<T, Backward>(pooling, [&](const auto& arguments) {
-    using Numbers = Pair<Compute<T>>;
-    constexpr auto nan = std::numeric_limits<Compute<T>>::quiet_NaN();
-    const HostBlock block{arguments.threads, descending};
-    for (int64_t plane = 0; plane < arguments.planes; ++plane) {
-      for (int32_t h = 0; h < arguments.height.tiles; ++h) {
-        for (int32_t w = 0; w < arguments.width.tiles; ++w) {
-          std::vector<Numbers> shared(arguments.shared() / sizeof(Numbers), Numbers{nan, nan});
-          run(block, arguments, shared.data(), static_cast<int32_t>(plane), h, w);
-        }
-      }
-    }
-  });
-}
-
-enum Kind { general, strips, tiles };
-enum Force { any_kind, general_in_32_bits, general_in_64_bits, descending };
-
-bool is_general(int force) { return force == general_in_32_bits || force == general_in_64_bits; }
+enum Kind { general, strips, rings };
+enum Force { any_kind, general_in_32_bits, general_in_64_bits };
 
 template <typename T, typename Int>
 void run_forward_generally(
@@ -169,7 +110,7 @@ void run_backward_generally(
 template <typename T>
 Kind run_forward(
     const Pooling& pooling, int64_t rows, int force, bool aligned, const T* input, T* output) {
-  if (is_general(force)) {
+  if (force != any_kind) {
   } else if (with_strip<T, false>(pooling, aligned, [&](auto strip) {
                using S = decltype(strip);
                const auto arguments = S::forward_arguments(pooling, rows);
@@ -178,14 +119,14 @@ Kind run_forward(
                }
              })) {
     return strips;
-  } else if (
-      run_tiles<T, false>(
-          pooling, force == descending,
-          [&](const HostBlock& block, const auto& arguments, auto* shared, int32_t plane, int32_t h,
-              int32_t w) {
-            Tile<T, false>::forward(block, arguments, input, output, shared, plane, h, w);
-          })) {
-    return tiles;
+  } else if (with_ring<T>(pooling, aligned, [&](auto ring) {
+               using R = decltype(ring);
+               const typename R::Arguments arguments(pooling, rows);
+               for (int64_t i = arguments.threads; i-- > 0;) {
+                 R::forward(arguments, input, output, static_cast<uint32_t>(i));
+               }
+             })) {
+    return rings;
   }
   if (force == general_in_64_bits) {
     run_forward_generally(pooling, Indices<int64_t>(pooling), input, output);
@@ -199,7 +140,7 @@ template <typename T>
 Kind run_backward(
     const Pooling& pooling, int64_t rows, int force, bool aligned, const T* grad_output,
     const T* input, T* grad_input) {
-  if (is_general(force)) {
+  if (force != any_kind) {
   } else if (with_strip<T, true>(pooling, aligned, [&](auto strip) {
                using S = decltype(strip);
                const auto arguments = S::backward_arguments(pooling, rows);
@@ -208,15 +149,29 @@ Kind run_backward(
                }
              })) {
     return strips;
-  } else if (
-      run_tiles<T, true>(
-          pooling, force == descending,
-          [&](const HostBlock& block, const auto& arguments, auto* shared, int32_t plane, int32_t h,
-              int32_t w) {
-            Tile<T, true>::backward(
-                block, arguments, grad_output, input, grad_input, shared, plane, h, w);
-          })) {
-    return tiles;
+  } else if (with_ring<T>(pooling, aligned, [&](auto ring) {
+               using R = decltype(ring);
+               const typename R::Arguments arguments(pooling, rows);
+               std::vector<float> workspace(
+                   4 * arguments.outputs, std::numeric_limits<float>::quiet_NaN());
+               const auto run = [&](const auto& thread) {
+                 for (int64_t i = arguments.threads; i-- > 0;) {
+                   thread(static_cast<uint32_t>(i));
+                 }
+               };
+               if constexpr (R::kernel_size == 3) {
+                 run([&](uint32_t i) {
+                   R::backward_at_once(arguments, grad_output, input, grad_input, i);
+                 });
+               } else {
+                 float* const numbers = workspace.data();
+                 run([&](uint32_t i) {
+                   R::summarize(arguments, grad_output, input, numbers, i);
+                 });
+                 run([&](uint32_t i) { R::backward(arguments, numbers, input, grad_input, i); });
+               }
+             })) {
+    return rings;
   }
   if (force == general_in_64_bits) {
     run_backward_generally(pooling, Indices<int64_t>(pooling), grad_output, input, grad_input);
@@ -247,54 +202,6 @@ extern "C" int has_strip(const int64_t* shape) {
   const Pooling pooling = make_pooling(shape, 1, 1);
   return with_strip<Half, false>(pooling, true, [](auto) {}) &&
          with_strip<Half, true>(pooling, true, [](auto) {});
-}
-
-template <typename S>
-void write_shares(
-    const Pooling& pooling, const float* grad_output, const float* input, float* output,
-    float* grad_input, double* shares) {
-  const auto share = [](int64_t threads, const auto& is_right) {
-    int64_t right = 0;
-    for (int64_t i = 0; i < threads; ++i) {
-      right += is_right(static_cast<uint32_t>(i));
-    }
-    return double(right) / double(threads);
-  };
-  const auto a = S::forward_arguments(pooling, 4), b = S::backward_arguments(pooling, 4);
-  shares[0] = share(a.threads, [&](uint32_t i) { return S::forward_by_sums(a, input, output, i); });
-  shares[1] = share(b.threads, [&](uint32_t i) {
-    return S::backward_by_sums(b, grad_output, input, grad_input, i);
-  });
-}
-
-// Writes the shares of the threads that need nothing but sums of powers, in the forward and in the
-// backward, for float32, 3 x 3 windows of stride 1 and a multiple of four columns.
-extern "C" void shares_by_sums(
-    const int64_t* shape, double alpha, const float* grad_output, const float* input, float* output,
-    float* grad_input, double* shares) {
-  const Pooling pooling = make_pooling(shape, alpha, 1);
-  const auto write = pooling.layout == Layout::channels_last
-                         ? write_shares<SumStrip<float, 3, 1, 1, 2, 2, false>>
-                         : write_shares<SumStrip<float, 3, 1, 1, 4, 1, true>>;
-  write(pooling, grad_output, input, output, grad_input, shares);
-}
-
-template <typename T, bool Backward>
-int write_plan(const Pooling& pooling, int64_t* plan) {
-  return with_tile<T, Backward>(pooling, [&](const auto& a) {
-    const int64_t numbers[] = {a.lanes,         a.threads,        a.shared(),     a.height.tiles,
-                               a.width.tiles,   a.height.inputs,  a.width.inputs, a.height.windows,
-                               a.width.windows, a.height.written, a.width.written};
-    std::copy(std::begin(numbers), std::end(numbers), plan);
-  });
-}
-
-// Writes how a pooling is divided into tiles, as TilePlan in mmsoftpool/analysis/roofline.py has
-// it; returns 0 if it is not. wide: for double.
-extern "C" int tile_plan(const int64_t* shape, int backward, int wide, int64_t* plan) {
-  const Pooling pooling = make_pooling(shape, 1, 1);
-  return wide ? (backward ? write_plan<double, true> : write_plan<double, false>)(pooling, plan)
-              : (backward ? write_plan<float, true> : write_plan<float, false>)(pooling, plan);
 }
 
 // dtype: 0 for float, 1 for float16, 2 for bfloat16, 3 for double. Returns which kernels ran, a
