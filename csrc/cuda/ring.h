@@ -93,53 +93,59 @@ MMSOFTPOOL_BODY void add_columns(const float (&x)[N + K - 1], float (&sums)[N]) 
   }
 }
 
-// Packed: the tensors are contiguous and all rows are whole, aligned packs of four numbers, as many
-// for the output as for the input; see has_whole_packs. Otherwise any layout.
-//
-// Rows and columns are those of the input; a window has that of its middle.
-template <typename T, int K, bool Packed>
-struct Ring {
-  static_assert(sizeof(T) <= 4 && K % 2 == 1 && K <= 13);
+// How a thread reads and writes rows. As whole packs: the tensors are contiguous and all rows are
+// aligned packs of four numbers, as many for the output as for the input. Otherwise number by
+// number, in any layout; inside a plane, where all columns are there, without looking.
+enum class Access { packs, numbers, inside };
 
-  static constexpr int kernel_size = K;
+template <int K>
+struct RingArguments {
   static constexpr int cols = 4, half = K / 2;
-  static constexpr float nan = std::numeric_limits<float>::quiet_NaN();
 
-  struct Arguments {
-    Exponent<float> exponent;
-    float per_log2e_alpha;
-    float slope;  // d log(2^t) / dt for the exact gradient, 0 for the paper's
-    Gradient gradient;
-    int32_t in_h, in_w, out_h, out_w;
-    int32_t shift_h, shift_w;          // of the middle of the first window
-    int32_t step;                      // from a column to the next
-    uint32_t channels, strips, parts;  // of an image or plane
-    int32_t rows;                      // that a thread walks down
-    int64_t in_size, out_size;         // from an image or plane to the next
-    int64_t outputs, threads;
+  Exponent<float> exponent;
+  float per_log2e_alpha;
+  float slope;  // d log(2^t) / dt for the exact gradient, 0 for the paper's
+  Gradient gradient;
+  int32_t in_h, in_w, out_h, out_w;
+  int32_t shift_h, shift_w;          // of the middle of the first window
+  int32_t step;                      // from a column to the next
+  uint32_t channels, strips, parts;  // of an image or plane
+  int32_t rows;                      // that a thread walks down
+  int64_t in_size, out_size;         // from an image or plane to the next
+  int64_t outputs, threads;
 
-    Arguments(const Pooling& pooling, int64_t rows)
-        : exponent(make_exponent<float>(pooling)),
-          per_log2e_alpha(1 / exponent.log2e_alpha_per_unit),
-          slope(pooling.gradient == Gradient::exact ? 0.6931472f : 0.0f),
-          gradient(pooling.gradient),
-          in_h(static_cast<int32_t>(pooling.height.in)),
-          in_w(static_cast<int32_t>(pooling.width.in)),
-          out_h(static_cast<int32_t>(pooling.height.out)),
-          out_w(static_cast<int32_t>(pooling.width.out)),
-          shift_h(half - static_cast<int32_t>(pooling.height.padding)),
-          shift_w(half - static_cast<int32_t>(pooling.width.padding)),
-          step(
-              pooling.layout == Layout::channels_last ? static_cast<int32_t>(pooling.channels) : 1),
-          channels(static_cast<uint32_t>(step)),
-          strips(static_cast<uint32_t>((in_w + cols - 1) / cols)),
-          parts(static_cast<uint32_t>((in_h + rows - 1) / rows)),
-          rows(static_cast<int32_t>(rows)),
-          in_size(pooling.in_plane() * step),
-          out_size(pooling.out_plane() * step),
-          outputs(pooling.planes() * pooling.out_plane()),
-          threads(pooling.planes() * strips * parts) {}
-  };
+  RingArguments(const Pooling& pooling, int64_t rows)
+      : exponent(make_exponent<float>(pooling)),
+        per_log2e_alpha(1 / exponent.log2e_alpha_per_unit),
+        slope(pooling.gradient == Gradient::exact ? 0.6931472f : 0.0f),
+        gradient(pooling.gradient),
+        in_h(static_cast<int32_t>(pooling.height.in)),
+        in_w(static_cast<int32_t>(pooling.width.in)),
+        out_h(static_cast<int32_t>(pooling.height.out)),
+        out_w(static_cast<int32_t>(pooling.width.out)),
+        shift_h(half - static_cast<int32_t>(pooling.height.padding)),
+        shift_w(half - static_cast<int32_t>(pooling.width.padding)),
+        step(pooling.layout == Layout::channels_last ? static_cast<int32_t>(pooling.channels) : 1),
+        channels(static_cast<uint32_t>(step)),
+        strips(static_cast<uint32_t>((in_w + cols - 1) / cols)),
+        parts(static_cast<uint32_t>((in_h + rows - 1) / rows)),
+        rows(static_cast<int32_t>(rows)),
+        in_size(pooling.in_plane() * step),
+        out_size(pooling.out_plane() * step),
+        outputs(pooling.planes() * pooling.out_plane()),
+        threads(pooling.planes() * strips * parts) {}
+
+  // With so many rows a thread that there are enough threads to fill any GPU, but not fewer than K:
+  // the K - 1 rows above and below are read by the neighbours as well.
+  static RingArguments of(const Pooling& pooling) {
+    constexpr int64_t wanted = 1 << 17;
+    int64_t parts = (pooling.height.in + 8 * K - 9) / (8 * K - 8);
+    const int64_t threads = RingArguments(pooling, pooling.height.in).threads;
+    while (threads * parts < wanted && pooling.height.in / (2 * parts) >= K) {
+      parts *= 2;
+    }
+    return RingArguments(pooling, (pooling.height.in + parts - 1) / parts);
+  }
 
   static bool fits(const Pooling& pooling) {
     const int64_t step = pooling.layout == Layout::channels_last ? pooling.channels : 1;
@@ -154,24 +160,24 @@ struct Ring {
     return pooling.depth.in == 1 && pooling.depth.out == 1 && pooling.depth.kernel_size == 1 &&
            make_exponent<float>(pooling).unit == 1 &&
            (pooling.height.in + beyond) <= INT32_MAX / (pooling.width.in + beyond) / step &&
-           Arguments(pooling, 1).threads <= UINT32_MAX;
+           RingArguments(pooling, 1).threads <= UINT32_MAX;
   }
-  static bool has_whole_packs(const Pooling& pooling, bool aligned) {
-    return aligned && (pooling.layout == Layout::contiguous || pooling.channels == 1) &&
-           pooling.width.in % cols == 0 && pooling.width.out == pooling.width.in &&
-           pooling.width.padding == half;
+  static bool has_packs(const Pooling& pooling, bool aligned) {
+    return aligned && pooling.layout == Layout::contiguous && pooling.width.in % cols == 0 &&
+           pooling.width.out == pooling.width.in && pooling.width.padding == half;
   }
-  // Arguments with so many rows a thread that there are enough threads to fill any GPU, but not
-  // fewer than K: the K - 1 rows above and below are read by the neighbours as well.
-  static Arguments arguments(const Pooling& pooling) {
-    constexpr int64_t wanted = 1 << 17;
-    int64_t parts = (pooling.height.in + 8 * K - 9) / (8 * K - 8);
-    const int64_t threads = Arguments(pooling, pooling.height.in).threads;
-    while (threads * parts < wanted && pooling.height.in / (2 * parts) >= K) {
-      parts *= 2;
-    }
-    return Arguments(pooling, (pooling.height.in + parts - 1) / parts);
-  }
+};
+
+// Rows and columns are those of the input; a window has that of its middle.
+template <typename T, int K, Access access>
+struct Ring {
+  static_assert(sizeof(T) <= 4 && K % 2 == 1 && K <= 13);
+
+  using Arguments = RingArguments<K>;
+  static constexpr int kernel_size = K;
+  static constexpr int cols = Arguments::cols, half = Arguments::half;
+  static constexpr bool Packed = access == Access::packs, Inside = access == Access::inside;
+  static constexpr float nan = std::numeric_limits<float>::quiet_NaN();
 
   // Which rows and columns thread i has, and where its plane begins.
   struct Place {
@@ -189,6 +195,13 @@ struct Ring {
       input = i * a.in_size + c;
       output = i * a.out_size + c;
     }
+
+    // Whether all columns that the thread reads and writes are there.
+    MMSOFTPOOL_BODY bool is_inside(const Arguments& a) const {
+      constexpr int reach = K == 3 ? 2 * half : half;
+      return w >= reach && w + cols + reach <= a.in_w && w - half >= a.shift_w &&
+             w + cols + half - a.shift_w <= a.out_w;
+    }
   };
 
   // Offsets of an element in a plane of the input, and of the output; whether the latter has it.
@@ -203,8 +216,8 @@ struct Ring {
     return uint32_t(h - a.shift_h) < uint32_t(a.out_h);
   }
   static MMSOFTPOOL_BODY bool has_output(const Arguments& a, int32_t w) {
-    return Packed ? uint32_t(w) < uint32_t(a.in_w)
-                  : uint32_t(w - a.shift_w) < uint32_t(a.out_w);
+    return Inside || (Packed ? uint32_t(w) < uint32_t(a.in_w)
+                             : uint32_t(w - a.shift_w) < uint32_t(a.out_w));
   }
 
   // Reads `Count` neighbours if they are inside.
@@ -246,11 +259,9 @@ struct Ring {
         read_if<far>(has(2 * cols), from + 2 * cols, outside, row + Beside + 2 * cols);
       }
     } else {
-      from -= Beside * a.step;
       MMSOFTPOOL_UNROLL
-      for (int j = 0; j < cols + 2 * Beside; ++j) {
-        read_if<1>(has(j - Beside), from, outside, row + j);
-        from += a.step;
+      for (int j = -Beside; j < cols + Beside; ++j) {
+        read_if<1>(has(j), from + int64_t(a.step) * j, outside, row + Beside + j);
       }
     }
   }
@@ -260,7 +271,7 @@ struct Ring {
       float (&row)[cols + 2 * Beside]) {
     read_row<Beside>(
         a, plane + input_at(a, h, w), outside,
-        [&](int j) { return uint32_t(w + j) < uint32_t(a.in_w); }, row);
+        [&](int j) { return Inside || uint32_t(w + j) < uint32_t(a.in_w); }, row);
   }
   template <int Beside, typename E>
   static MMSOFTPOOL_BODY void read_output(
@@ -280,9 +291,8 @@ struct Ring {
       MMSOFTPOOL_UNROLL
       for (int j = 0; j < cols; ++j) {
         if (has(j)) {
-          *to = E(row[j]);
+          to[int64_t(a.step) * j] = E(row[j]);
         }
-        to += a.step;
       }
     }
   }
@@ -295,7 +305,7 @@ struct Ring {
   static MMSOFTPOOL_BODY void write_input(
       const Arguments& a, const float (&row)[cols], int32_t h, int32_t w, T* plane) {
     write_row(
-        a, row, plane + input_at(a, h, w), [&](int j) { return w + j < a.in_w; });
+        a, row, plane + input_at(a, h, w), [&](int j) { return Inside || w + j < a.in_w; });
   }
 
   // From inputs to the logarithms of their powers.
@@ -304,8 +314,17 @@ struct Ring {
     float log2;     // of the powers
     float outside;  // an input of a power of 0
 
-    MMSOFTPOOL_BODY Reference(const Arguments& a, const T* plane, int32_t h, int32_t w) {
-      float x = float(plane[input_at(a, h, w)]);
+    // The largest of some inputs in rows [begin, end), as near to the windows' as may be.
+    MMSOFTPOOL_BODY
+    Reference(const Arguments& a, const T* plane, int32_t begin, int32_t end, int32_t w) {
+      float x = -std::numeric_limits<float>::infinity();
+      const int32_t rows[] = {begin, (begin + end) / 2, end - 1};
+      MMSOFTPOOL_UNROLL
+      for (const int32_t h : rows) {
+        float row[cols];
+        read_input<0>(a, plane, h, w, x, row);
+        x = fmaxf(fmaxf(fmaxf(row[0], row[1]), fmaxf(row[2], row[3])), x);
+      }
       x = is_finite(x) ? x : 0;
       log2 = x * a.exponent.log2e_alpha_per_unit;
       scale = fabsf(log2) <= 0x1p20f ? a.exponent.log2e_alpha_per_unit : nan;
@@ -313,13 +332,13 @@ struct Ring {
     }
     MMSOFTPOOL_BODY float logarithm(float x) const { return std::fma(x, scale, -log2); }
   };
-  // For what one thread does from input to result: one of its own inputs is the nearest.
+  // For what one thread does from input to result, and for what the neighbours do with its sums.
   static MMSOFTPOOL_BODY Reference own_reference(
       const Arguments& a, const T* plane, const Place& place) {
-    return Reference(a, plane, (place.begin + place.end) / 2, place.w);
+    return Reference(a, plane, place.begin, place.end, place.w);
   }
   static MMSOFTPOOL_BODY Reference common_reference(const Arguments& a, const T* plane) {
-    return Reference(a, plane, a.in_h / 2, a.in_w / 2);
+    return Reference(a, plane, 0, a.in_h, a.in_w / 2 / cols * cols);
   }
   static MMSOFTPOOL_BODY bool is_finite(float x) {
     return fabsf(x) <= std::numeric_limits<float>::max();
@@ -327,7 +346,7 @@ struct Ring {
   // Whether taps of a power of 0 do not count in a sum of powers, and whether it has a reciprocal.
   // Logarithms have rounding errors in proportion to them.
   static MMSOFTPOOL_BODY bool is_in_range(float sum) {
-    constexpr float range = K == 3 ? 0x1p48f : 0x1p88f;
+    constexpr float range = K == 3 ? 0x1p40f : 0x1p88f;
     return (sum >= 1 / range) & (sum <= range);
   }
 
@@ -650,18 +669,30 @@ struct Ring {
   }
 };
 
+// Calls run(ring) for thread i of a kernel for `ring`, or for the one that does not look for columns.
+template <typename T, int K, Access access, typename Run>
+MMSOFTPOOL_BODY void with_access(
+    Ring<T, K, access> ring, const RingArguments<K>& a, uint32_t i, const Run& run) {
+  if constexpr (access == Access::numbers) {
+    if (typename decltype(ring)::Place(a, i).is_inside(a)) {
+      return run(Ring<T, K, Access::inside>());
+    }
+  }
+  run(ring);
+}
+
 // Calls run(ring) with the ring that fits the pooling and returns true, or returns false. `aligned`
 // says that all tensors begin at a multiple of 16 bytes.
 template <typename T, typename Run>
 bool with_ring(const Pooling& pooling, bool aligned, const Run& run) {
   if constexpr (sizeof(T) <= 4) {
     const auto run_if_it_fits = [&](auto kernel_size) {
-      using Packed = Ring<T, decltype(kernel_size)::value, true>;
-      using Any = Ring<T, decltype(kernel_size)::value, false>;
-      if (!Packed::fits(pooling)) {
+      constexpr int K = decltype(kernel_size)::value;
+      if (!RingArguments<K>::fits(pooling)) {
         return false;
       }
-      Packed::has_whole_packs(pooling, aligned) ? run(Packed()) : run(Any());
+      RingArguments<K>::has_packs(pooling, aligned) ? run(Ring<T, K, Access::packs>())
+                                                    : run(Ring<T, K, Access::numbers>());
       return true;
     };
     return run_if_it_fits(std::integral_constant<int, 3>()) ||

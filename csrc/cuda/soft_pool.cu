@@ -62,7 +62,7 @@ __global__ void forward_ring_kernel(
     typename R::Arguments a, const T* __restrict__ input, T* output, uint32_t threads) {
   const uint32_t i = blockIdx.x * block_size + threadIdx.x;
   if (i < threads) {
-    R::forward(a, input, output, i);
+    with_access(R(), a, i, [&](auto ring) { ring.forward(a, input, output, i); });
   }
 }
 
@@ -72,7 +72,8 @@ __global__ void summarize_ring_kernel(
     float* workspace, uint32_t threads) {
   const uint32_t i = blockIdx.x * block_size + threadIdx.x;
   if (i < threads) {
-    R::summarize(a, grad_output, input, workspace, i);
+    with_access(
+        R(), a, i, [&](auto ring) { ring.summarize(a, grad_output, input, workspace, i); });
   }
 }
 
@@ -83,11 +84,13 @@ __global__ void backward_ring_kernel(
     T* grad_input, uint32_t threads) {
   const uint32_t i = blockIdx.x * block_size + threadIdx.x;
   if (i < threads) {
-    if constexpr (R::kernel_size == 3) {
-      R::backward_at_once(a, from, input, grad_input, i);
-    } else {
-      R::backward(a, from, input, grad_input, i);
-    }
+    with_access(R(), a, i, [&](auto ring) {
+      if constexpr (R::kernel_size == 3) {
+        ring.backward_at_once(a, from, input, grad_input, i);
+      } else {
+        ring.backward(a, from, input, grad_input, i);
+      }
+    });
   }
 }
 
@@ -137,7 +140,7 @@ cudaError_t pool_forward(const Pooling& pooling, const T* input, T* output, cuda
   });
   if (launched || with_ring<T>(pooling, aligned, [&](auto ring) {
         using R = decltype(ring);
-        const auto arguments = R::arguments(pooling);
+        const auto arguments = R::Arguments::of(pooling);
         error =
             launch(forward_ring_kernel<R, T>, arguments.threads, stream, arguments, input, output);
       })) {
@@ -173,7 +176,7 @@ cudaError_t backward_in_steps(
   const int64_t batch = ring_batch(pooling);
   for (; rest > 0; rest -= batch) {
     pooling.batch = std::min(batch, rest);
-    const auto arguments = R::arguments(pooling);
+    const auto arguments = R::Arguments::of(pooling);
     cudaError_t error = launch(
         summarize_ring_kernel<R, T>, arguments.threads, stream, arguments, grad_output, input,
         workspace);
@@ -236,7 +239,7 @@ cudaError_t pool_backward(
   if (launched || with_ring<T>(pooling, aligned, [&](auto ring) {
         using R = decltype(ring);
         if constexpr (R::kernel_size == 3) {
-          const auto arguments = R::arguments(pooling);
+          const auto arguments = R::Arguments::of(pooling);
           error = launch(
               backward_ring_kernel<R, T, T>, arguments.threads, stream, arguments, grad_output,
               input, grad_input);

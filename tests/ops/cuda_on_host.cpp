@@ -107,6 +107,15 @@ void run_backward_generally(
   }
 }
 
+// Calls thread(ring, i) for all threads of a kernel.
+template <typename R, typename Thread>
+void run_ring(R ring, const typename R::Arguments& arguments, const Thread& thread) {
+  for (int64_t i = arguments.threads; i-- > 0;) {
+    const uint32_t number = static_cast<uint32_t>(i);
+    with_access(ring, arguments, number, [&](auto access) { thread(access, number); });
+  }
+}
+
 template <typename T>
 Kind run_forward(
     const Pooling& pooling, int64_t rows, int force, bool aligned, const T* input, T* output) {
@@ -122,9 +131,9 @@ Kind run_forward(
   } else if (with_ring<T>(pooling, aligned, [&](auto ring) {
                using R = decltype(ring);
                const typename R::Arguments arguments(pooling, rows);
-               for (int64_t i = arguments.threads; i-- > 0;) {
-                 R::forward(arguments, input, output, static_cast<uint32_t>(i));
-               }
+               run_ring(ring, arguments, [&](auto access, uint32_t i) {
+                 access.forward(arguments, input, output, i);
+               });
              })) {
     return rings;
   }
@@ -154,22 +163,19 @@ Kind run_backward(
                const typename R::Arguments arguments(pooling, rows);
                std::vector<float> workspace(
                    4 * arguments.outputs, std::numeric_limits<float>::quiet_NaN());
-               const auto run = [&](const auto& thread) {
-                 for (int64_t i = arguments.threads; i-- > 0;) {
-                   thread(static_cast<uint32_t>(i));
-                 }
-               };
-               if constexpr (R::kernel_size == 3) {
-                 run([&](uint32_t i) {
-                   R::backward_at_once(arguments, grad_output, input, grad_input, i);
+               float* const numbers = workspace.data();
+               if constexpr (R::kernel_size > 3) {
+                 run_ring(ring, arguments, [&](auto access, uint32_t i) {
+                   access.summarize(arguments, grad_output, input, numbers, i);
                  });
-               } else {
-                 float* const numbers = workspace.data();
-                 run([&](uint32_t i) {
-                   R::summarize(arguments, grad_output, input, numbers, i);
-                 });
-                 run([&](uint32_t i) { R::backward(arguments, numbers, input, grad_input, i); });
                }
+               run_ring(ring, arguments, [&](auto access, uint32_t i) {
+                 if constexpr (R::kernel_size == 3) {
+                   access.backward_at_once(arguments, grad_output, input, grad_input, i);
+                 } else {
+                   access.backward(arguments, numbers, input, grad_input, i);
+                 }
+               });
              })) {
     return rings;
   }
