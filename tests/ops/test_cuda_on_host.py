@@ -307,6 +307,13 @@ def test_any_pooling(host_library, size, pooling, format, gradient, bits):
     check(host_library, x, pooling, rows=1, gradient=gradient, generic=bits)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1e-7])
+@pytest.mark.parametrize("kernel_size", [(13, 12), (20, 21)])
+def test_the_mean_of_many_taps(host_library, kernel_size, alpha):
+    x = randn(1, 2, 24, 25, seed=3) * 10
+    assert check(host_library, x, (kernel_size, 1), alpha=alpha) == "general"
+
+
 @pytest.mark.parametrize(
     ("sizes", "out", "pooling", "fits"),
     [

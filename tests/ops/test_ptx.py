@@ -50,8 +50,8 @@ def build(folder, arch, every, change=lambda source: source):
     nvcc += [f"-gencode=arch=compute_{number},code=compute_{number}", "-Xcompiler=-fPIC"]
     nvcc += ["--keep", f"--keep-dir={folder}", f"-I{folder}", f"-I{CSRC}"]
     nvcc += [] if every else ["-DMMSOFTPOOL_FLOAT_ALONE"]
-    objects = [folder / "driver.o"]
-    subprocess.run([*nvcc, "-c", FOLDER / "driver.cu", "-o", objects[0]], check=True, cwd=folder)
+    driver = folder / "driver.o"
+    subprocess.run([*nvcc, "-c", FOLDER / "driver.cu", "-o", driver], check=True, cwd=folder)
     sources = translate((folder / "driver.ptx").read_text(), folder, 8 if every else 2)
     sources.append(FOLDER / "machine.cpp")
 
@@ -63,9 +63,10 @@ def build(folder, arch, every, change=lambda source: source):
         return made
 
     with ThreadPoolExecutor(2 if every else 1) as pool:
-        objects += pool.map(compile_source, sources)
+        objects = list(pool.map(compile_source, sources))
     library = folder / "kernels.so"
-    link = [CXX, "-shared", "-Wl,-Bsymbolic", "-o", library, *objects]
+    # The driver registers its kernels when it is loaded: the machine has to be there.
+    link = [CXX, "-shared", "-Wl,-Bsymbolic", "-o", library, *objects, driver]
     subprocess.run(link, check=True)
     loaded = ctypes.CDLL(str(library))
     loaded.take_faults.restype = loaded.get_last_kernel.restype = ctypes.c_char_p
