@@ -216,8 +216,8 @@ struct Ring {
     return uint32_t(h - a.shift_h) < uint32_t(a.out_h);
   }
   static MMSOFTPOOL_BODY bool has_output(const Arguments& a, int32_t w) {
-    return Inside || (Packed ? uint32_t(w) < uint32_t(a.in_w)
-                             : uint32_t(w - a.shift_w) < uint32_t(a.out_w));
+    return Inside ||
+           (Packed ? uint32_t(w) < uint32_t(a.in_w) : uint32_t(w - a.shift_w) < uint32_t(a.out_w));
   }
 
   // Reads `Count` neighbours if they are inside.
@@ -299,13 +299,11 @@ struct Ring {
   template <typename E>
   static MMSOFTPOOL_BODY void write_output(
       const Arguments& a, const float (&row)[cols], int32_t h, int32_t w, E* plane) {
-    write_row(
-        a, row, plane + output_at(a, h, w), [&](int j) { return has_output(a, w + j); });
+    write_row(a, row, plane + output_at(a, h, w), [&](int j) { return has_output(a, w + j); });
   }
   static MMSOFTPOOL_BODY void write_input(
       const Arguments& a, const float (&row)[cols], int32_t h, int32_t w, T* plane) {
-    write_row(
-        a, row, plane + input_at(a, h, w), [&](int j) { return Inside || w + j < a.in_w; });
+    write_row(a, row, plane + input_at(a, h, w), [&](int j) { return Inside || w + j < a.in_w; });
   }
 
   // From inputs to the logarithms of their powers.
@@ -333,8 +331,8 @@ struct Ring {
     MMSOFTPOOL_BODY float logarithm(float x) const { return std::fma(x, scale, -log2); }
   };
   // For what one thread does from input to result, and for what the neighbours do with its sums.
-  static MMSOFTPOOL_BODY Reference own_reference(
-      const Arguments& a, const T* plane, const Place& place) {
+  static MMSOFTPOOL_BODY Reference
+  own_reference(const Arguments& a, const T* plane, const Place& place) {
     return Reference(a, plane, place.begin, place.end, place.w);
   }
   static MMSOFTPOOL_BODY Reference common_reference(const Arguments& a, const T* plane) {
@@ -648,7 +646,8 @@ struct Ring {
           all_firsts.add(0, first);
           all_seconds.add(0, second);
           if (h > place.begin) {
-            is_wrong |= !write_gradients(a, reference, input, h - 1, place.w, first, second, grad_input);
+            is_wrong |=
+                !write_gradients(a, reference, input, h - 1, place.w, first, second, grad_input);
           }
         });
     if (is_wrong) {
@@ -669,7 +668,8 @@ struct Ring {
   }
 };
 
-// Calls run(ring) for thread i of a kernel for `ring`, or for the one that does not look for columns.
+// Calls run(ring) for thread i of a kernel for `ring`, or for the one that does not look for
+// columns.
 template <typename T, int K, Access access, typename Run>
 MMSOFTPOOL_BODY void with_access(
     Ring<T, K, access> ring, const RingArguments<K>& a, uint32_t i, const Run& run) {

@@ -18,6 +18,36 @@ __global__ void forward_generic_kernel(
 }
 
 template <typename T, typename Int>
+__global__ void summarize_slice_kernel(
+    Indices<Int> indices, Exponent<Compute<T>> exponent, const T* input, Compute<T>* workspace,
+    Int outputs, Int slices, Int threads) {
+  const Int i = Int(blockIdx.x) * block_size + Int(threadIdx.x);
+  if (i < threads) {
+    summarize_slice(indices, exponent, input, workspace, outputs, slices, i);
+  }
+}
+
+template <typename T>
+__global__ void forward_slices_kernel(
+    Exponent<Compute<T>> exponent, const Compute<T>* workspace, T* output, int64_t slices,
+    int64_t threads) {
+  const int64_t i = int64_t(blockIdx.x) * block_size + threadIdx.x;
+  if (i < threads) {
+    forward_of_slices(exponent, workspace, output, slices, i);
+  }
+}
+
+template <typename T>
+__global__ void summarize_slices_kernel(
+    Exponent<Compute<T>> exponent, const T* grad_output, const Compute<T>* slices_of_windows,
+    Compute<T>* workspace, int64_t slices, int64_t threads) {
+  const int64_t i = int64_t(blockIdx.x) * block_size + threadIdx.x;
+  if (i < threads) {
+    summarize_slices(exponent, grad_output, slices_of_windows, workspace, slices, i);
+  }
+}
+
+template <typename T, typename Int>
 __global__ void summarize_window_kernel(
     Indices<Int> indices, Exponent<Compute<T>> exponent, const T* grad_output, const T* input,
     Compute<T>* workspace, Int threads) {
@@ -72,8 +102,7 @@ __global__ void summarize_ring_kernel(
     float* workspace, uint32_t threads) {
   const uint32_t i = blockIdx.x * block_size + threadIdx.x;
   if (i < threads) {
-    with_access(
-        R(), a, i, [&](auto ring) { ring.summarize(a, grad_output, input, workspace, i); });
+    with_access(R(), a, i, [&](auto ring) { ring.summarize(a, grad_output, input, workspace, i); });
   }
 }
 
@@ -123,8 +152,14 @@ bool are_aligned(const Pointers*... pointers) {
 
 }  // namespace
 
+int64_t forward_workspace(const Pooling& pooling) {
+  const int64_t slices = count_slices(pooling);
+  return slices == 1 ? 0 : 3 * slices * pooling.planes() * pooling.out_plane();
+}
+
 template <typename T>
-cudaError_t pool_forward(const Pooling& pooling, const T* input, T* output, cudaStream_t stream) {
+cudaError_t pool_forward(
+    const Pooling& pooling, const T* input, T* output, Compute<T>* workspace, cudaStream_t stream) {
   const int64_t outputs = pooling.planes() * pooling.out_plane();
   if (outputs == 0) {
     return cudaSuccess;
@@ -146,10 +181,21 @@ cudaError_t pool_forward(const Pooling& pooling, const T* input, T* output, cuda
       })) {
     return error;
   }
+  const auto exponent = make_exponent<Compute<T>>(pooling);
+  const int64_t slices = count_slices(pooling);
   return with_indices(pooling, [&](const auto& indices) {
-    return launch(
-        forward_generic_kernel<T, IntOf<decltype(indices)>>, outputs, stream, indices,
-        make_exponent<Compute<T>>(pooling), input, output);
+    using Int = IntOf<decltype(indices)>;
+    if (slices == 1) {
+      return launch(
+          forward_generic_kernel<T, Int>, outputs, stream, indices, exponent, input, output);
+    }
+    const cudaError_t first = launch(
+        summarize_slice_kernel<T, Int>, outputs * slices, stream, indices, exponent, input,
+        workspace, Int(outputs), Int(slices));
+    return first != cudaSuccess ? first
+                                : launch(
+                                      forward_slices_kernel<T>, outputs, stream, exponent,
+                                      static_cast<const Compute<T>*>(workspace), output, slices);
   });
 }
 
@@ -203,18 +249,15 @@ int64_t backward_workspace(
   const bool aligned = are_aligned(grad_output, input, grad_input);
   const int64_t outputs = pooling.planes() * pooling.out_plane();
   int64_t numbers = 0;
-  const bool has_kernel = with_strip<T, true>(pooling, aligned, [](auto) {}) ||
-                          with_ring<T>(pooling, aligned, [&](auto ring) {
-                            if (decltype(ring)::kernel_size > 3) {
-                              const int64_t step = pooling.layout == Layout::channels_last
-                                                       ? pooling.channels
-                                                       : 1;
-                              numbers =
-                                  4 * std::min(
-                                          outputs, ring_batch(pooling) * step * pooling.out_plane());
-                            }
-                          });
-  return has_kernel ? numbers : 3 * outputs;
+  const bool has_kernel =
+      with_strip<T, true>(pooling, aligned, [](auto) {}) ||
+      with_ring<T>(pooling, aligned, [&](auto ring) {
+        if (decltype(ring)::kernel_size > 3) {
+          const int64_t step = pooling.layout == Layout::channels_last ? pooling.channels : 1;
+          numbers = 4 * std::min(outputs, ring_batch(pooling) * step * pooling.out_plane());
+        }
+      });
+  return has_kernel ? numbers : 3 * outputs + forward_workspace(pooling);
 }
 
 template <typename T>
@@ -244,8 +287,7 @@ cudaError_t pool_backward(
               backward_ring_kernel<R, T, T>, arguments.threads, stream, arguments, grad_output,
               input, grad_input);
         } else {
-          error =
-              backward_in_steps<R>(pooling, grad_output, input, grad_input, workspace, stream);
+          error = backward_in_steps<R>(pooling, grad_output, input, grad_input, workspace, stream);
         }
       })) {
     return error;
@@ -253,9 +295,23 @@ cudaError_t pool_backward(
   const auto exponent = make_exponent<Compute<T>>(pooling);
   return with_indices(pooling, [&](const auto& indices) {
     using Int = IntOf<decltype(indices)>;
-    const cudaError_t first = launch(
-        summarize_window_kernel<T, Int>, pooling.planes() * pooling.out_plane(), stream, indices,
-        exponent, grad_output, input, workspace);
+    const int64_t outputs = pooling.planes() * pooling.out_plane(), slices = count_slices(pooling);
+    Compute<T>* const slices_of_windows = workspace + 3 * outputs;
+    cudaError_t first;
+    if (slices == 1) {
+      first = launch(
+          summarize_window_kernel<T, Int>, outputs, stream, indices, exponent, grad_output, input,
+          workspace);
+    } else {
+      first = launch(
+          summarize_slice_kernel<T, Int>, outputs * slices, stream, indices, exponent, input,
+          slices_of_windows, Int(outputs), Int(slices));
+      if (first == cudaSuccess) {
+        first = launch(
+            summarize_slices_kernel<T>, outputs, stream, exponent, grad_output,
+            static_cast<const Compute<T>*>(slices_of_windows), workspace, slices);
+      }
+    }
     return first != cudaSuccess
                ? first
                : launch(
@@ -264,10 +320,10 @@ cudaError_t pool_backward(
   });
 }
 
-#define MMSOFTPOOL_INSTANTIATE(T)                                                       \
-  template cudaError_t pool_forward<T>(const Pooling&, const T*, T*, cudaStream_t);     \
-  template int64_t backward_workspace<T>(const Pooling&, const T*, const T*, const T*); \
-  template cudaError_t pool_backward<T>(                                                \
+#define MMSOFTPOOL_INSTANTIATE(T)                                                                \
+  template cudaError_t pool_forward<T>(const Pooling&, const T*, T*, Compute<T>*, cudaStream_t); \
+  template int64_t backward_workspace<T>(const Pooling&, const T*, const T*, const T*);          \
+  template cudaError_t pool_backward<T>(                                                         \
       const Pooling&, const T*, const T*, T*, Compute<T>*, cudaStream_t);
 MMSOFTPOOL_INSTANTIATE(float)
 MMSOFTPOOL_INSTANTIATE(double)

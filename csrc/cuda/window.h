@@ -133,6 +133,14 @@ struct Window {
     add_exactly(w, sum, rest_of_sum);
     add_exactly(w * d, mean, rest_of_mean);
   }
+  // Adds a part of the window, of which other_max is the maximum, not above that of the window.
+  MMSOFTPOOL_BODY void add_window(A other_max, A other_sum, A other_mean) {
+    A d = other_max - max;
+    d = d < exponent.floor ? exponent.floor : d;
+    const A w = weight(d);
+    add_exactly(w * other_sum, sum, rest_of_sum);
+    add_exactly(w * (other_mean + other_sum * d), mean, rest_of_mean);
+  }
   static MMSOFTPOOL_BODY void add_exactly(A number, A& sum, A& rest) {
     number -= rest;
     const A before = sum;

@@ -66,12 +66,31 @@ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 enum Kind { general, strips, rings };
 enum Force { any_kind, general_in_32_bits, general_in_64_bits };
 
+// The slices of windows, if they are divided.
+template <typename T, typename Int>
+std::vector<Compute<T>> run_slices(
+    const Pooling& pooling, const Indices<Int>& indices, const T* input) {
+  const int64_t outputs = pooling.planes() * pooling.out_plane(), slices = count_slices(pooling);
+  std::vector<Compute<T>> workspace(slices > 1 ? 3 * outputs * slices : 0);
+  for (int64_t i = workspace.size() / 3; i-- > 0;) {
+    summarize_slice(
+        indices, make_exponent<Compute<T>>(pooling), input, workspace.data(), Int(outputs),
+        Int(slices), Int(i));
+  }
+  return workspace;
+}
+
 template <typename T, typename Int>
 void run_forward_generally(
     const Pooling& pooling, const Indices<Int>& indices, const T* input, T* output) {
   const auto exponent = make_exponent<Compute<T>>(pooling);
+  const auto parts = run_slices(pooling, indices, input);
   for (Int i = static_cast<Int>(pooling.planes() * pooling.out_plane()); i-- > 0;) {
-    forward_generic(indices, exponent, input, output, i);
+    if (parts.empty()) {
+      forward_generic(indices, exponent, input, output, i);
+    } else {
+      forward_of_slices(exponent, parts.data(), output, count_slices(pooling), i);
+    }
   }
 }
 
@@ -80,10 +99,16 @@ void run_backward_generally(
     const Pooling& pooling, const Indices<Int>& indices, const T* grad_output, const T* input,
     T* grad_input) {
   const auto exponent = make_exponent<Compute<T>>(pooling);
+  const auto parts = run_slices(pooling, indices, input);
   const Int outputs = static_cast<Int>(pooling.planes() * pooling.out_plane());
   std::vector<Compute<T>> workspace(3 * outputs);
   for (Int i = outputs; i-- > 0;) {
-    summarize_window(indices, exponent, grad_output, input, workspace.data(), i);
+    if (parts.empty()) {
+      summarize_window(indices, exponent, grad_output, input, workspace.data(), i);
+    } else {
+      summarize_slices(
+          exponent, grad_output, parts.data(), workspace.data(), count_slices(pooling), i);
+    }
   }
   const Compute<T>* const summaries = workspace.data();
   for (Int i = static_cast<Int>(pooling.planes() * pooling.in_plane()); i-- > 0;) {
@@ -186,6 +211,11 @@ int run_on(
 }
 
 }  // namespace
+
+// Into how many slices a window is divided.
+extern "C" int count_slices_of(const int64_t* shape) {
+  return static_cast<int>(count_slices(make_pooling(shape, 1, 1)));
+}
 
 // Whether a pooling of aligned float16 tensors has a strip.
 extern "C" int has_strip(const int64_t* shape) {

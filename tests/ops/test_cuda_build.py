@@ -83,10 +83,14 @@ def test_the_library_was_built():
 
 
 @needs_nvcc
-def test_kernels_compile_without_warnings_and_fast_paths_without_spills(tmp_path):
+@pytest.mark.parametrize(
+    "arch", ["9.0", *(pytest.param(a, marks=pytest.mark.slow) for a in ("7.5", "8.0", "10.0", "12.0"))]
+)
+def test_kernels_compile_without_warnings_and_fast_paths_without_spills(tmp_path, arch):
+    number = arch.replace(".", "")
     flags = [
         *("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-Wall,-Wextra"),
-        *("-Xptxas=-v", "-gencode=arch=compute_90,code=sm_90"),
+        *("-Xptxas=-v", f"-gencode=arch=compute_{number},code=sm_{number}"),
     ]
     result = subprocess.run(
         [NVCC, *flags, "-c", str(CSRC / "cuda/soft_pool.cu"), "-o", str(tmp_path / "soft_pool.o")],
@@ -101,6 +105,9 @@ def test_kernels_compile_without_warnings_and_fast_paths_without_spills(tmp_path
         report,
     )
     strips = [entry for entry in resources if "strip_kernel" in entry[0]]
-    # Forward and backward, four poolings, three dtypes; channels last, packed, not packed.
-    assert len(strips) == 2 * 4 * 3 * 3
-    assert [entry for entry in strips if entry[1:] != ("0", "0")] == []
+    # Forward and backward, three poolings, three dtypes; channels last, packed, not packed.
+    assert len(strips) == 2 * 3 * 3 * 3
+    # Three dtypes, packs or not, six windows; a backward of two kernels but for 3 x 3.
+    rings = [entry for entry in resources if "ring_kernel" in entry[0]]
+    assert len(rings) == 3 * 2 * (3 * 6 - 1)
+    assert [entry for entry in strips + rings if entry[1:] != ("0", "0")] == []

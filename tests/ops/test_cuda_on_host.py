@@ -314,6 +314,48 @@ def test_the_mean_of_many_taps(host_library, kernel_size, alpha):
     assert check(host_library, x, (kernel_size, 1), alpha=alpha) == "general"
 
 
+GLOBAL = [
+    ((40, 41), ((40, 41),)),
+    ((40, 41), ((35, 38), (2, 1), (17, 19))),
+    ((40, 41), ((15, 16), 7, 0, 2)),
+    ((3000,), (2900, 50)),
+    ((10, 12, 9), ((10, 12, 9),)),
+]
+
+
+@pytest.mark.parametrize("gradient", ["exact", "paper"])
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize(
+    ("size", "pooling", "format"),
+    [
+        (size, pooling, format)
+        for size, pooling in GLOBAL
+        for format in (torch.contiguous_format, *FORMATS[len(size)])
+    ],
+)
+def test_windows_of_very_many_taps_are_divided(
+    host_library, size, pooling, format, dtype, gradient
+):
+    x = (randn(2, 5, *size) * 3).to(dtype)
+    x[0, 0].view(-1)[77], x[0, 1].view(-1)[78], x[0, 2] = math.nan, math.inf, -math.inf
+    x[0, 3, :9] = -math.inf
+    x = x.contiguous(memory_format=format)
+    checked = Pooling.check(x.dim() - 2, *pooling)
+    y = torch.ops.mmsoftpool.soft_pool(x, *checked)
+    last = format != torch.contiguous_format
+    assert host_library.count_slices_of(shape_argument(x.shape, y.shape, checked, last)) > 4
+    for alpha in (0.0, 1.0, 30.0):
+        check(host_library, x, pooling, alpha=alpha, gradient=gradient)
+
+
+def test_windows_are_not_divided_where_there_are_many(host_library):
+    for sizes, taps, slices in (((2, 4, 20, 20), 5, 1), ((8, 256, 100, 168), (100, 168), 128)):
+        pooling = Pooling.check(2, taps, 1)
+        outputs = (*sizes[:2], *pooling.output_sizes(sizes[2:]))
+        shape = shape_argument(sizes, outputs, pooling, False)
+        assert host_library.count_slices_of(shape) == slices
+
+
 @pytest.mark.parametrize(
     ("sizes", "out", "pooling", "fits"),
     [

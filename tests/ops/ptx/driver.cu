@@ -1,10 +1,10 @@
-// The launch code of the CUDA kernels as it is, for the machine of machine.cpp, and what tests call.
-#include "soft_pool.cu"
-
+// The launch code of the CUDA kernels as it is, for the machine of machine.cpp, and what tests
+// call.
 #include <string>
 #include <vector>
 
 #include "../pooling_argument.h"
+#include "soft_pool.cu"
 
 using namespace mmsoftpool;
 using namespace mmsoftpool::cuda;
@@ -24,6 +24,19 @@ int get_kind() {
   return name.find("ring") != name.npos ? 2 : name.find("strip") != name.npos ? 1 : 0;
 }
 
+// Aligned as torch's are, and declared.
+template <typename A>
+struct Workspace {
+  std::vector<A> numbers;
+  A* begin;
+
+  explicit Workspace(int64_t size) : numbers(size + 64 / sizeof(A)) {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(numbers.data());
+    begin = reinterpret_cast<A*>((address + 63) / 64 * 64);
+    add_tensor(begin, size * sizeof(A), true);
+  }
+};
+
 template <typename T>
 int run_on(
     const Pooling& pooling, const void* grad_output, const void* input, void* output,
@@ -36,19 +49,19 @@ int run_on(
   clear_tensors();
   add_tensor(output, out, true);
   add_tensor(input, in, false);
-  if (pool_forward(pooling, x, static_cast<T*>(output), nullptr) != cudaSuccess ||
+  Workspace<Compute<T>> slices(forward_workspace(pooling));
+  T* const y = static_cast<T*>(output);
+  if (pool_forward(pooling, x, y, slices.begin, nullptr) != cudaSuccess ||
       count_unwritten(0) != 0) {
     return -2;
   }
   const int kind = get_kind();
-  std::vector<Compute<T>> workspace(backward_workspace(pooling, grad_y, x, grad_x) + 4);
-  Compute<T>* const begin = workspace.data() + (4 - reinterpret_cast<uintptr_t>(workspace.data()) / sizeof(Compute<T>) % 4) % 4;
   clear_tensors();
   add_tensor(grad_input, in, true);
   add_tensor(grad_output, out, false);
   add_tensor(input, in, false);
-  add_tensor(begin, sizeof(Compute<T>) * (workspace.size() - 4), true);
-  if (pool_backward(pooling, grad_y, x, grad_x, begin, nullptr) != cudaSuccess ||
+  Workspace<Compute<T>> workspace(backward_workspace(pooling, grad_y, x, grad_x));
+  if (pool_backward(pooling, grad_y, x, grad_x, workspace.begin, nullptr) != cudaSuccess ||
       count_unwritten(0) != 0) {
     return -3;
   }

@@ -35,7 +35,9 @@ float exp2_approx(float x) {
   // 1 for 0 is documented.
   return x == 0 ? 1 : flush(approximate(float(std::exp2(double(x))), bits(x), 2));
 }
-float reciprocal_approx(float x) { return flush(approximate(float(1 / double(flush(x))), bits(x), 1)); }
+float reciprocal_approx(float x) {
+  return flush(approximate(float(1 / double(flush(x))), bits(x), 1));
+}
 double reciprocal_approx(double x) {
   return as<double>(bits(1 / as<double>(bits(x) >> 32 << 32)) >> 32 << 32);
 }
