@@ -401,10 +401,7 @@ def table(rows: list[dict]) -> str:
             str(row["loop"]),
             *(f"{row[k]:.0f}" if k in row else "" for k in ("instructions", "special")),
             f"{row['load_bits']}, {row['store_bits']}",
-            *(
-                f"{row[k]:.0%}" if k in row else ""
-                for k in ("issue", "exponential", "memory")
-            ),
+            *(f"{row[k]:.0%}" if k in row else "" for k in ("issue", "exponential", "memory")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

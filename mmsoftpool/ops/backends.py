@@ -113,8 +113,8 @@ def _load(device: torch.device) -> Backend:
         warnings.warn(
             f"mmsoftpool: no compiled library for {device.type}: {backend.detail}; SoftPool on "
             f"{device.type} runs on the pure PyTorch reference: the same results, but slower and "
-            "with more memory. 'python -m mmsoftpool' suggests a fix; MMSOFTPOOL_BACKEND=reference silences "
-            "this warning.",
+            "with more memory. 'python -m mmsoftpool' suggests a fix; MMSOFTPOOL_BACKEND=reference "
+            "silences this warning.",
             stacklevel=3,
         )
     return backend

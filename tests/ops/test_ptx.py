@@ -42,7 +42,9 @@ def build(folder, arch, every, change=lambda source: source):
     ring = change((CSRC / "ring.h").read_text())
     if not every:
         source = re.sub(r"MMSOFTPOOL_INSTANTIATE\((double|__half|__nv_bfloat16)\)", "", source)
-        ring = re.sub(r" \|\|\s+run_if_it_fits\(std::integral_constant<int, (7|9|11|13)>\(\)\)", "", ring)
+        ring = re.sub(
+            r" \|\|\s+run_if_it_fits\(std::integral_constant<int, (7|9|11|13)>\(\)\)", "", ring
+        )
     (folder / "soft_pool.cu").write_text(source)
     (folder / "ring.h").write_text(ring.replace('#include "pack.h"', f'#include "{CSRC}/pack.h"'))
     number = arch.replace(".", "")

@@ -142,7 +142,9 @@ def _instruction(opcode: str, operands: list[str], parameters: dict[str, int], l
         return _set(operands[0], "pred", _compare(parts[1], *values, t[0] == "f"))
     if name == "selp":
         x, y, condition = operands[1:]
-        return _set(operands[0], "b" + t[1:], f"{_bits(condition, 'pred')} ? {_bits(x, t)} : {_bits(y, t)}")
+        return _set(
+            operands[0], "b" + t[1:], f"{_bits(condition, 'pred')} ? {_bits(x, t)} : {_bits(y, t)}"
+        )
     if opcode in _FUNCTIONS:
         return _set(operands[0], t, f"{_FUNCTIONS[opcode]}({', '.join(values)})")
     if name == "fma" and parts[1] == "rn":
@@ -177,11 +179,16 @@ def _instruction(opcode: str, operands: list[str], parameters: dict[str, int], l
     if name == "neg":
         return _set(operands[0], t, f"0 - {_bits(operands[1], t)}")
     if name in ("shl", "shr"):
-        return _set(operands[0], t, f"shift_{'left' if name == 'shl' else 'right'}({values[0]}, {_bits(operands[2], 'b32')})")
+        function = "shift_left" if name == "shl" else "shift_right"
+        return _set(operands[0], t, f"{function}({values[0]}, {_bits(operands[2], 'b32')})")
     if name in ("lop3", "prmt"):
         return _set(operands[0], t, f"{name}({', '.join(_bits(o, t) for o in operands[1:])})")
     if name == "shf":
-        return _set(operands[0], t, f"shift_funnel_{parts[1]}({', '.join(_bits(o, t) for o in operands[1:])})")
+        return _set(
+            operands[0],
+            t,
+            f"shift_funnel_{parts[1]}({', '.join(_bits(o, t) for o in operands[1:])})",
+        )
     if name == "copysign":
         sign = f"(uint{_width(t)}_t(1) << {_width(t) - 1})"
         x, y = (_bits(o, t) for o in operands[1:])
@@ -214,7 +221,9 @@ def _function(body: list[tuple[int, str]], parameters: dict[str, int], number: i
             names = []
             for register in declaration.group(2).split(","):
                 name, _, count = register.strip(" >").partition("<")
-                names += [_name(name) + str(i) for i in range(int(count))] if count else [_name(name)]
+                names += (
+                    [_name(name) + str(i) for i in range(int(count))] if count else [_name(name)]
+                )
             lines.append(f"{c_type} {', '.join(f'{n} = {_POISON[width]}' for n in names)};")
             continue
         if label:
@@ -252,7 +261,8 @@ def translate(ptx: str, folder: Path, parts: int) -> list[Path]:
         parameters, size = {}, 0
         while not lines[i].startswith(")"):
             align, width, name, count = re.match(
-                r"\.param (?:\.align (\d+) )?\.([\w]+) (?:\.ptr (?:\.\w+ )?(?:\.align \d+ )?)?(\w+)(?:\[(\d+)\])?",
+                r"\.param (?:\.align (\d+) )?\.(\w+) "
+                r"(?:\.ptr (?:\.\w+ )?(?:\.align \d+ )?)?(\w+)(?:\[(\d+)\])?",
                 lines[i],
             ).groups()
             length = int(count) if count else _width(width) // 8
@@ -288,7 +298,13 @@ def translate(ptx: str, folder: Path, parts: int) -> list[Path]:
     table_path = folder / "table.cpp"
     table_path.write_text(
         "\n".join(
-            ['#include "machine.h"', *functions, "const std::vector<Kernel> kernels = {", *rows, "};"]
+            [
+                '#include "machine.h"',
+                *functions,
+                "const std::vector<Kernel> kernels = {",
+                *rows,
+                "};",
+            ]
         )
     )
     return [*paths, table_path]
