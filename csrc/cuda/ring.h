@@ -2,9 +2,9 @@
 // YOLO's SPP: each input has one exponential, not one for every window around it.
 //
 // The weights of a window are powers 2^(c x - reference), c = alpha log2 e. The reference, from one
-// input of the plane, cancels in every window; it only sets the range. Where the range does not
-// suffice (a window far from the reference, NaN, infinity), the result is NaN at
-// first, and the thread computes it again in the way of generic.h.
+// input of the plane, cancels in every window; it only sets the range. Where that does not suffice
+// (a window far from the reference, NaN, infinity), the result is not finite at first, and the
+// thread computes it again in the way of generic.h.
 //
 // A thread has four columns and walks down some rows of a plane. It sums each row over K columns,
 // and then over the last K rows.
@@ -500,8 +500,7 @@ struct Ring {
   static MMSOFTPOOL_BODY float gradient(
       const Reference& reference, float x, float first, float second) {
     const float v = reference.logarithm(x);
-    const float grad = exp2_or_zero(v) * std::fma(v, second, first);
-    return is_finite(grad) ? grad : nan;
+    return exp2_or_zero(v) * std::fma(v, second, first);
   }
 
   // False if there are wrong ones.
@@ -514,14 +513,14 @@ struct Ring {
     MMSOFTPOOL_UNROLL
     for (int j = 0; j < cols; ++j) {
       x[j] = gradient(reference, x[j], first[j], second[j]);
-      is_right &= x[j] == x[j];
+      is_right &= is_finite(x[j]);
     }
     write_input(a, x, h, w, grad_input);
     return is_right;
   }
 
   // The first step of the backward, for K > 3: writes a and b of each window to the first two
-  // quarters of the workspace; for a window out of range NaN and three numbers as
+  // quarters of the workspace; for a window out of range something not finite and three numbers as
   // summarize_window.
   static MMSOFTPOOL_BODY void summarize(
       const Arguments& a, const T* grad_output, const T* input, float* workspace, uint32_t i) {
@@ -545,7 +544,7 @@ struct Ring {
           MMSOFTPOOL_UNROLL
           for (int j = 0; j < cols; ++j) {
             const TwoSums numbers = two_sums(a, grad[j], sums[j], means[j]);
-            sums[j] = is_finite(numbers.a) ? numbers.a : nan;
+            sums[j] = numbers.a;
             is_wrong |= !is_finite(numbers.a);
             means[j] = numbers.b;
           }
@@ -556,7 +555,7 @@ struct Ring {
       for_each_element(a, place, [&](int32_t h, int32_t w) {
         if (has_output_row(a, h) && has_output(a, w)) {
           float* const numbers = workspace + output_at(a, h, w);
-          if (!(*numbers == *numbers)) {
+          if (!is_finite(*numbers)) {
             const Window<float> window = general_window(a, input, h, w);
             numbers[a.outputs] = window.max;
             numbers[2 * a.outputs] = window.scale(float(grad_output[output_at(a, h, w)]));
@@ -590,13 +589,13 @@ struct Ring {
     if (is_wrong) {
       for_each_element(a, place, [&](int32_t h, int32_t w) {
         T& grad = grad_input[input_at(a, h, w)];
-        if (!(float(grad) == float(grad))) {
+        if (!is_finite(float(grad))) {
           const float x = float(input[input_at(a, h, w)]);
           float sum = 0;
           for_each_window(a, h, w, [&](int32_t oh, int32_t ow) {
             const float* const numbers = workspace + output_at(a, oh, ow);
             const float b = numbers[a.outputs];
-            if (*numbers == *numbers) {
+            if (is_finite(*numbers)) {
               sum += x == -std::numeric_limits<float>::infinity()
                          ? 0
                          : gradient(reference, x, *numbers, b);
@@ -653,7 +652,7 @@ struct Ring {
     if (is_wrong) {
       for_each_element(a, place, [&](int32_t h, int32_t w) {
         T& grad = grad_input[input_at(a, h, w)];
-        if (!(float(grad) == float(grad))) {
+        if (!is_finite(float(grad))) {
           const float x = float(input[input_at(a, h, w)]);
           float sum = 0;
           for_each_window(a, h, w, [&](int32_t oh, int32_t ow) {

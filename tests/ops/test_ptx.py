@@ -39,6 +39,9 @@ def build(folder, arch, every, change=lambda source: source):
     ``change`` makes another kernel of the source of ring.h, for the tests of the checks.
     """
     source = (CSRC / "soft_pool.cu").read_text()
+    # A backward of two steps does so many outputs at once: here in several parts.
+    assert source.count("outputs = 1 << 21") == 1
+    source = source.replace("outputs = 1 << 21", "outputs = 1 << 9")
     ring = change((CSRC / "ring.h").read_text())
     if not every:
         source = re.sub(r"MMSOFTPOOL_INSTANTIATE\((double|__half|__nv_bfloat16)\)", "", source)
