@@ -148,15 +148,15 @@ struct Window {
     rest = (sum - before) - number;
   }
 
-  // Eq. 2. No weight at all means nothing but -inf. The mean may be nearly -max: what the division
-  // leaves counts.
+  // Eq. 2. No weight at all means nothing but -inf. The mean may be nearly -max: what the division and
+  // the sums leave out counts.
   MMSOFTPOOL_BODY A output() const {
     if (sum == 0) {
       return -std::numeric_limits<A>::infinity();
     }
     const A quotient = divide_by_sum(mean, sum);
-    const A rest = divide_by_sum(std::fma(-quotient, sum, mean), sum);
-    return ((max + quotient) + rest) * exponent.per_unit;
+    const A rest = std::fma(-quotient, sum, mean) + (quotient * rest_of_sum - rest_of_mean);
+    return ((max + quotient) + divide_by_sum(rest, sum)) * exponent.per_unit;
   }
 
   // The gradient of a tap is scale * share(x, offset, gradient).
