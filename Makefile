@@ -9,6 +9,7 @@
 #             has half a minute of the one and two kills
 # make aarch64    the CPU kernels on an emulated 64-bit ARM against those of this machine
 # make matrix  the operator and the demo with other versions of Python, torch, numpy, mmcv and mmdet
+# make test-ptx    what nvcc makes of the CUDA kernels, run on the CPU
 # make sanitize, make sanitize-cuda    the operator's tests under the sanitizers
 # make gpu-report    test and measure on a GPU, in under 9 minutes; needs nvcc, torch and pytest
 
@@ -19,7 +20,7 @@ BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 CSRC   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: env demo test test-slow fuzz docs lint format wheel matrix aarch64 sanitize sanitize-cuda gpu-report clean
+.PHONY: env demo test test-slow test-ptx fuzz docs lint format wheel matrix aarch64 sanitize sanitize-cuda gpu-report clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.built
@@ -103,6 +104,11 @@ sanitize: env
 	done; CXXFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=all" \
 	  $(ASAN) $(PY) -m pytest -q -p no:cacheprovider tests/ops/test_cuda_on_host.py || status=1; \
 	$(PY) -m pip install -q --no-build-isolation --no-deps -e .; exit $$status
+
+# What nvcc makes of all CUDA kernels, run on the CPU; a test has some of them. About 20 minutes for
+# each architecture.
+test-ptx: env
+	MMSOFTPOOL_PTX="8.0 9.0" OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) tests/ops/test_ptx.py
 
 aarch64: env
 	command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64 || { \

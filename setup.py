@@ -100,16 +100,25 @@ def number_of_jobs():
 def find_nvcc():
     if os.environ.get("MMSOFTPOOL_CUDA") == "0":
         return None
-    for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
-        if home and (Path(home) / "bin" / "nvcc").exists():
-            return str(Path(home) / "bin" / "nvcc")
-    return shutil.which("nvcc")
+    home = os.environ.get("CUDA_HOME")
+    # PATH before the usual folder, as torch has it.
+    candidates = [home and f"{home}/bin/nvcc", shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"]
+    return next((path for path in candidates if path and Path(path).exists()), None)
+
+
+def cudart_folder(nvcc):
+    """Where the toolkit of an nvcc has libcudart_static.a; conda's has no lib64."""
+    home = Path(nvcc).resolve().parent.parent
+    folders = [home / "lib64", home / "lib", *home.glob("targets/*/lib")]
+    return next((f for f in folders if (f / "libcudart_static.a").exists()), folders[0])
 
 
 def gencode_flags(nvcc, every):
     """nvcc's -gencode flags: for every architecture, or for the GPU of this machine (9.0 without).
 
-    The newest architecture is also included as PTX, which later GPUs compile at load time.
+    The newest architecture is also included as PTX, which later GPUs compile at load time, and for
+    every architecture that of 8.0: newer ones below the newest, such as 11.0, have nothing else. A
+    GPU newer than nvcc gets the newest PTX that nvcc knows.
     """
     import torch
 
@@ -121,7 +130,10 @@ def gencode_flags(nvcc, every):
     elif every:
         wanted = [a for a in CUDA_ARCHITECTURES if "sm_" + a.replace(".", "") in known]
     elif torch.cuda.is_available():
-        wanted = ["{}.{}".format(*torch.cuda.get_device_capability())]
+        major, minor = torch.cuda.get_device_capability()
+        numbers = [int(code[3:]) for code in known if re.fullmatch(r"sm_\d+", code)]
+        fitting = [n for n in numbers if n <= 10 * major + minor]
+        wanted = ["{}.{}".format(*divmod(max(fitting, default=10 * major + minor), 10))]
     else:
         wanted = ["9.0"]
     numbers = sorted({int(a.replace(".", "")) for a in wanted})
@@ -131,7 +143,8 @@ def gencode_flags(nvcc, every):
             f"{os.environ.get('TORCH_CUDA_ARCH_LIST')!r}, {nvcc} knows {known}"
         )
     flags = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
-    return [*flags, f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}"]
+    ptx = sorted({numbers[-1], *({80} & set(numbers) if every else ())})
+    return [*flags, *(f"-gencode=arch=compute_{n},code=compute_{n}" for n in ptx)]
 
 
 class BuildLibraries(build_ext):
@@ -206,7 +219,7 @@ class BuildLibraries(build_ext):
         if use_aten():
             link += ["-lc10"] + (["-lc10_cuda"] if is_cuda and torch.version.cuda else [])
         if is_cuda:
-            link += [f"-L{Path(nvcc).resolve().parent.parent / 'lib64'}", "-lcudart_static"]
+            link += [f"-L{cudart_folder(nvcc)}", "-lcudart_static"]
             link += ["-ldl", "-lrt", "-lpthread"]
         else:
             link += shlex.split(os.environ.get("CXXFLAGS", ""))

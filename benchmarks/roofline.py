@@ -1,14 +1,11 @@
 """A roofline of the CUDA kernels from their machine code; needs nvcc or a built library, no GPU.
 
-The strip kernels spend their time in one loop, a trip of which makes a row of outputs or two. Its
+The kernels spend their time in one loop, a trip of which makes a row of outputs or some. Its
 instructions, counted in the disassembly, bound the speed three ways: the scheduler issues one a
 clock, lane and warp, the special-function unit (exponentials, reciprocals) takes 16 a clock, and
 memory is busy only while enough loads are in flight. Counts are static: code in the loop that only
-runs at the edge of the image counts as well, so the truth is somewhat better. Predictions are good
-to about 20 %.
-
-A tile kernel, for large windows, has a loop in each of its phases, which barriers separate. Their
-instructions count as often as the loops run for the maps of :data:`TILE_CASES`.
+runs at the edge of the image counts as well, and the rows that a ring reads above and below those
+of its outputs do not. No GPU has been there to tell how far predictions are off.
 """
 
 import os
@@ -37,9 +34,6 @@ LIMITS = {
     "10.0": (2048, 32, 228 << 10),
     "12.0": (1536, 24, 100 << 10),
 }
-#: Kernel size, and height and width of the map, of the tile kernels' counts: YOLO's SPP. The
-#: padding is half the kernel.
-TILE_CASES = ((5, 40), (9, 20), (13, 20))
 _DTYPES = {
     "float": "float32",
     "double": "float64",
@@ -66,8 +60,6 @@ class Gpu(NamedTuple):
     lanes: int = 128
     #: Exponentials or reciprocals of threads that an SM takes in a clock.
     special: int = 16
-    #: Bytes that the shared memory of an SM moves in a clock.
-    shared: int = 128
     #: Bytes per second that a copy moves, reads and writes together.
     bandwidth: float = 4.2e12
     #: Clocks from a load to its data.
@@ -215,8 +207,13 @@ def hot_loop(instructions: list[Instruction]) -> list[Instruction]:
     codes = [[i for i in instructions if begin <= i.address <= end] for begin, end in innermost]
     storing = [code for code in codes if any(i.opcode.startswith("STG") for i in code)]
     if len(storing) > 1:
-        return min(storing, key=lambda code: _count(code).special / _stored(code))
+        return min(storing, key=lambda code: (_special(code) / _stored(code), len(code)))
     return max(codes, key=len)
+
+
+def _special(instructions: list[Instruction]) -> int:
+    """Special functions: exponentials and reciprocals."""
+    return sum(i.opcode.startswith("MUFU") for i in instructions)
 
 
 def _stored(instructions: list[Instruction]) -> float:
@@ -246,7 +243,7 @@ def _describe(name: str) -> dict[str, object] | None:
     """What a kernel is, by its demangled name; None if that is not one of the operator's."""
     match = re.search(
         r"(forward|backward)_strip_kernel<mmsoftpool::cuda::"
-        r"(?:Sum)?Strip<(\w+), (\d), (\d), (\d), \d, (\d), (true|false)>",
+        r"Strip<(\w+), (\d), (\d), (\d), \d, (\d), (true|false)>",
         name,
     )
     if match:
@@ -259,9 +256,20 @@ def _describe(name: str) -> dict[str, object] | None:
             kernel=f"k{kernel} s{stride} p{pad}",
             stride=int(stride),
         )
-    match = re.search(r"(\w+)_tile_kernel<(\w+)>", name)
+    match = re.search(
+        r"(\w+)_ring_kernel<mmsoftpool::cuda::Ring<(\w+), (\d+), \(mmsoftpool::cuda::Access\)(\d)>",
+        name,
+    )
     if match:
-        return dict(direction=match.group(1), dtype=_DTYPES[match.group(2)], tiles=True)
+        step, dtype, kernel, access = match.groups()
+        return dict(
+            direction="backward" if step == "summarize" else step,
+            dtype=_DTYPES[dtype],
+            layout="contiguous" if access == "0" else "channels_last",
+            kernel=f"k{kernel} s1 p{int(kernel) // 2}",
+            stride=1,
+            summarizes=step == "summarize",
+        )
     match = re.search(r"(\w+)_kernel<(\w+), (int|long)>", name)
     if match is None or match.group(2) not in _DTYPES:
         return None
@@ -273,189 +281,26 @@ def _describe(name: str) -> dict[str, object] | None:
     )
 
 
-class TilePlan(NamedTuple):
-    """How csrc/cuda/tile.h divides a map; pairs are (height, width)."""
-
-    #: Neighbouring channels of a tile, threads of a block, and bytes of its shared memory.
-    lanes: int
-    threads: int
-    shared: int
-    #: Tiles of a plane.
-    tiles: tuple[int, int]
-    #: Of a tile: inputs, windows, and the outputs or gradients that it writes.
-    inputs: tuple[int, int]
-    windows: tuple[int, int]
-    written: tuple[int, int]
-
-
-def tile_plan(
-    direction: str, channels_last: bool, dtype: str, kernel_size: int, size: int
-) -> TilePlan | None:
-    """The tiles of a square map and a window of stride 1, padded by half; None if there are none.
-
-    The same rule as ``with_tile`` in csrc/cuda/tile.h, against which a test holds it.
-
-    Args:
-        direction: ``'forward'`` or ``'backward'``.
-        channels_last: The memory format, of more than one channel.
-        dtype: Such as ``'float32'``.
-        kernel_size: Of both axes.
-        size: Height and width of the input.
-    """
-    number = 2 * max(4, _BYTES[dtype])
-    out = size + 2 * (kernel_size // 2) - kernel_size + 1
-    backward = direction == "backward"
-    for lanes in (8, 4, 2, 1) if channels_last else (1,):
-        counts = [-(-(size if backward else out) // 128)] * 2
-        while True:
-            axes = []
-            for count in counts:
-                whole = size if backward else out
-                written = -(-whole // count)
-                windows = min(out, written + (kernel_size - 1) * backward)
-                inputs = min(size, windows + kernel_size - 1)
-                axes.append((-(-whole // written), inputs, windows, written))
-            tiles, inputs, windows, written = zip(*axes, strict=True)
-            items = inputs[0] * -(-windows[1] // 4) * lanes
-            rounds = max(4, -(-items // 256))
-            threads = -(-items // (32 * rounds)) * 32
-            pitch = (max(inputs[1], windows[1]) | 1) * lanes
-            sum_pitch = (-(-max(windows[1], written[1]) // 4) * 4 | 1) * lanes
-            shared = (lanes + max(inputs[0], windows[0]) * (pitch + sum_pitch)) * number
-            if shared <= 63 << 10:
-                overhead = inputs[0] * inputs[1] / (written[0] * written[1])
-                if overhead > (2 if lanes > 1 else 4):
-                    break
-                return TilePlan(lanes, threads, shared, tiles, inputs, windows, written)
-            if written == (1, 1):
-                break
-            counts[0 if written[0] > written[1] else 1] += 1
-    return None
-
-
-class _Counts(NamedTuple):
-    """What the threads of a block do: instructions, special functions, bytes of shared memory."""
-
-    instructions: float = 0
-    special: float = 0
-    shared: float = 0
-
-    def __add__(self, other):
-        return _Counts(*(x + y for x, y in zip(self, other, strict=True)))
-
-    def __mul__(self, times):
-        return _Counts(*(x * times for x in self))
-
-
-def _count(instructions: list[Instruction]) -> _Counts:
-    return _Counts(
-        len(instructions),
-        sum(i.opcode.startswith("MUFU") for i in instructions),
-        sum(_width(i) / 8 for i in instructions if i.opcode.startswith(("LDS", "STS"))),
-    )
-
-
-def tile_phases(instructions: list[Instruction]) -> list[list[Instruction]]:
-    """The phases of a tile kernel, those of windows that need the general way left out.
-
-    Barriers end them. In the backward the general phases stand before or after the last two, and
-    are longer.
-    """
-    phases = [[]]
-    for instruction in instructions:
-        phases[-1].append(instruction)
-        if instruction.opcode.startswith("BAR"):
-            phases.append([])
-    decision = next(i for i, p in enumerate(phases) if p[-1].opcode.startswith("BAR.RED"))
-    others = phases[decision + 1 : decision + 5]
-    if len(others) < 4:
-        return phases[: decision + 1]
-    return phases[: decision + 1] + min(
-        others[:2], others[2:], key=lambda pair: sum(map(len, pair))
-    )
-
-
-def _count_phase(phase: list[Instruction]) -> tuple[_Counts, _Counts, _Counts, int]:
-    """A phase outside its loop, in the loop but not in the one inside, in that, and its loads."""
-    loops = _loops(phase)
-    begin, end = max(loops, key=lambda loop: loop[1] - loop[0])
-    inner = max(
-        (loop for loop in loops if begin <= loop[0] and loop[1] <= end and loop != (begin, end)),
-        key=lambda loop: loop[1] - loop[0],
-    )
-    inside = [i for i in phase if inner[0] <= i.address <= inner[1]]
-    between = [i for i in phase if begin <= i.address <= end and i not in inside]
-    outside = [i for i in phase if not begin <= i.address <= end]
-    loads = sum(i.opcode.startswith("LDG") for i in inside)
-    return _count(outside), _count(between), _count(inside), loads
-
-
-def _tile_row(function, case, arch, gpu, layout, kernel_size, size) -> dict:
-    """The counts and the prediction of a tile kernel for one map."""
-    last = layout == "channels_last"
-    plan = tile_plan(case["direction"], last, case["dtype"], kernel_size, size)
-    total, loop, in_flight = _Counts(), 0, 0
-    phases = tile_phases(function.instructions)
-    for number, phase in enumerate(phases):
-        outside, between, inside, loads = _count_phase(phase)
-        loop += between.instructions + inside.instructions
-        total += outside * plan.threads
-        if number < 2:
-            # Over the inputs: a thread has some rows of a column, `loads` of them at once.
-            threads = plan.threads // plan.lanes
-            columns = min(threads, plan.inputs[1])
-            rows = threads // columns
-            trips = -(-plan.inputs[0] // (rows * max(loads, 1)))
-            trips *= -(-plan.inputs[1] // columns)
-            total += (between + inside * trips) * plan.threads
-            in_flight = max(in_flight, loads)
-            continue
-        # Over groups of four sums, an inner trip for each number that they share: along the columns
-        # of inputs or windows, then the rows.
-        shape = {
-            2: (plan.inputs[0], plan.windows[1]),
-            3: (plan.windows[1], plan.windows[0]),
-            4: (plan.windows[0], plan.written[1]),
-            5: (plan.written[1], plan.written[0]),
-        }[number]
-        items = -(-shape[0] * -(-shape[1] // 4) * plan.lanes // 32) * 32
-        total += (between + inside * (kernel_size - 3)) * items
-    outputs = plan.written[0] * plan.written[1] * plan.lanes
-    total = total * (1 / outputs)
-    shared = function.shared + plan.shared
-    elements = {"forward": 2, "backward": 3}[case["direction"]]
-    element = _BYTES[case["dtype"]]
-    rate = gpu.sms * gpu.clock * elements * element / gpu.bandwidth
-    share = occupancy(arch, function.registers, shared, plan.threads)
-    loaded = share * LIMITS[arch][0] * in_flight * element * gpu.sms
-    return dict(
-        case,
-        layout=layout,
-        kernel=f"k{kernel_size} s1 p{kernel_size // 2} {size}x{size}",
-        arch=arch,
-        registers=function.registers,
-        spills=sum(i.opcode.startswith(("LDL", "STL")) for phase in phases for i in phase),
-        shared=shared,
-        occupancy=share,
-        loop=loop,
-        load_bits=8 * element,
-        store_bits=8 * element,
-        outputs=outputs,
-        instructions=total.instructions,
-        special=total.special,
-        issue=rate * gpu.lanes / total.instructions,
-        exponential=rate * gpu.special / total.special,
-        banks=rate * gpu.shared / total.shared,
-        memory=min(1.0, loaded / (gpu.latency / gpu.clock * gpu.bandwidth)),
-    )
-
-
 def _demangle(names: Iterable[str]) -> list[str]:
     """Readable names of C++ functions, by the c++filt that comes with a compiler."""
     result = subprocess.run(
         ["c++filt"], input="\n".join(names), check=True, capture_output=True, text=True
     )
     return result.stdout.splitlines()
+
+
+def _add(first: dict, second: dict) -> dict:
+    """The row of two kernels that run after each other for the same outputs."""
+    row = dict(first)
+    for key in ("spills", "loop", "instructions", "special"):
+        row[key] += second[key]
+    for key in ("registers", "load_bits", "store_bits"):
+        row[key] = max(row[key], second[key])
+    for key in ("occupancy", "memory"):
+        row[key] = min(row[key], second[key])
+    for key in ("issue", "exponential"):
+        row[key] = 1 / (1 / row[key] + 1 / second[key])
+    return row
 
 
 def analyse(functions: list[Function], arch: str, gpu: Gpu = H200) -> list[dict]:
@@ -470,28 +315,21 @@ def analyse(functions: list[Function], arch: str, gpu: Gpu = H200) -> list[dict]
         Per kernel ``direction``, ``dtype``, ``layout`` and ``kernel``; ``registers``; ``spills``,
         the number of instructions that move local memory; ``shared`` in bytes; ``occupancy``; and
         of the hot loop ``loop``, its instructions, and ``load_bits`` and ``store_bits``, the widest
-        of each. The strip kernels have ``instructions`` and ``special`` per output as well (an
+        of each. Strips and rings have ``instructions`` and ``special`` per output as well (an
         output of the pooling, in the backward too), and ``issue``, ``exponential`` and ``memory``:
         the shares of the copy bandwidth that each would allow if every tensor is moved once.
         ``memory`` supposes that all resident threads have the loads of one trip in flight, and is 1
-        at most. The tile kernels have these for each of :data:`TILE_CASES` and layout, without the
-        phases of windows that need the general way, and ``banks``, the share that shared memory
-        allows. The general kernels' loops are over taps, so they have no numbers per output.
+        at most. The two kernels of a ring's backward are one row. A ring for any layout counts as
+        channels last, inside the plane. The general kernels' loops are over taps, so they have no
+        numbers per output.
     """
-    rows = []
+    rows = {}
     names = _demangle(function.name for function in functions)
     for name, function in zip(names, functions, strict=True):
         case = _describe(name)
         if case is None:
             continue
-        if case.pop("tiles", False):
-            rows += [
-                _tile_row(function, case, arch, gpu, layout, *map_case)
-                for layout in ("contiguous", "channels_last")
-                for map_case in TILE_CASES
-            ]
-            continue
-        stride = case.pop("stride", None)
+        stride, summarizes = case.pop("stride", None), case.pop("summarizes", False)
         loop = hot_loop(function.instructions)
         loads = [_width(i) for i in loop if i.opcode.startswith("LDG")]
         stores = [_width(i) for i in loop if i.opcode.startswith("STG")]
@@ -508,9 +346,9 @@ def analyse(functions: list[Function], arch: str, gpu: Gpu = H200) -> list[dict]
         )
         if stride:
             # The backward stores the gradients of as many inputs.
-            outputs = _stored(loop) / _BYTES[case["dtype"]]
+            outputs = _stored(loop) / (8 if summarizes else _BYTES[case["dtype"]])
             outputs /= stride**2 if case["direction"] == "backward" else 1
-            special = sum(i.opcode.startswith("MUFU") for i in loop) / outputs
+            special = _special(loop) / outputs
             instructions = len(loop) / outputs
             # Elements per output: x is read, y written; or x and g read, dx written.
             elements = {"forward": stride**2 + 1, "backward": 2 * stride**2 + 1}
@@ -525,7 +363,9 @@ def analyse(functions: list[Function], arch: str, gpu: Gpu = H200) -> list[dict]
                 exponential=rate * gpu.special / special,
                 memory=min(1.0, in_flight / (gpu.latency / gpu.clock * gpu.bandwidth)),
             )
-        rows.append(row)
+        key = tuple(case.items())
+        rows[key] = _add(rows[key], row) if key in rows else row
+    rows = list(rows.values())
     order = ("direction", "layout", "dtype", "kernel")
     return sorted(rows, key=lambda row: ("issue" not in row, *(row[key] for key in order)))
 
@@ -552,8 +392,8 @@ def table(rows: list[dict]) -> str:
     """Rows of :func:`roofline` as a Markdown table; / out is per output of the pooling."""
     lines = [
         "| kernel | registers | spills | shared | occupancy | loop | / out | exp / out "
-        "| load, store bits | issue | exp | banks | memory |",
-        "|---|" + 12 * "---:|",
+        "| load, store bits | issue | exp | memory |",
+        "|---|" + 11 * "---:|",
     ]
     for row in rows:
         cells = [
@@ -563,10 +403,7 @@ def table(rows: list[dict]) -> str:
             str(row["loop"]),
             *(f"{row[k]:.0f}" if k in row else "" for k in ("instructions", "special")),
             f"{row['load_bits']}, {row['store_bits']}",
-            *(
-                f"{row[k]:.0%}" if k in row else ""
-                for k in ("issue", "exponential", "banks", "memory")
-            ),
+            *(f"{row[k]:.0%}" if k in row else "" for k in ("issue", "exponential", "memory")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -118,7 +118,7 @@ class PoolArguments {
     return sizes;
   }
 
-  Tensor in_layout(const Tensor& t) const { return contiguous(t, memory_format()); }
+  Tensor in_layout(const Tensor& t) const { return mmsoftpool::contiguous(t, memory_format()); }
 
   Tensor empty(const Ints& sizes) const {
     return mmsoftpool::empty(sizes, input_.scalar_type(), input_.device(), memory_format());
@@ -129,11 +129,15 @@ class PoolArguments {
   void check_grad_output(const Tensor& grad_output) const {
     const Ints sizes = output_sizes();
     MMSOFTPOOL_CHECK(
-        grad_output.scalar_type() == input_.scalar_type() &&
-            grad_output.device() == input_.device() &&
-            std::equal(
-                sizes.begin(), sizes.end(), grad_output.sizes().begin(), grad_output.sizes().end()),
-        "soft_pool_backward: grad_output must have the output's shape, dtype and device");
+        grad_output.device() == input_.device(),
+        "soft_pool_backward: grad_output must be on the device of input");
+    MMSOFTPOOL_CHECK(
+        grad_output.scalar_type() == input_.scalar_type(),
+        "soft_pool_backward: grad_output must have the dtype of input");
+    MMSOFTPOOL_CHECK(
+        std::equal(
+            sizes.begin(), sizes.end(), grad_output.sizes().begin(), grad_output.sizes().end()),
+        "soft_pool_backward: grad_output must have the output's shape");
   }
 
  private:

@@ -72,19 +72,43 @@ inline cudaStream_t current_stream(Device device) {
 #define MMSOFTPOOL_LIBRARY_IMPL STABLE_TORCH_LIBRARY_IMPL
 #define MMSOFTPOOL_KERNEL TORCH_BOX
 
+// The text of the last error of the functions below, from torch 2.13 on; null before.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+
 namespace mmsoftpool {
 
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
-using torch::stable::contiguous;
 using torch::stable::get_num_threads;
 using torch::stable::parallel_for;
 using torch::stable::Tensor;
 using Device = torch::stable::Device;
 
+// Calls torch for a tensor. Its own error would not tell that memory ran out, which callers look
+// for in the text.
+template <typename Call>
+Tensor allocate(const Call& call) {
+  try {
+    return call();
+  } catch (const std::exception&) {
+    MMSOFTPOOL_CHECK(
+        false, "soft_pool: no tensor: ",
+        torch_exception_get_what_without_backtrace
+            ? torch_exception_get_what_without_backtrace()
+            : "out of memory, or an error that torch before 2.13 prints but does not pass on");
+    throw;
+  }
+}
+
+inline Tensor contiguous(const Tensor& t, MemoryFormat format) {
+  return allocate([&] { return torch::stable::contiguous(t, format); });
+}
+
 inline Tensor empty(
     const std::vector<int64_t>& sizes, ScalarType dtype, Device device, MemoryFormat format) {
-  return torch::stable::empty(sizes, dtype, std::nullopt, device, std::nullopt, format);
+  return allocate([&] {
+    return torch::stable::empty(sizes, dtype, std::nullopt, device, std::nullopt, format);
+  });
 }
 
 #ifdef USE_CUDA

@@ -11,6 +11,19 @@ void check(cudaError_t error) {
       "soft_pool: the CUDA kernel could not be launched: ", cudaGetErrorString(error));
 }
 
+// The library has a CUDA runtime of its own, which torch's guard does not set.
+cudaStream_t stream_of(const Tensor& t) {
+  check(cudaSetDevice(t.device().index()));
+  return current_stream(t.device());
+}
+
+template <typename T>
+Tensor make_workspace(int64_t numbers, const Tensor& input) {
+  return empty(
+      {numbers}, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float, input.device(),
+      MemoryFormat::Contiguous);
+}
+
 Tensor soft_pool(
     const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
     const Ints& dilation, bool ceil_mode, double alpha, const std::string& gradient) {
@@ -23,7 +36,10 @@ Tensor soft_pool(
     using T = std::remove_pointer_t<decltype(type)>;
     const T* const x = static_cast<const T*>(in.data_ptr());
     T* const y = static_cast<T*>(output.data_ptr());
-    check(pool_forward(arguments.pooling, x, y, current_stream(in.device())));
+    const int64_t numbers = forward_workspace(arguments.pooling);
+    const Tensor workspace = numbers > 0 ? make_workspace<T>(numbers, in) : output;
+    check(pool_forward(
+        arguments.pooling, x, y, static_cast<Compute<T>*>(workspace.data_ptr()), stream_of(in)));
   });
   return output;
 }
@@ -44,13 +60,11 @@ Tensor soft_pool_backward(
     const T* const x = static_cast<const T*>(in.data_ptr());
     const T* const grad_y = static_cast<const T*>(grad_out.data_ptr());
     T* const grad_x = static_cast<T*>(grad_input.data_ptr());
-    const Tensor workspace = empty(
-        {backward_workspace(arguments.pooling, grad_y, x, grad_x)},
-        sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float, in.device(),
-        MemoryFormat::Contiguous);
+    const Tensor workspace =
+        make_workspace<T>(backward_workspace(arguments.pooling, grad_y, x, grad_x), in);
     check(pool_backward(
         arguments.pooling, grad_y, x, grad_x, static_cast<Compute<T>*>(workspace.data_ptr()),
-        current_stream(in.device())));
+        stream_of(in)));
   });
   return grad_input;
 }

@@ -1,4 +1,7 @@
-// Any pooling: one output, or one input, a thread. For what strip.h does not cover.
+// Any pooling: one output, or one input, a thread. For what strip.h and ring.h do not cover.
+//
+// A window of very many taps, such as that of a global pool, is divided into slices, each a thread,
+// where there are few windows; their sums are merged.
 #pragma once
 
 #include <algorithm>
@@ -183,17 +186,118 @@ MMSOFTPOOL_BODY void forward_generic(
   output[i] = T(window_of(indices, exponent, input, output_position(indices, i)).output());
 }
 
+// How many slices a window is divided into: 1 unless taps are many and windows few.
+inline int64_t count_slices(const Pooling& pooling) {
+  constexpr int64_t wanted = 1 << 18, most = 256, taps_of_slice = 32;  // threads; the last two
+  const int64_t outputs = std::max<int64_t>(pooling.planes() * pooling.out_plane(), 1);
+  int64_t taps = 1;
+  for (const Axis* axis : {&pooling.depth, &pooling.height, &pooling.width}) {
+    taps *= std::min(axis->kernel_size, axis->in);
+  }
+  return std::max<int64_t>(1, std::min({wanted / outputs, taps / taps_of_slice, most}));
+}
+
+// Calls visit(x) for every `slices`-th tap of the window of an output, from tap `slice` on.
+template <typename T, typename Int, typename Visit>
+MMSOFTPOOL_BODY void for_each_tap_of_slice(
+    const Indices<Int>& indices, const T* input, const Position<Int>& output, Int slice, Int slices,
+    const Visit& visit) {
+  const Range<Int> rd = taps_inside(indices.depth, output.d);
+  const Range<Int> rh = taps_inside(indices.height, output.h);
+  const Range<Int> rw = taps_inside(indices.width, output.w);
+  const Int depth = rd.end - rd.begin, height = rh.end - rh.begin, width = rw.end - rw.begin;
+  if (depth <= 0 || height <= 0 || width <= 0) {
+    return;
+  }
+  // From a tap to the next without divisions.
+  const Int step_h = slices / width, step_w = slices - step_h * width;
+  Int d = 0, h = slice / width, w = slice - h * width;
+  while (true) {
+    while (h >= height) {
+      h -= height;
+      ++d;
+    }
+    if (d >= depth) {
+      return;
+    }
+    Position<Int> at;
+    at.p = output.p;
+    at.d = indices.depth.first_input(output.d) + (rd.begin + d) * indices.depth.dilation;
+    at.h = indices.height.first_input(output.h) + (rh.begin + h) * indices.height.dilation;
+    at.w = indices.width.first_input(output.w) + (rw.begin + w) * indices.width.dilation;
+    visit(Compute<T>(input[input_offset(indices, at)]));
+    h += step_h;
+    w += step_w;
+    if (w >= width) {
+      w -= width;
+      ++h;
+    }
+  }
+}
+
+// Thread i writes maximum, sum and mean of a slice to the workspace. Neighbouring threads have
+// neighbouring inputs: slices of a window, or with the channels last a slice of several windows.
+template <typename T, typename Int>
+MMSOFTPOOL_BODY void summarize_slice(
+    const Indices<Int>& indices, const Exponent<Compute<T>>& exponent, const T* input,
+    Compute<T>* workspace, Int outputs, Int slices, Int i) {
+  using A = Compute<T>;
+  const Int slice = indices.channels_last ? i / outputs : i % slices;
+  const Int output = indices.channels_last ? i % outputs : i / slices;
+  const Position<Int> position = output_position(indices, output);
+  A max = Window<A>::lowest;
+  for_each_tap_of_slice(
+      indices, input, position, slice, slices, [&](A x) { max = Window<A>::update_max(max, x); });
+  Window<A> window(exponent, max * exponent.unit);
+  for_each_tap_of_slice(indices, input, position, slice, slices, [&](A x) { window.add(x); });
+  workspace += 3 * (int64_t(output) * slices + slice);
+  workspace[0] = window.max;
+  workspace[1] = window.sum;
+  workspace[2] = window.mean;
+}
+// The window of an output from those of its slices.
+template <typename A>
+MMSOFTPOOL_BODY Window<A> merge_slices(
+    const Exponent<A>& exponent, const A* workspace, int64_t output, int64_t slices) {
+  const A* const begin = workspace + 3 * output * slices;
+  A max = Window<A>::lowest * exponent.unit;
+  for (const A* slice = begin; slice < begin + 3 * slices; slice += 3) {
+    max = Window<A>::update_max(max, slice[0]);
+  }
+  Window<A> window(exponent, max);
+  for (const A* slice = begin; slice < begin + 3 * slices; slice += 3) {
+    window.add_window(slice[0], slice[1], slice[2]);
+  }
+  return window;
+}
+template <typename T>
+MMSOFTPOOL_BODY void forward_of_slices(
+    const Exponent<Compute<T>>& exponent, const Compute<T>* workspace, T* output, int64_t slices,
+    int64_t i) {
+  output[i] = T(merge_slices(exponent, workspace, i, slices).output());
+}
+
 // The backward takes two steps, so that no two threads add to the same number. First thread i
 // writes what the gradients of the taps of window i need, three numbers, to the workspace.
+template <typename A>
+MMSOFTPOOL_BODY void write_summary(const Window<A>& window, A grad_output, A* summary) {
+  summary[0] = window.max;
+  summary[1] = window.scale(grad_output);
+  summary[2] = window.offset();
+}
 template <typename T, typename Int>
 MMSOFTPOOL_BODY void summarize_window(
     const Indices<Int>& indices, const Exponent<Compute<T>>& exponent, const T* grad_output,
     const T* input, Compute<T>* workspace, Int i) {
   const auto window = window_of(indices, exponent, input, output_position(indices, i));
-  workspace += 3 * int64_t(i);
-  workspace[0] = window.max;
-  workspace[1] = window.scale(Compute<T>(grad_output[i]));
-  workspace[2] = window.offset();
+  write_summary(window, Compute<T>(grad_output[i]), workspace + 3 * int64_t(i));
+}
+template <typename T>
+MMSOFTPOOL_BODY void summarize_slices(
+    const Exponent<Compute<T>>& exponent, const T* grad_output, const Compute<T>* slices_of_windows,
+    Compute<T>* workspace, int64_t slices, int64_t i) {
+  const auto window = merge_slices(exponent, slices_of_windows, i, slices);
+  write_summary(window, Compute<T>(grad_output[i]), workspace + 3 * i);
 }
 
 // The outputs o of an axis that have input i as a tap are those of a range with

@@ -1,6 +1,6 @@
 #include "generic.h"
+#include "ring.h"
 #include "soft_pool.h"
-#include "tile.h"
 #include "with_strip.h"
 
 namespace mmsoftpool::cuda {
@@ -14,6 +14,36 @@ __global__ void forward_generic_kernel(
   const Int i = Int(blockIdx.x) * block_size + Int(threadIdx.x);
   if (i < threads) {
     forward_generic(indices, exponent, input, output, i);
+  }
+}
+
+template <typename T, typename Int>
+__global__ void summarize_slice_kernel(
+    Indices<Int> indices, Exponent<Compute<T>> exponent, const T* input, Compute<T>* workspace,
+    Int outputs, Int slices, Int threads) {
+  const Int i = Int(blockIdx.x) * block_size + Int(threadIdx.x);
+  if (i < threads) {
+    summarize_slice(indices, exponent, input, workspace, outputs, slices, i);
+  }
+}
+
+template <typename T>
+__global__ void forward_slices_kernel(
+    Exponent<Compute<T>> exponent, const Compute<T>* workspace, T* output, int64_t slices,
+    int64_t threads) {
+  const int64_t i = int64_t(blockIdx.x) * block_size + threadIdx.x;
+  if (i < threads) {
+    forward_of_slices(exponent, workspace, output, slices, i);
+  }
+}
+
+template <typename T>
+__global__ void summarize_slices_kernel(
+    Exponent<Compute<T>> exponent, const T* grad_output, const Compute<T>* slices_of_windows,
+    Compute<T>* workspace, int64_t slices, int64_t threads) {
+  const int64_t i = int64_t(blockIdx.x) * block_size + threadIdx.x;
+  if (i < threads) {
+    summarize_slices(exponent, grad_output, slices_of_windows, workspace, slices, i);
   }
 }
 
@@ -57,97 +87,40 @@ __global__ void backward_strip_kernel(
   }
 }
 
-// The block of a GPU, see tile.h.
-class Block {
- public:
-  // The largest of a value that each thread has.
-  template <typename A>
-  struct Largest {
-    A value;
-    __device__ A operator[](int32_t) const { return value; }
-  };
-  template <typename A, typename Value>
-  __device__ Largest<A> max(int log2_lanes, const Value& value_of) const {
-    __shared__ A partial[max_warps << max_log2_lanes];
-    const int lanes = 1 << log2_lanes, thread = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const A value = max_of_warp(lanes, value_of(static_cast<int32_t>(threadIdx.x)));
-    if (thread < lanes) {
-      partial[warp * lanes + thread] = value;
-    }
-    __syncthreads();
-    A largest = value;
-    MMSOFTPOOL_UNROLL
-    for (int i = 0; i < max_warps << max_log2_lanes; i += 32) {
-      if (i + thread < static_cast<int>(blockDim.x) / 32 * lanes) {
-        largest = fmax(largest, partial[i + thread]);
-      }
-    }
-    return {max_of_warp(lanes, largest)};
+template <typename R, typename T>
+__global__ void forward_ring_kernel(
+    typename R::Arguments a, const T* __restrict__ input, T* output, uint32_t threads) {
+  const uint32_t i = blockIdx.x * block_size + threadIdx.x;
+  if (i < threads) {
+    with_access(R(), a, i, [&](auto ring) { ring.forward(a, input, output, i); });
   }
-
-  template <typename Run>
-  __device__ void each(const Run& run) const {
-    run(static_cast<int32_t>(threadIdx.x));
-    __syncthreads();
-  }
-  template <typename Is>
-  __device__ bool any(const Is& is) const {
-    return __syncthreads_or(is(static_cast<int32_t>(threadIdx.x))) != 0;
-  }
-
- private:
-  static constexpr int max_warps = 8, max_log2_lanes = 3;
-
-  // Of the threads whose number is the same modulo `lanes`.
-  template <typename A>
-  static __device__ A max_of_warp(int lanes, A value) {
-    MMSOFTPOOL_UNROLL
-    for (int offset = 16; offset > 0; offset /= 2) {
-      if (offset >= lanes) {
-        value = fmax(value, __shfl_xor_sync(0xffffffffu, value, offset));
-      }
-    }
-    return value;
-  }
-};
-
-template <typename T>
-__global__ void __launch_bounds__(Tile<T, false>::max_threads) forward_tile_kernel(
-    typename Tile<T, false>::Arguments a, const T* __restrict__ input, T* __restrict__ output) {
-  extern __shared__ double2 shared[];
-  Tile<T, false>::forward(
-      Block(), a, input, output, reinterpret_cast<Pair<Compute<T>>*>(shared), blockIdx.x,
-      blockIdx.y, blockIdx.z);
 }
 
-template <typename T>
-__global__ void __launch_bounds__(Tile<T, true>::max_threads) backward_tile_kernel(
-    typename Tile<T, true>::Arguments a, const T* __restrict__ grad_output,
-    const T* __restrict__ input, T* __restrict__ grad_input) {
-  extern __shared__ double2 shared[];
-  Tile<T, true>::backward(
-      Block(), a, grad_output, input, grad_input, reinterpret_cast<Pair<Compute<T>>*>(shared),
-      blockIdx.x, blockIdx.y, blockIdx.z);
+template <typename R, typename T>
+__global__ void summarize_ring_kernel(
+    typename R::Arguments a, const T* __restrict__ grad_output, const T* __restrict__ input,
+    float* workspace, uint32_t threads) {
+  const uint32_t i = blockIdx.x * block_size + threadIdx.x;
+  if (i < threads) {
+    with_access(R(), a, i, [&](auto ring) { ring.summarize(a, grad_output, input, workspace, i); });
+  }
 }
 
-// Launches a block for each tile.
-template <typename Arguments, typename... Pointers>
-cudaError_t launch_tiles(
-    void (*kernel)(Arguments, Pointers...), cudaStream_t stream, const Arguments& arguments,
-    Pointers... pointers) {
-  const int bytes = static_cast<int>(arguments.shared());
-  if (bytes > 48 << 10) {
-    const auto error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    if (error != cudaSuccess) {
-      return error;
-    }
+// From: float, the workspace, or T, the gradient of the output, for K = 3.
+template <typename R, typename From, typename T>
+__global__ void backward_ring_kernel(
+    typename R::Arguments a, const From* __restrict__ from, const T* __restrict__ input,
+    T* grad_input, uint32_t threads) {
+  const uint32_t i = blockIdx.x * block_size + threadIdx.x;
+  if (i < threads) {
+    with_access(R(), a, i, [&](auto ring) {
+      if constexpr (R::kernel_size == 3) {
+        ring.backward_at_once(a, from, input, grad_input, i);
+      } else {
+        ring.backward(a, from, input, grad_input, i);
+      }
+    });
   }
-  const dim3 grid(
-      static_cast<unsigned>(arguments.planes), static_cast<unsigned>(arguments.height.tiles),
-      static_cast<unsigned>(arguments.width.tiles));
-  kernel<<<grid, static_cast<unsigned>(arguments.threads), bytes, stream>>>(arguments, pointers...);
-  return cudaGetLastError();
 }
 
 // Launches threads 0 to `threads` - 1 of a kernel whose last argument is their number.
@@ -159,7 +132,7 @@ cudaError_t launch(
     return cudaErrorInvalidConfiguration;
   }
   kernel<<<unsigned(blocks), block_size, 0, stream>>>(arguments..., threads);
-  return cudaGetLastError();
+  return cudaGetLastError();  // and the runtime forgets it
 }
 
 template <typename IndicesOfInt>
@@ -179,8 +152,14 @@ bool are_aligned(const Pointers*... pointers) {
 
 }  // namespace
 
+int64_t forward_workspace(const Pooling& pooling) {
+  const int64_t slices = count_slices(pooling);
+  return slices == 1 ? 0 : 3 * slices * pooling.planes() * pooling.out_plane();
+}
+
 template <typename T>
-cudaError_t pool_forward(const Pooling& pooling, const T* input, T* output, cudaStream_t stream) {
+cudaError_t pool_forward(
+    const Pooling& pooling, const T* input, T* output, Compute<T>* workspace, cudaStream_t stream) {
   const int64_t outputs = pooling.planes() * pooling.out_plane();
   if (outputs == 0) {
     return cudaSuccess;
@@ -194,25 +173,91 @@ cudaError_t pool_forward(const Pooling& pooling, const T* input, T* output, cuda
     const auto arguments = S::forward_arguments(pooling, rows);
     error = launch(forward_strip_kernel<S, T>, arguments.threads, stream, arguments, input, output);
   });
-  if (launched || with_tile<T, false>(pooling, [&](const auto& arguments) {
-        error = launch_tiles(forward_tile_kernel<T>, stream, arguments, input, output);
+  if (launched || with_ring<T>(pooling, aligned, [&](auto ring) {
+        using R = decltype(ring);
+        const auto arguments = R::Arguments::of(pooling);
+        error =
+            launch(forward_ring_kernel<R, T>, arguments.threads, stream, arguments, input, output);
       })) {
     return error;
   }
+  const auto exponent = make_exponent<Compute<T>>(pooling);
+  const int64_t slices = count_slices(pooling);
   return with_indices(pooling, [&](const auto& indices) {
-    return launch(
-        forward_generic_kernel<T, IntOf<decltype(indices)>>, outputs, stream, indices,
-        make_exponent<Compute<T>>(pooling), input, output);
+    using Int = IntOf<decltype(indices)>;
+    if (slices == 1) {
+      return launch(
+          forward_generic_kernel<T, Int>, outputs, stream, indices, exponent, input, output);
+    }
+    const cudaError_t first = launch(
+        summarize_slice_kernel<T, Int>, outputs * slices, stream, indices, exponent, input,
+        workspace, Int(outputs), Int(slices));
+    return first != cudaSuccess ? first
+                                : launch(
+                                      forward_slices_kernel<T>, outputs, stream, exponent,
+                                      static_cast<const Compute<T>*>(workspace), output, slices);
   });
 }
+
+namespace {
+
+// How many images, or planes if the tensor is contiguous, a ring's backward does at once: so many
+// that the workspace of the windows stays in the GPU's cache.
+int64_t ring_batch(const Pooling& pooling) {
+  constexpr int64_t outputs = 1 << 21;
+  const int64_t step = pooling.layout == Layout::channels_last ? pooling.channels : 1;
+  return std::max<int64_t>(1, outputs / (pooling.out_plane() * step));
+}
+
+// The backward of a ring with two steps.
+template <typename R, typename T>
+cudaError_t backward_in_steps(
+    Pooling pooling, const T* grad_output, const T* input, T* grad_input, float* workspace,
+    cudaStream_t stream) {
+  int64_t rest = pooling.batch;
+  if (pooling.layout == Layout::contiguous) {
+    rest = pooling.planes();
+    pooling.channels = 1;
+  }
+  const int64_t batch = ring_batch(pooling);
+  for (; rest > 0; rest -= batch) {
+    pooling.batch = std::min(batch, rest);
+    const auto arguments = R::Arguments::of(pooling);
+    cudaError_t error = launch(
+        summarize_ring_kernel<R, T>, arguments.threads, stream, arguments, grad_output, input,
+        workspace);
+    if (error == cudaSuccess) {
+      error = launch(
+          backward_ring_kernel<R, float, T>, arguments.threads, stream, arguments,
+          static_cast<const float*>(workspace), input, grad_input);
+    }
+    if (error != cudaSuccess) {
+      return error;
+    }
+    grad_output += arguments.outputs;
+    input += pooling.planes() * pooling.in_plane();
+    grad_input += pooling.planes() * pooling.in_plane();
+  }
+  return cudaSuccess;
+}
+
+}  // namespace
 
 template <typename T>
 int64_t backward_workspace(
     const Pooling& pooling, const T* grad_output, const T* input, const T* grad_input) {
   const bool aligned = are_aligned(grad_output, input, grad_input);
-  const bool has_strip = with_strip<T, true>(pooling, aligned, [](auto) {});
-  const bool has_kernel = has_strip || with_tile<T, true>(pooling, [](const auto&) {});
-  return has_kernel ? 0 : 3 * pooling.planes() * pooling.out_plane();
+  const int64_t outputs = pooling.planes() * pooling.out_plane();
+  int64_t numbers = 0;
+  const bool has_kernel =
+      with_strip<T, true>(pooling, aligned, [](auto) {}) ||
+      with_ring<T>(pooling, aligned, [&](auto ring) {
+        if (decltype(ring)::kernel_size > 3) {
+          const int64_t step = pooling.layout == Layout::channels_last ? pooling.channels : 1;
+          numbers = 4 * std::min(outputs, ring_batch(pooling) * step * pooling.out_plane());
+        }
+      });
+  return has_kernel ? numbers : 3 * outputs + forward_workspace(pooling);
 }
 
 template <typename T>
@@ -234,18 +279,39 @@ cudaError_t pool_backward(
         backward_strip_kernel<S, T>, arguments.threads, stream, arguments, grad_output, input,
         grad_input);
   });
-  if (launched || with_tile<T, true>(pooling, [&](const auto& arguments) {
-        error = launch_tiles(
-            backward_tile_kernel<T>, stream, arguments, grad_output, input, grad_input);
+  if (launched || with_ring<T>(pooling, aligned, [&](auto ring) {
+        using R = decltype(ring);
+        if constexpr (R::kernel_size == 3) {
+          const auto arguments = R::Arguments::of(pooling);
+          error = launch(
+              backward_ring_kernel<R, T, T>, arguments.threads, stream, arguments, grad_output,
+              input, grad_input);
+        } else {
+          error = backward_in_steps<R>(pooling, grad_output, input, grad_input, workspace, stream);
+        }
       })) {
     return error;
   }
   const auto exponent = make_exponent<Compute<T>>(pooling);
   return with_indices(pooling, [&](const auto& indices) {
     using Int = IntOf<decltype(indices)>;
-    const cudaError_t first = launch(
-        summarize_window_kernel<T, Int>, pooling.planes() * pooling.out_plane(), stream, indices,
-        exponent, grad_output, input, workspace);
+    const int64_t outputs = pooling.planes() * pooling.out_plane(), slices = count_slices(pooling);
+    Compute<T>* const slices_of_windows = workspace + 3 * outputs;
+    cudaError_t first;
+    if (slices == 1) {
+      first = launch(
+          summarize_window_kernel<T, Int>, outputs, stream, indices, exponent, grad_output, input,
+          workspace);
+    } else {
+      first = launch(
+          summarize_slice_kernel<T, Int>, outputs * slices, stream, indices, exponent, input,
+          slices_of_windows, Int(outputs), Int(slices));
+      if (first == cudaSuccess) {
+        first = launch(
+            summarize_slices_kernel<T>, outputs, stream, exponent, grad_output,
+            static_cast<const Compute<T>*>(slices_of_windows), workspace, slices);
+      }
+    }
     return first != cudaSuccess
                ? first
                : launch(
@@ -254,10 +320,10 @@ cudaError_t pool_backward(
   });
 }
 
-#define MMSOFTPOOL_INSTANTIATE(T)                                                       \
-  template cudaError_t pool_forward<T>(const Pooling&, const T*, T*, cudaStream_t);     \
-  template int64_t backward_workspace<T>(const Pooling&, const T*, const T*, const T*); \
-  template cudaError_t pool_backward<T>(                                                \
+#define MMSOFTPOOL_INSTANTIATE(T)                                                                \
+  template cudaError_t pool_forward<T>(const Pooling&, const T*, T*, Compute<T>*, cudaStream_t); \
+  template int64_t backward_workspace<T>(const Pooling&, const T*, const T*, const T*);          \
+  template cudaError_t pool_backward<T>(                                                         \
       const Pooling&, const T*, const T*, T*, Compute<T>*, cudaStream_t);
 MMSOFTPOOL_INSTANTIATE(float)
 MMSOFTPOOL_INSTANTIATE(double)

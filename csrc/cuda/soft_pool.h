@@ -13,11 +13,16 @@ namespace mmsoftpool::cuda {
 // T is float, double, __half or __nv_bfloat16. The work is queued on `stream` of the current
 // device; the functions return the error of the launch.
 
-template <typename T>
-cudaError_t pool_forward(const Pooling& pooling, const T* input, T* output, cudaStream_t stream);
+// How many numbers of type Compute<T> the workspace of pool_forward has: 0 but for windows of very
+// many taps.
+int64_t forward_workspace(const Pooling& pooling);
 
-// How many numbers of type Compute<T> the workspace of pool_backward has: three for each output, or
-// none where one kernel does it all.
+template <typename T>
+cudaError_t pool_forward(
+    const Pooling& pooling, const T* input, T* output, Compute<T>* workspace, cudaStream_t stream);
+
+// How many numbers of type Compute<T> the workspace of pool_backward has: none where one kernel
+// does it all, three for each output, or four for each output of a part of the batch.
 template <typename T>
 int64_t backward_workspace(
     const Pooling& pooling, const T* grad_output, const T* input, const T* grad_input);

@@ -1,83 +1,9 @@
 // The pools of networks: 2 x 2 and 3 x 3 windows, many of them a thread.
 #pragma once
 
-#include "window.h"
+#include "pack.h"
 
 namespace mmsoftpool::cuda {
-
-// `Count` neighbouring numbers that one instruction moves: they are aligned to their whole size.
-template <typename T, int Count>
-struct alignas(sizeof(T) * Count) Pack {
-  T values[Count];
-};
-
-// Between the type of the tensors and float. The 16-bit types go in pairs: the GPU takes a number
-// out of a register with two, or packs two, in one instruction.
-template <typename T, int Count>
-MMSOFTPOOL_BODY void unpack(const Pack<T, Count>& pack, float* numbers) {
-  MMSOFTPOOL_UNROLL
-  for (int i = 0; i < Count; ++i) {
-    numbers[i] = float(pack.values[i]);
-  }
-}
-template <int Count, typename T>
-MMSOFTPOOL_BODY void pack_numbers(const float* numbers, Pack<T, Count>& pack) {
-  MMSOFTPOOL_UNROLL
-  for (int i = 0; i < Count; ++i) {
-    pack.values[i] = T(numbers[i]);
-  }
-}
-#ifdef __CUDACC__
-MMSOFTPOOL_BODY float2 to_float2(__half2 pair) { return __half22float2(pair); }
-MMSOFTPOOL_BODY float2 to_float2(__nv_bfloat162 pair) { return __bfloat1622float2(pair); }
-MMSOFTPOOL_BODY void from_float2(float a, float b, __half2& pair) {
-  pair = __floats2half2_rn(a, b);
-}
-MMSOFTPOOL_BODY void from_float2(float a, float b, __nv_bfloat162& pair) {
-  pair = __floats2bfloat162_rn(a, b);
-}
-template <typename Pair, typename T, int Count>
-MMSOFTPOOL_BODY void unpack_pairs(const Pack<T, Count>& pack, float* numbers) {
-  MMSOFTPOOL_UNROLL
-  for (int i = 0; i + 1 < Count; i += 2) {
-    const float2 two = to_float2(Pair(pack.values[i], pack.values[i + 1]));
-    numbers[i] = two.x;
-    numbers[i + 1] = two.y;
-  }
-  if (Count % 2 != 0) {
-    numbers[Count - 1] = float(pack.values[Count - 1]);
-  }
-}
-template <typename Pair, typename T, int Count>
-MMSOFTPOOL_BODY void pack_pairs(const float* numbers, Pack<T, Count>& pack) {
-  MMSOFTPOOL_UNROLL
-  for (int i = 0; i + 1 < Count; i += 2) {
-    Pair two;
-    from_float2(numbers[i], numbers[i + 1], two);
-    pack.values[i] = two.x;
-    pack.values[i + 1] = two.y;
-  }
-  if (Count % 2 != 0) {
-    pack.values[Count - 1] = T(numbers[Count - 1]);
-  }
-}
-template <int Count>
-MMSOFTPOOL_BODY void unpack(const Pack<__half, Count>& pack, float* numbers) {
-  unpack_pairs<__half2>(pack, numbers);
-}
-template <int Count>
-MMSOFTPOOL_BODY void unpack(const Pack<__nv_bfloat16, Count>& pack, float* numbers) {
-  unpack_pairs<__nv_bfloat162>(pack, numbers);
-}
-template <int Count>
-MMSOFTPOOL_BODY void pack_numbers(const float* numbers, Pack<__half, Count>& pack) {
-  pack_pairs<__half2>(numbers, pack);
-}
-template <int Count>
-MMSOFTPOOL_BODY void pack_numbers(const float* numbers, Pack<__nv_bfloat16, Count>& pack) {
-  pack_pairs<__nv_bfloat162>(numbers, pack);
-}
-#endif
 
 // Kernel K, stride S, Pad before the first row and column. A thread works on a strip that is Cols
 // windows wide and walks down it, so that what two windows share is read once; `Channels` channels

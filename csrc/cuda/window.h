@@ -1,9 +1,9 @@
 // The softmax of one window, in one CUDA thread.
 //
 // What a thread does is written as plain functions of the arguments of the call and the number of
-// the thread: here, in generic.h, in strip.h and, for each phase between two barriers, in tile.h.
-// So the host can run all threads one after the other, and the tests do
-// (tests/ops/test_cuda_on_host.py): the index arithmetic is checked without a GPU.
+// the thread: here, in generic.h, strip.h and ring.h. So the host can run all threads one after the
+// other, and the tests do (tests/ops/test_cuda_on_host.py): the index arithmetic is checked without
+// a GPU.
 #pragma once
 
 #include <cmath>
@@ -103,8 +103,9 @@ template <typename A>
 struct Window {
   const Exponent<A>& exponent;
   A max;  // times the unit
-  A sum = 0;
-  A mean = 0;
+  // Of many taps, the more the closer alpha is to 0: with what rounding has left out (Kahan).
+  A sum = 0, rest_of_sum = 0;
+  A mean = 0, rest_of_mean = 0;
 
   // The start of the maximum: not below the lowest number, for in a window of -inf alone x - max
   // must not be -inf + inf.
@@ -129,14 +130,33 @@ struct Window {
   MMSOFTPOOL_BODY void add(A x) {
     const A d = difference(x);
     const A w = weight(d);
-    sum += w;
-    mean += w * d;
+    add_exactly(w, sum, rest_of_sum);
+    add_exactly(w * d, mean, rest_of_mean);
+  }
+  // Adds a part of the window, of which other_max is the maximum, not above that of the window.
+  MMSOFTPOOL_BODY void add_window(A other_max, A other_sum, A other_mean) {
+    A d = other_max - max;
+    d = d < exponent.floor ? exponent.floor : d;
+    const A w = weight(d);
+    add_exactly(w * other_sum, sum, rest_of_sum);
+    add_exactly(w * (other_mean + other_sum * d), mean, rest_of_mean);
+  }
+  static MMSOFTPOOL_BODY void add_exactly(A number, A& sum, A& rest) {
+    number -= rest;
+    const A before = sum;
+    sum += number;
+    rest = (sum - before) - number;
   }
 
-  // Eq. 2. No weight at all means nothing but -inf.
+  // Eq. 2. No weight at all means nothing but -inf. The mean may be nearly -max: what the division and
+  // the sums leave out counts.
   MMSOFTPOOL_BODY A output() const {
-    return sum == 0 ? -std::numeric_limits<A>::infinity()
-                    : (max + divide_by_sum(mean, sum)) * exponent.per_unit;
+    if (sum == 0) {
+      return -std::numeric_limits<A>::infinity();
+    }
+    const A quotient = divide_by_sum(mean, sum);
+    const A rest = std::fma(-quotient, sum, mean) + (quotient * rest_of_sum - rest_of_mean);
+    return ((max + quotient) + divide_by_sum(rest, sum)) * exponent.per_unit;
   }
 
   // The gradient of a tap is scale * share(x, offset, gradient).

@@ -1,7 +1,7 @@
 // Which strips a pooling has, if any.
 #pragma once
 
-#include "sum_strip.h"
+#include "strip.h"
 
 namespace mmsoftpool::cuda {
 
@@ -13,12 +13,6 @@ inline bool is_packed(const Pooling& pooling, bool aligned, int64_t columns) {
   const bool shorter = axis.kernel_size > axis.stride && axis.padding == 0;
   return aligned && axis.in % columns == 0 && (shorter ? axis.out <= whole : axis.out == whole);
 }
-
-// The strip for a window.
-template <typename T, int K, int S, int Pad, int Cols, int Channels, bool Packed>
-using AnyStrip = std::conditional_t<
-    S == 1, SumStrip<T, K, S, Pad, Cols, Channels, Packed>,
-    Strip<T, K, S, Pad, Cols, Channels, Packed>>;
 
 // Calls run(strip) with the strip that fits the pooling and returns true, or returns false.
 // `aligned` says that all tensors begin at a multiple of 16 bytes.
@@ -55,16 +49,15 @@ bool with_strip(const Pooling& pooling, bool aligned, const Run& run) {
       constexpr int K = decltype(kernel_size)::value, S = decltype(stride)::value;
       constexpr int Pad = decltype(padding)::value;
       if (pooling.layout == Layout::channels_last) {
-        // Strips whose edges are computed twice are wider: the backward's, and those of stride 1.
-        constexpr bool wide = Backward || S == 1;
-        using Last = AnyStrip<T, K, S, Pad, wide ? 2 : 1, wide ? 2 : 4, false>;
+        // The backward's strips, whose edges are computed twice, are wider.
+        using Last = Strip<T, K, S, Pad, Backward ? 2 : 1, Backward ? 2 : 4, false>;
         return aligned && pooling.channels % 4 == 0 && run_if_it_fits(Last());
       }
       // 16 bytes of columns, or 8.
       constexpr int cols = sizeof(T) == 4 ? 4 / S : 4;
       return is_packed(pooling, aligned, S * cols)
-                 ? run_if_it_fits(AnyStrip<T, K, S, Pad, cols, 1, true>())
-                 : run_if_it_fits(AnyStrip<T, K, S, Pad, cols, 1, false>());
+                 ? run_if_it_fits(Strip<T, K, S, Pad, cols, 1, true>())
+                 : run_if_it_fits(Strip<T, K, S, Pad, cols, 1, false>());
     };
     using one = std::integral_constant<int, 1>;
     using two = std::integral_constant<int, 2>;
@@ -78,9 +71,6 @@ bool with_strip(const Pooling& pooling, bool aligned, const Run& run) {
     }
     if (is(3, 2, 1)) {
       return run_in_layout(three(), two(), one());
-    }
-    if (is(3, 1, 1)) {
-      return run_in_layout(three(), one(), one());
     }
     return false;
   }

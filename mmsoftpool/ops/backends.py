@@ -9,7 +9,6 @@ import inspect
 import os
 import re
 import warnings
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,16 +71,29 @@ def find_library(device: str) -> Backend:
     return Backend(None, None, "not built", f"{stable.name} was not built")
 
 
-@cache
-def load(device: str) -> Backend:
+# By device type.
+_loaded: dict[str, Backend] = {}
+# What CUDA says if a library has no code for the GPU, or the driver is too old for it.
+_CANNOT_RUN = re.compile("kernel image|invalid device function|PTX|driver")
+
+
+def load(device: str | torch.device) -> Backend:
     """What runs SoftPool on a device type; loads its library and tries it out on the first call.
 
     Where that fails the reference runs, with one warning that names the cause.
 
     Args:
-        device: ``'cpu'`` or ``'cuda'``; ``'cuda'`` needs a GPU.
+        device: Of the type ``'cpu'`` or ``'cuda'``; ``'cuda'`` needs a GPU. The library is tried
+            out on this one.
     """
-    backend = find_library(device)
+    device = torch.device(device)
+    if device.type not in _loaded:
+        _loaded[device.type] = _load(device)
+    return _loaded[device.type]
+
+
+def _load(device: torch.device) -> Backend:
+    backend = find_library(device.type)
     if backend.path is not None:
         try:
             torch.ops.load_library(backend.path)
@@ -91,17 +103,19 @@ def load(device: str) -> Backend:
         else:
             try:
                 _try_out(device)
-            except RuntimeError as error:  # the driver is too old, no code for this GPU
-                _use_reference(device)
-                detail = f"{backend.path.name} cannot run: {str(error).splitlines()[0]}"
-                backend = Backend(None, None, "cannot run", detail)
+            except RuntimeError as error:
+                # Memory may have run out: then the library stays, and the caller's call may fail.
+                if _CANNOT_RUN.search(str(error)):
+                    _use_reference(device.type)
+                    detail = f"{backend.path.name} cannot run: {str(error).splitlines()[0]}"
+                    backend = Backend(None, None, "cannot run", detail)
     if backend.reason not in (None, "forced"):
         warnings.warn(
-            f"mmsoftpool: no compiled library for {device}: {backend.detail}; SoftPool on {device} "
-            "runs on the pure PyTorch reference: the same results, but slower and with more "
-            "memory. 'mmsoftpool doctor' suggests a fix; MMSOFTPOOL_BACKEND=reference silences "
-            "this warning.",
-            stacklevel=2,
+            f"mmsoftpool: no compiled library for {device.type}: {backend.detail}; SoftPool on "
+            f"{device.type} runs on the pure PyTorch reference: the same results, but slower and "
+            "with more memory. 'mmsoftpool doctor' suggests a fix; MMSOFTPOOL_BACKEND=reference "
+            "silences this warning.",
+            stacklevel=3,
         )
     return backend
 
@@ -120,15 +134,17 @@ def cpu_capability() -> str | None:
     return function().decode()
 
 
-def _try_out(device: str) -> None:
+def _try_out(device: torch.device) -> None:
     """Runs both operators on a few numbers; raises RuntimeError where they cannot run."""
-    if device == "cuda" and torch.cuda.is_current_stream_capturing():
-        return  # a copy to the host would end the capture of a CUDA graph
-    x = torch.zeros(1, 1, 2, 2, device=device)
-    pooling = Pooling.check(2, 2)
-    with torch.no_grad():
-        y = torch.ops.mmsoftpool.soft_pool(x, *pooling)
-        torch.ops.mmsoftpool.soft_pool_backward(y, x, *pooling).cpu()
+    # Not on the current device: that would set up a context which the caller may not want.
+    with torch.cuda.device(device if device.type == "cuda" else -1):
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return  # a copy to the host would end the capture of a CUDA graph
+        x = torch.zeros(1, 1, 2, 2, device=device)
+        pooling = Pooling.check(2, 2)
+        with torch.no_grad():
+            y = torch.ops.mmsoftpool.soft_pool(x, *pooling)
+            torch.ops.mmsoftpool.soft_pool_backward(y, x, *pooling).cpu()
 
 
 _overrides = []

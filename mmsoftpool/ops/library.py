@@ -37,7 +37,8 @@ def _default_kernel(name: str):
     operator, reference_kernel = getattr(torch.ops.mmsoftpool, name), getattr(reference, name)
 
     def kernel(*args):
-        if args[0].device.type == "cuda" and backends.load("cuda").path is not None:
+        device = args[0].device
+        if device.type == "cuda" and backends.load(device).path is not None:
             return operator(*args)
         return reference_kernel(*args)
 
@@ -58,6 +59,11 @@ def _fake_forward(input, *args):
 
 
 def _fake_backward(grad_output, input, *args):
+    # Also what runs for a meta tensor beside a real one.
+    for name in ("device", "dtype"):
+        got, allowed = getattr(grad_output, name), getattr(input, name)
+        if got != allowed:
+            raise ValueError(f"grad_output must have the {name} of input, {allowed}, got {got}")
     return _empty(input, input.shape)
 
 

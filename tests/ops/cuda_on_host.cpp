@@ -1,13 +1,13 @@
 // Runs the CUDA threads of csrc/cuda one after the other on the host.
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <vector>
 
 #include "../../csrc/cuda/generic.h"
-#include "../../csrc/cuda/tile.h"
+#include "../../csrc/cuda/ring.h"
 #include "../../csrc/cuda/with_strip.h"
+#include "pooling_argument.h"
 
 using namespace mmsoftpool;
 using namespace mmsoftpool::cuda;
@@ -61,92 +61,36 @@ struct BFloat16 {
   }
 };
 
-// shape: layout (1 for channels last), batch, channels, and in, out, kernel_size, stride, padding,
-// dilation of depth, height and width.
-Pooling make_pooling(const int64_t* shape, double alpha, int exact) {
-  Pooling pooling;
-  pooling.layout = shape[0] ? Layout::channels_last : Layout::contiguous;
-  pooling.batch = shape[1];
-  pooling.channels = shape[2];
-  Axis* const axes[] = {&pooling.depth, &pooling.height, &pooling.width};
-  for (int i = 0; i < 3; ++i) {
-    const int64_t* const a = shape + 3 + 6 * i;
-    *axes[i] = Axis{a[0], a[1], a[2], a[3], a[4], a[5]};
-  }
-  pooling.alpha = alpha;
-  pooling.gradient = exact ? Gradient::exact : Gradient::paper;
-  return pooling;
-}
-
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// A block of threads, each phase for one after the other: in either order, since no thread may
-// depend on what another one does in the same phase.
-struct HostBlock {
-  int32_t threads;
-  bool descending;
+enum Kind { general, strips, rings };
+enum Force { any_kind, general_in_32_bits, general_in_64_bits };
 
-  template <typename Run>
-  void each(const Run& run) const {
-    for (int32_t i = 0; i < threads; ++i) {
-      run(descending ? threads - 1 - i : i);
-    }
+// The slices of windows, if they are divided.
+template <typename T, typename Int>
+std::vector<Compute<T>> run_slices(
+    const Pooling& pooling, const Indices<Int>& indices, const T* input) {
+  const int64_t outputs = pooling.planes() * pooling.out_plane(), slices = count_slices(pooling);
+  std::vector<Compute<T>> workspace(slices > 1 ? 3 * outputs * slices : 0);
+  for (int64_t i = workspace.size() / 3; i-- > 0;) {
+    summarize_slice(
+        indices, make_exponent<Compute<T>>(pooling), input, workspace.data(), Int(outputs),
+        Int(slices), Int(i));
   }
-  template <typename Is>
-  bool any(const Is& is) const {
-    bool result = false;
-    each([&](int32_t i) { result |= is(i); });
-    return result;
-  }
-  template <typename A>
-  struct Largest {
-    std::array<A, 8> values;
-    int32_t lanes;
-    A operator[](int32_t i) const { return values[i % lanes]; }
-  };
-  template <typename A, typename Value>
-  Largest<A> max(int log2_lanes, const Value& value_of) const {
-    Largest<A> largest;
-    largest.lanes = 1 << log2_lanes;
-    largest.values.fill(-std::numeric_limits<A>::infinity());
-    each([&](int32_t i) {
-      A& value = largest.values[i % largest.lanes];
-      value = std::fmax(value, value_of(i));
-    });
-    return largest;
-  }
-};
-
-// Calls run(block, arguments, shared memory, plane, h, w) for all tiles of a pooling that has
-// tiles.
-template <typename T, bool Backward, typename Run>
-bool run_tiles(const Pooling& pooling, bool descending, const Run& run) {
-  return with_tile<T, Backward>(pooling, [&](const auto& arguments) {
-    using Numbers = Pair<Compute<T>>;
-    constexpr auto nan = std::numeric_limits<Compute<T>>::quiet_NaN();
-    const HostBlock block{arguments.threads, descending};
-    for (int64_t plane = 0; plane < arguments.planes; ++plane) {
-      for (int32_t h = 0; h < arguments.height.tiles; ++h) {
-        for (int32_t w = 0; w < arguments.width.tiles; ++w) {
-          std::vector<Numbers> shared(arguments.shared() / sizeof(Numbers), Numbers{nan, nan});
-          run(block, arguments, shared.data(), static_cast<int32_t>(plane), h, w);
-        }
-      }
-    }
-  });
+  return workspace;
 }
-
-enum Kind { general, strips, tiles };
-enum Force { any_kind, general_in_32_bits, general_in_64_bits, descending };
-
-bool is_general(int force) { return force == general_in_32_bits || force == general_in_64_bits; }
 
 template <typename T, typename Int>
 void run_forward_generally(
     const Pooling& pooling, const Indices<Int>& indices, const T* input, T* output) {
   const auto exponent = make_exponent<Compute<T>>(pooling);
+  const auto parts = run_slices(pooling, indices, input);
   for (Int i = static_cast<Int>(pooling.planes() * pooling.out_plane()); i-- > 0;) {
-    forward_generic(indices, exponent, input, output, i);
+    if (parts.empty()) {
+      forward_generic(indices, exponent, input, output, i);
+    } else {
+      forward_of_slices(exponent, parts.data(), output, count_slices(pooling), i);
+    }
   }
 }
 
@@ -155,10 +99,16 @@ void run_backward_generally(
     const Pooling& pooling, const Indices<Int>& indices, const T* grad_output, const T* input,
     T* grad_input) {
   const auto exponent = make_exponent<Compute<T>>(pooling);
+  const auto parts = run_slices(pooling, indices, input);
   const Int outputs = static_cast<Int>(pooling.planes() * pooling.out_plane());
   std::vector<Compute<T>> workspace(3 * outputs);
   for (Int i = outputs; i-- > 0;) {
-    summarize_window(indices, exponent, grad_output, input, workspace.data(), i);
+    if (parts.empty()) {
+      summarize_window(indices, exponent, grad_output, input, workspace.data(), i);
+    } else {
+      summarize_slices(
+          exponent, grad_output, parts.data(), workspace.data(), count_slices(pooling), i);
+    }
   }
   const Compute<T>* const summaries = workspace.data();
   for (Int i = static_cast<Int>(pooling.planes() * pooling.in_plane()); i-- > 0;) {
@@ -166,10 +116,19 @@ void run_backward_generally(
   }
 }
 
+// Calls thread(ring, i) for all threads of a kernel.
+template <typename R, typename Thread>
+void run_ring(R ring, const typename R::Arguments& arguments, const Thread& thread) {
+  for (int64_t i = arguments.threads; i-- > 0;) {
+    const uint32_t number = static_cast<uint32_t>(i);
+    with_access(ring, arguments, number, [&](auto access) { thread(access, number); });
+  }
+}
+
 template <typename T>
 Kind run_forward(
     const Pooling& pooling, int64_t rows, int force, bool aligned, const T* input, T* output) {
-  if (is_general(force)) {
+  if (force != any_kind) {
   } else if (with_strip<T, false>(pooling, aligned, [&](auto strip) {
                using S = decltype(strip);
                const auto arguments = S::forward_arguments(pooling, rows);
@@ -178,14 +137,14 @@ Kind run_forward(
                }
              })) {
     return strips;
-  } else if (
-      run_tiles<T, false>(
-          pooling, force == descending,
-          [&](const HostBlock& block, const auto& arguments, auto* shared, int32_t plane, int32_t h,
-              int32_t w) {
-            Tile<T, false>::forward(block, arguments, input, output, shared, plane, h, w);
-          })) {
-    return tiles;
+  } else if (with_ring<T>(pooling, aligned, [&](auto ring) {
+               using R = decltype(ring);
+               const typename R::Arguments arguments(pooling, rows);
+               run_ring(ring, arguments, [&](auto access, uint32_t i) {
+                 access.forward(arguments, input, output, i);
+               });
+             })) {
+    return rings;
   }
   if (force == general_in_64_bits) {
     run_forward_generally(pooling, Indices<int64_t>(pooling), input, output);
@@ -199,7 +158,7 @@ template <typename T>
 Kind run_backward(
     const Pooling& pooling, int64_t rows, int force, bool aligned, const T* grad_output,
     const T* input, T* grad_input) {
-  if (is_general(force)) {
+  if (force != any_kind) {
   } else if (with_strip<T, true>(pooling, aligned, [&](auto strip) {
                using S = decltype(strip);
                const auto arguments = S::backward_arguments(pooling, rows);
@@ -208,15 +167,26 @@ Kind run_backward(
                }
              })) {
     return strips;
-  } else if (
-      run_tiles<T, true>(
-          pooling, force == descending,
-          [&](const HostBlock& block, const auto& arguments, auto* shared, int32_t plane, int32_t h,
-              int32_t w) {
-            Tile<T, true>::backward(
-                block, arguments, grad_output, input, grad_input, shared, plane, h, w);
-          })) {
-    return tiles;
+  } else if (with_ring<T>(pooling, aligned, [&](auto ring) {
+               using R = decltype(ring);
+               const typename R::Arguments arguments(pooling, rows);
+               std::vector<float> workspace(
+                   4 * arguments.outputs, std::numeric_limits<float>::quiet_NaN());
+               float* const numbers = workspace.data();
+               if constexpr (R::kernel_size > 3) {
+                 run_ring(ring, arguments, [&](auto access, uint32_t i) {
+                   access.summarize(arguments, grad_output, input, numbers, i);
+                 });
+               }
+               run_ring(ring, arguments, [&](auto access, uint32_t i) {
+                 if constexpr (R::kernel_size == 3) {
+                   access.backward_at_once(arguments, grad_output, input, grad_input, i);
+                 } else {
+                   access.backward(arguments, numbers, input, grad_input, i);
+                 }
+               });
+             })) {
+    return rings;
   }
   if (force == general_in_64_bits) {
     run_backward_generally(pooling, Indices<int64_t>(pooling), grad_output, input, grad_input);
@@ -242,59 +212,16 @@ int run_on(
 
 }  // namespace
 
+// Into how many slices a window is divided.
+extern "C" int count_slices_of(const int64_t* shape) {
+  return static_cast<int>(count_slices(make_pooling(shape, 1, 1)));
+}
+
 // Whether a pooling of aligned float16 tensors has a strip.
 extern "C" int has_strip(const int64_t* shape) {
   const Pooling pooling = make_pooling(shape, 1, 1);
   return with_strip<Half, false>(pooling, true, [](auto) {}) &&
          with_strip<Half, true>(pooling, true, [](auto) {});
-}
-
-template <typename S>
-void write_shares(
-    const Pooling& pooling, const float* grad_output, const float* input, float* output,
-    float* grad_input, double* shares) {
-  const auto share = [](int64_t threads, const auto& is_right) {
-    int64_t right = 0;
-    for (int64_t i = 0; i < threads; ++i) {
-      right += is_right(static_cast<uint32_t>(i));
-    }
-    return double(right) / double(threads);
-  };
-  const auto a = S::forward_arguments(pooling, 4), b = S::backward_arguments(pooling, 4);
-  shares[0] = share(a.threads, [&](uint32_t i) { return S::forward_by_sums(a, input, output, i); });
-  shares[1] = share(b.threads, [&](uint32_t i) {
-    return S::backward_by_sums(b, grad_output, input, grad_input, i);
-  });
-}
-
-// Writes the shares of the threads that need nothing but sums of powers, in the forward and in the
-// backward, for float32, 3 x 3 windows of stride 1 and a multiple of four columns.
-extern "C" void shares_by_sums(
-    const int64_t* shape, double alpha, const float* grad_output, const float* input, float* output,
-    float* grad_input, double* shares) {
-  const Pooling pooling = make_pooling(shape, alpha, 1);
-  const auto write = pooling.layout == Layout::channels_last
-                         ? write_shares<SumStrip<float, 3, 1, 1, 2, 2, false>>
-                         : write_shares<SumStrip<float, 3, 1, 1, 4, 1, true>>;
-  write(pooling, grad_output, input, output, grad_input, shares);
-}
-
-template <typename T, bool Backward>
-int write_plan(const Pooling& pooling, int64_t* plan) {
-  return with_tile<T, Backward>(pooling, [&](const auto& a) {
-    const int64_t numbers[] = {a.lanes,         a.threads,        a.shared(),     a.height.tiles,
-                               a.width.tiles,   a.height.inputs,  a.width.inputs, a.height.windows,
-                               a.width.windows, a.height.written, a.width.written};
-    std::copy(std::begin(numbers), std::end(numbers), plan);
-  });
-}
-
-// Writes how a pooling is divided into tiles, as TilePlan in benchmarks/roofline.py has
-// it; returns 0 if it is not. wide: for double.
-extern "C" int tile_plan(const int64_t* shape, int backward, int wide, int64_t* plan) {
-  const Pooling pooling = make_pooling(shape, 1, 1);
-  return wide ? (backward ? write_plan<double, true> : write_plan<double, false>)(pooling, plan)
-              : (backward ? write_plan<float, true> : write_plan<float, false>)(pooling, plan);
 }
 
 // dtype: 0 for float, 1 for float16, 2 for bfloat16, 3 for double. Returns which kernels ran, a

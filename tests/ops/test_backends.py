@@ -56,10 +56,8 @@ def test_without_the_library_one_warning_names_the_reason(run_script, tmp_path, 
     assert result.stderr.count("runs on the pure PyTorch reference") == 1
 
 
-@since(2, 5)  # older ones do not override kernels that, as here, are registered from Python
-def test_a_library_that_cannot_run_gives_way_to_the_reference(run_script):
-    # Registers kernels as a library does for which the driver is too old.
-    broken = """
+# Registers kernels as a library does, which fail with a message; CUDA's if the driver is too old.
+BROKEN = """
 import torch
 from torch.library import Library
 kernels = Library("mmsoftpool", "FRAGMENT")
@@ -67,15 +65,38 @@ def load_library(path):
     if "libmmsoftpool" not in str(path):  # torchvision has one too
         return
     def fail(*args):
-        raise RuntimeError("no kernel image is available\\nmore lines")
+        raise RuntimeError({message!r})
     for name in ("soft_pool", "soft_pool_backward"):
         kernels.impl(name, fail, "CPU")
 torch.ops.load_library = load_library
 """
+
+
+@since(2, 5)  # older ones do not override kernels that, as here, are registered from Python
+def test_a_library_that_cannot_run_gives_way_to_the_reference(run_script):
+    broken = BROKEN.format(message="no kernel image is available\nmore lines")
     result = run_script("-c", broken + REPORT)
     assert "reason='cannot run'" in result.stdout and result.stdout.endswith("1.0\n")
     assert "libmmsoftpool_cpu.so cannot run: no kernel image is available;" in result.stderr
     assert result.stderr.count("runs on the pure PyTorch reference") == 1
+
+
+def test_memory_that_runs_out_does_not_turn_the_library_off(run_script):
+    broken = BROKEN.format(message="CUDA out of memory. Tried to allocate 2.00 MiB")
+    result = run_script("-c", broken + REPORT, check=False)
+    assert "libmmsoftpool_cpu" in result.stdout and "reason=None" in result.stdout
+    assert "RuntimeError: CUDA out of memory" in result.stderr
+
+
+def test_the_library_is_tried_out_on_the_tensors_device(monkeypatch):
+    devices = []
+    monkeypatch.setattr(backends, "_loaded", {})
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    monkeypatch.setattr(backends, "_try_out", devices.append)
+    cuda = backends.Backend(Path("libmmsoftpool_cuda.so"), "stable")
+    monkeypatch.setattr(backends, "find_library", lambda device: cuda)
+    assert backends.load(torch.device("cuda:1")) == backends.load("cuda") == cuda
+    assert devices == [torch.device("cuda:1")]
 
 
 def test_importing_does_not_touch_the_driver(run_script):
@@ -101,6 +122,6 @@ def test_the_cuda_library_is_loaded_with_the_first_cuda_tensor(monkeypatch):
     monkeypatch.setattr(torch.ops.mmsoftpool, "soft_pool", lambda *args: ran.append(args))
     kernel = library._default_kernel("soft_pool")
     assert loaded == []
-    tensor = SimpleNamespace(device=torch.device("cuda"))
+    tensor = SimpleNamespace(device=torch.device("cuda:1"))
     kernel(tensor)
-    assert loaded == ["cuda"] and ran == [(tensor,)]
+    assert loaded == [tensor.device] and ran == [(tensor,)]

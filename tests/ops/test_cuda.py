@@ -70,7 +70,7 @@ def test_agrees_with_the_cpu(size, pooling, dtype, layout, gradient):
 @pytest.mark.parametrize("size", [(20, 20), (40, 40), (101, 130)])
 def test_large_windows(size, pooling, dtype, layout, gradient):
     x = randn(2, 10, *size) * 3
-    x[1, 2, 3:6] -= 200  # beyond the range of a tile
+    x[1, 2, 3:6] -= 200  # beyond the range of powers
     x = x.to(dtype).contiguous(memory_format=layout)
     # Errors of sums over many windows.
     check(soft_pool2d, x, *pooling, gradient=gradient, epsilon=10 * EPSILON[dtype])
@@ -102,9 +102,7 @@ def test_special_values(pooling, layout):
     check(soft_pool2d, x.contiguous(memory_format=layout), *pooling)
     for value in (89.0, -110.0, 3.4e38, -3.4e38):
         y = soft_pool2d(torch.full((1, 1, 8, 8), value, device="cuda"), *pooling)
-        torch.testing.assert_close(
-            y, torch.full_like(y, value), rtol=5e-7 if pooling[0] == 5 else 0, atol=0
-        )
+        assert (y == value).all()
 
 
 def test_misaligned_and_strided_inputs():

@@ -1,26 +1,97 @@
-"""The CUDA library as the compiler sees it; needs nvcc, not a GPU."""
+"""The CUDA library as the compiler sees it; no GPU is needed."""
 
 import re
+import runpy
 import shutil
 import subprocess
 
 import pytest
+import setuptools
+import torch
 
 from ..common import ROOT
 
 CSRC = ROOT / "csrc"
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-pytestmark = pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 
 
+@pytest.fixture
+def build(monkeypatch):
+    """The functions of setup.py."""
+    monkeypatch.setattr(setuptools, "setup", lambda **kwargs: None)
+    for name in ("CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "MMSOFTPOOL_CUDA"):
+        monkeypatch.delenv(name, raising=False)
+    return runpy.run_path(str(ROOT / "setup.py"))
+
+
+@pytest.fixture
+def toolkit(tmp_path):
+    """Makes a toolkit in a folder: an nvcc that knows some architectures, and where cudart is."""
+
+    def make(name, library_folder="lib64", codes="sm_75 sm_80 sm_90 sm_100 sm_120"):
+        nvcc = tmp_path / name / "bin" / "nvcc"
+        nvcc.parent.mkdir(parents=True)
+        nvcc.write_text(f"#!/bin/sh\nprintf '%s\\n' {codes}\n")
+        nvcc.chmod(0o755)
+        library = tmp_path / name / library_folder / "libcudart_static.a"
+        library.parent.mkdir(parents=True)
+        library.touch()
+        return str(nvcc)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("gpu", "code"), [((9, 0), 90), ((8, 6), 80), ((12, 1), 120), ((13, 0), 120)]
+)
+def test_a_gpu_that_nvcc_does_not_know_gets_ptx(build, toolkit, monkeypatch, gpu, code):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
+    flags = build["gencode_flags"](toolkit("cuda"), every=False)
+    arch = f"-gencode=arch=compute_{code},code="
+    assert flags == [f"{arch}sm_{code}", f"{arch}compute_{code}"]
+
+
+def test_every_architecture_between_the_oldest_and_the_newest_has_code(build, toolkit):
+    flags = build["gencode_flags"](toolkit("cuda"), every=True)
+    assert [f for f in flags if "code=compute_" in f] == [
+        "-gencode=arch=compute_80,code=compute_80",
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+    assert len([f for f in flags if "code=sm_" in f]) == 5
+
+
+def test_nvcc_is_that_of_cuda_home_then_of_path(build, toolkit, monkeypatch):
+    one, other = toolkit("one"), toolkit("other")
+    monkeypatch.setenv("PATH", other.removesuffix("/nvcc"))
+    monkeypatch.setattr(build["Path"], "exists", lambda path: True)  # /usr/local/cuda as well
+    assert build["find_nvcc"]() == other
+    monkeypatch.setenv("CUDA_HOME", one.removesuffix("/bin/nvcc"))
+    assert build["find_nvcc"]() == one
+
+
+@pytest.mark.parametrize("folder", ["lib64", "lib", "targets/x86_64-linux/lib"])
+def test_the_runtime_is_found_in_every_kind_of_toolkit(build, toolkit, folder):
+    nvcc = toolkit("cuda", folder)
+    assert build["cudart_folder"](nvcc) == build["Path"](nvcc).parents[1] / folder
+
+
+@needs_nvcc
 def test_the_library_was_built():
     assert (ROOT / "mmsoftpool" / "libmmsoftpool_cuda.so").exists()
 
 
-def test_kernels_compile_without_warnings_and_fast_paths_without_spills(tmp_path):
+@needs_nvcc
+@pytest.mark.parametrize(
+    "arch",
+    ["9.0", *(pytest.param(a, marks=pytest.mark.slow) for a in ("7.5", "8.0", "10.0", "12.0"))],
+)
+def test_kernels_compile_without_warnings_and_fast_paths_without_spills(tmp_path, arch):
+    number = arch.replace(".", "")
     flags = [
         *("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-Wall,-Wextra"),
-        *("-Xptxas=-v", "-gencode=arch=compute_90,code=sm_90"),
+        *("-Xptxas=-v", f"-gencode=arch=compute_{number},code=sm_{number}"),
     ]
     result = subprocess.run(
         [NVCC, *flags, "-c", str(CSRC / "cuda/soft_pool.cu"), "-o", str(tmp_path / "soft_pool.o")],
@@ -35,6 +106,9 @@ def test_kernels_compile_without_warnings_and_fast_paths_without_spills(tmp_path
         report,
     )
     strips = [entry for entry in resources if "strip_kernel" in entry[0]]
-    # Forward and backward, four poolings, three dtypes; channels last, packed, not packed.
-    assert len(strips) == 2 * 4 * 3 * 3
-    assert [entry for entry in strips if entry[1:] != ("0", "0")] == []
+    # Forward and backward, three poolings, three dtypes; channels last, packed, not packed.
+    assert len(strips) == 2 * 3 * 3 * 3
+    # Three dtypes, packs or not, six windows; a backward of two kernels but for 3 x 3.
+    rings = [entry for entry in resources if "ring_kernel" in entry[0]]
+    assert len(rings) == 3 * 2 * (3 * 6 - 1)
+    assert [entry for entry in strips + rings if entry[1:] != ("0", "0")] == []

@@ -6,6 +6,8 @@ import torch
 
 import mmsoftpool  # noqa: F401 (registers the operators)
 
+from ..common import since
+
 X = torch.zeros(1, 1, 4, 4)
 HUGE = 2**61
 
@@ -45,3 +47,25 @@ def test_alpha_must_be_finite_and_not_negative(alpha):
 def test_gradient_must_be_exact_or_paper():
     with pytest.raises(RuntimeError, match="gradient must be 'exact' or 'paper', got 'none'"):
         torch.ops.mmsoftpool.soft_pool(X, [2, 2], [2, 2], [0] * 4, [1, 1], False, 1.0, "none")
+
+
+@pytest.mark.parametrize(
+    ("grad_output", "name"),
+    [
+        (torch.zeros(1, 1, 2, 2, device="meta"), "device"),
+        (torch.zeros(1, 1, 2, 2, device="meta", dtype=torch.float64), "device"),
+        (torch.zeros(1, 1, 2, 2, dtype=torch.float64), "dtype"),
+    ],
+)
+def test_the_gradient_of_the_output_must_be_like_the_input(grad_output, name):
+    lists = ([2, 2], [2, 2], [0] * 4, [1, 1])
+    with pytest.raises((RuntimeError, ValueError), match=f"grad_output must .*{name} of input"):
+        torch.ops.mmsoftpool.soft_pool_backward(grad_output, X, *lists, False, 1.0, "exact")
+
+
+@since(2, 13)  # the stable ABI of older ones does not pass the text on
+def test_memory_that_runs_out_is_named_as_torch_names_it():
+    x = X[:, :, :1, :1].expand(2**22, 1, 2**10, 2**10)  # 16 TB if it were contiguous
+    lists = ([2, 2], [2, 2], [0] * 4, [1, 1])
+    with pytest.raises(RuntimeError, match="can't allocate memory: you tried to allocate"):
+        torch.ops.mmsoftpool.soft_pool(x, *lists, False, 1.0, "exact")
