@@ -20,7 +20,7 @@ bool shares_powers(const Pooling& pooling, bool backward) {
       double(pooling.taps()) * double(pooling.out_plane()) / double(pooling.in_plane());
   const bool often_faster =
       vector_bytes<T>(pooling) == 16 || (pooling.layout == Layout::channels_last && !backward);
-  return Powers<Simd<float, 16>>::fits(pooling) &&
+  return Powers<Simd<float, 16>>::fits(pooling) && !pooling.is_adaptive() &&
          windows_of_an_input >= (often_faster ? 2.5 : 4.5);
 }
 

@@ -616,7 +616,7 @@ bool with_tile(const Pooling& pooling, const Run& run) {
   using TileOf = Tile<T, Backward>;
   const int64_t step = pooling.layout == Layout::channels_last ? pooling.channels : 1;
   for (const Axis* axis : {&pooling.height, &pooling.width}) {
-    if (axis->kernel_size < group || axis->stride != 1 || axis->dilation != 1 ||
+    if (axis->adaptive || axis->kernel_size < group || axis->stride != 1 || axis->dilation != 1 ||
         axis->in > INT32_MAX / 4 || axis->out > INT32_MAX / 4 || axis->padding > INT32_MAX / 4 ||
         axis->kernel_size > 1000 || axis->in < 1 || axis->out < 1 || axis->out * 2 < axis->in) {
       return false;

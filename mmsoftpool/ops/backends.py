@@ -144,6 +144,6 @@ OVERRIDE = (
 def _use_reference(device: str) -> None:
     """Registers the reference in place of a library's kernels."""
     kernels = torch.library.Library("mmsoftpool", "IMPL")
-    for name in ("soft_pool", "soft_pool_backward"):
+    for name in reference.OPERATORS:
         kernels.impl(name, getattr(reference, name), device.upper(), **OVERRIDE)
     _overrides.append(kernels)  # the registration ends with the object

@@ -7,36 +7,42 @@ for other dimensions, which check and complete the arguments. Gradients and batc
 """
 
 import math
+import sys
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils import flop_counter
 
 from . import autograd, backends, reference
 from .backends import TORCH_VERSION
 from .pooling import Pooling
 
-_SCHEMA_TAIL = (
-    "int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode, float alpha, "
-    "str gradient) -> Tensor"
-)
+_POOLING = "int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode"
+_ADAPTIVE = "SymInt[] output_size"
 # What torch.library has gained since torch 2.1 is not used, except where it is looked for.
 _library = torch.library.Library("mmsoftpool", "DEF")
 for _schema in (
-    f"soft_pool(Tensor input, {_SCHEMA_TAIL}",
-    f"soft_pool_backward(Tensor grad_output, Tensor input, {_SCHEMA_TAIL}",
+    f"soft_pool(Tensor input, {_POOLING}",
+    f"soft_pool_backward(Tensor grad_output, Tensor input, {_POOLING}",
+    f"adaptive_soft_pool(Tensor input, {_ADAPTIVE}",
+    f"adaptive_soft_pool_backward(Tensor grad_output, Tensor input, {_ADAPTIVE}",
 ):
+    _schema = f"{_schema}, float alpha, str gradient) -> Tensor"
     if TORCH_VERSION >= (2, 2):
         _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
     else:
         _library.define(_schema)
 
 
-def _default_kernel(name: str):
+def _default_kernel(name: str) -> Any:
     """What runs on a device without kernels: the reference. On CUDA the kernels are loaded first;
     from then on they run, and this does not."""
     operator, reference_kernel = getattr(torch.ops.mmsoftpool, name), getattr(reference, name)
 
-    def kernel(*args):
+    def kernel(*args: Any) -> Any:
         if args[0].device.type == "cuda" and backends.load("cuda").path is not None:
             return operator(*args)
         return reference_kernel(*args)
@@ -44,47 +50,105 @@ def _default_kernel(name: str):
     return kernel
 
 
-def _empty(input, sizes):
+def _empty(input: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.empty(
-        sizes,
+        tuple(sizes),
         dtype=input.dtype,
         device=input.device,
         memory_format=reference.memory_format(input),
     )
 
 
-def _fake_forward(input, *args):
+def _fake_forward(input: Tensor, *args: Any) -> Tensor:
     return _empty(input, (*input.shape[:2], *Pooling(*args).output_sizes(input.shape[2:])))
 
 
-def _fake_backward(grad_output, input, *args):
+def _fake_adaptive_forward(input: Tensor, output_size: Sequence[int], *args: Any) -> Tensor:
+    return _empty(input, (*input.shape[:2], *output_size))
+
+
+def _fake_backward(grad_output: Tensor, input: Tensor, *args: Any) -> Tensor:
     return _empty(input, input.shape)
 
 
-for _name, _fake in (("soft_pool", _fake_forward), ("soft_pool_backward", _fake_backward)):
+for _name, _fake in zip(
+    reference.OPERATORS,
+    (_fake_forward, _fake_backward, _fake_adaptive_forward, _fake_backward),
+    strict=True,
+):
     _library.impl(_name, _default_kernel(_name), "CompositeExplicitAutograd")
     _library.impl(_name, _fake, "Meta")
 autograd.register(_library)
 backends.load("cpu")
 
 
-def forward_flops(input, kernel_size, *args, out_shape, **kwargs) -> int:
-    """Per tap: maximum, difference, exponential, two sums and a product."""
-    return 6 * math.prod(kernel_size) * math.prod(out_shape)
+# Of a tap, forward: maximum, difference, exponential, two sums and a product. Backward: as the
+# forward, and a sum, two products and the addition to the gradient.
+_FORWARD_FLOPS, _BACKWARD_FLOPS = 6, 10
 
 
-def backward_flops(grad_output, input, kernel_size, *args, out_shape, **kwargs) -> int:
-    """Per tap: as the forward, and a sum, two products and the addition to the gradient."""
-    return 10 * math.prod(kernel_size) * math.prod(grad_output)
+def _taps(input: Sequence[int], output_size: Sequence[int]) -> int:
+    """Number of taps of all windows of an adaptive pooling; neighbours share one, except where the
+    sizes divide."""
+    axes = zip(input[2:], output_size, strict=True)
+    return math.prod(input[:2]) * math.prod(n + out - math.gcd(n, out) for n, out in axes)
 
 
-for _operator, _formula in (
-    (torch.ops.mmsoftpool.soft_pool, forward_flops),
-    (torch.ops.mmsoftpool.soft_pool_backward, backward_flops),
+def forward_flops(input: Any, kernel_size: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+    return _FORWARD_FLOPS * math.prod(kernel_size) * math.prod(out_shape)
+
+
+def _backward_flops(
+    grad_output: Any, input: Any, kernel_size: Any, *args: Any, out_shape: Any, **kwargs: Any
+) -> int:
+    return _BACKWARD_FLOPS * math.prod(kernel_size) * math.prod(grad_output)
+
+
+def adaptive_forward_flops(input: Any, output_size: Any, *args: Any, **kwargs: Any) -> int:
+    return _FORWARD_FLOPS * _taps(input, output_size)
+
+
+def _adaptive_backward_flops(
+    grad_output: Any, input: Any, output_size: Any, *args: Any, **kwargs: Any
+) -> int:
+    return _BACKWARD_FLOPS * _taps(input, output_size)
+
+
+for _name, _formula in zip(
+    reference.OPERATORS,
+    (forward_flops, _backward_flops, adaptive_forward_flops, _adaptive_backward_flops),
+    strict=True,
 ):
+    _operator = getattr(torch.ops.mmsoftpool, _name)
     if TORCH_VERSION >= (2, 2):
         flop_counter.register_flop_formula(_operator)(_formula)
         if _operator not in flop_counter.flop_registry:  # torch 2.4 has registered its overload
             flop_counter.flop_registry[_operator] = flop_counter.shape_wrapper(_formula)
     else:
         flop_counter.flop_mapping[_operator] = _formula
+
+
+def register_sharding() -> None:
+    """Registers how DTensor shards the operators: by batch and by channels, as ``max_pool2d``.
+
+    For a tensor that may be one: its module is imported by then, which takes a second."""
+    if "torch.distributed.tensor" in sys.modules and TORCH_VERSION >= (2, 5):
+        _register_sharding()
+
+
+@cache
+def _register_sharding() -> None:
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor.experimental import register_sharding
+
+    for name in reference.OPERATORS:
+        tensors = 2 if name.endswith("backward") else 1
+
+        def rule(*args: Any, tensors: int = tensors) -> list[tuple[list[Any], list[Any]]]:
+            others = [None] * (len(args) - tensors)
+            return [
+                ([placement], [placement] * tensors + others)
+                for placement in (Replicate(), Shard(0), Shard(1))
+            ]
+
+        register_sharding(getattr(torch.ops.mmsoftpool, name).default)(rule)

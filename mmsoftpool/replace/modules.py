@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -38,13 +39,13 @@ def axes_of(name: str) -> int:
     return int(name[-2])
 
 
-def per_axis(value, axes: int) -> tuple:
+def per_axis(value: Any, axes: int) -> tuple[Any, ...]:
     """``value``, a number or one per axis, as a tuple."""
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     return values * axes if len(values) == 1 else values
 
 
-def kernel_is_one(kernel_size) -> bool:
+def kernel_is_one(kernel_size: Any) -> bool:
     """Whether a pool with that ``kernel_size`` only subsamples."""
     return set(per_axis(kernel_size, 1)) == {1}
 
@@ -59,10 +60,10 @@ class PoolFactory:
     """
 
     kind: type | str
-    arguments: dict
+    arguments: dict[str, Any]
 
     @classmethod
-    def from_config(cls, pool) -> "PoolFactory":
+    def from_config(cls, pool: Any) -> "PoolFactory":
         """The factory for ``pool``, a class or a config dict with ``type``."""
         arguments = dict(pool) if isinstance(pool, dict) else dict(type=pool)
         kind = arguments.pop("type", None)
@@ -78,7 +79,7 @@ class PoolFactory:
         cannot trace the look-up in a registry."""
         return PoolFactory(_class_for(self.kind, axes), self.arguments)
 
-    def windowed(self, axes: int, geometry: dict) -> nn.Module:
+    def windowed(self, axes: int, geometry: dict[str, Any]) -> nn.Module:
         """The pool of that geometry; arguments that the class does not have may be left at their
         default."""
         cls = _class_for(self.kind, axes)
@@ -94,7 +95,7 @@ class PoolFactory:
             del arguments[name]
         return cls(**arguments)
 
-    def adaptive(self, axes: int, output_size) -> nn.Module:
+    def adaptive(self, axes: int, output_size: Any) -> nn.Module:
         """The pool of that output size: the adaptive variant, which is named Adaptive... and is
         beside the class, or else :class:`EqualWindows`."""
         cls = _class_for(self.kind, axes)
@@ -117,7 +118,7 @@ class EqualWindows(nn.Module):
     raises a ValueError.
     """
 
-    def __init__(self, axes: int, output_size, factory: PoolFactory):
+    def __init__(self, axes: int, output_size: Any, factory: PoolFactory):
         super().__init__()
         # The pool depends on the input's size and is made anew in every call.
         check_without_parameters(factory.windowed(axes, dict(kernel_size=2)))
@@ -152,6 +153,8 @@ def counterpart(old: nn.Module, factory: PoolFactory) -> nn.Module:
     Raises:
         ValueError: If it cannot do the same as ``old``.
     """
+    if "forward" in vars(old):
+        raise ValueError("its forward was set on the module itself and not by its class")
     for setting in ("return_indices", "divisor_override"):
         if getattr(old, setting, None):
             raise ValueError(f"it has {setting}, which only torch's own pools have")
@@ -166,6 +169,32 @@ def counterpart(old: nn.Module, factory: PoolFactory) -> nn.Module:
         ceil_mode=old.ceil_mode,
     )
     return factory.windowed(axes, geometry)
+
+
+def carry_over(old: nn.Module, new: nn.Module) -> None:
+    """Gives ``new``, in place of ``old``, what others have put on that: attributes, hooks,
+    parameters, buffers and submodules, and the flags ``training`` and ``requires_grad``.
+
+    The dicts of hooks become those of ``old``, so that handles still remove a hook.
+    """
+    for name, part in old.named_modules():
+        if name in dict(new.named_modules()):
+            new.get_submodule(name).training = part.training
+    for name, parameter in old.named_parameters():
+        if name in dict(new.named_parameters()):
+            new.get_parameter(name).requires_grad_(parameter.requires_grad)
+    modules_own = vars(nn.Module())
+    arguments = inspect.signature(pool_class(old) or type(old)).parameters
+    for name, value in vars(old).items():
+        if "hooks" in name and name in modules_own:
+            value.update(getattr(new, name))
+            setattr(new, name, value)
+        elif name in ("_parameters", "_buffers", "_modules"):
+            setattr(new, name, {**value, **getattr(new, name)})
+        elif name == "_non_persistent_buffers_set":
+            getattr(new, name).update(value)
+        elif name == "_is_full_backward_hook" or not (name in arguments or hasattr(new, name)):
+            setattr(new, name, value)
 
 
 def check_without_parameters(pool: nn.Module) -> nn.Module:
