@@ -25,6 +25,10 @@ MMSOFTPOOL_DECLARE_KERNEL(contiguous_shared)
 MMSOFTPOOL_DECLARE_KERNEL(channels_last_shared)
 // Contiguous alone:
 MMSOFTPOOL_DECLARE_KERNEL(one_window)
+MMSOFTPOOL_DECLARE_KERNEL(adaptive)
+
+// How many planes the last one pools together; a multiple of all vector lengths.
+constexpr int64_t planes_side_by_side = 16;
 
 #undef MMSOFTPOOL_DECLARE_KERNEL
 

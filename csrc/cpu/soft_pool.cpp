@@ -1,5 +1,6 @@
 #include "soft_pool.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 
@@ -32,6 +33,18 @@ bool use_one_window(const Pooling& pooling) {
   const auto vectors = [=](int64_t n) { return (n + lanes - 1) / lanes; };
   const int64_t taps = pooling.taps(), windows = pooling.width.out;
   return taps >= lanes && windows * (20 * vectors(taps) + 100) < vectors(windows) * 20 * taps;
+}
+
+// Whether planes are pooled side by side: some at least, which fit the cache. Large windows fill
+// the vectors in the other ways.
+bool use_adaptive(const Pooling& pooling) {
+  return pooling.is_adaptive() && pooling.layout == Layout::contiguous &&
+         pooling.planes() >= planes_side_by_side / 2 && pooling.taps() <= 128 &&
+         std::max(pooling.in_plane(), pooling.out_plane()) <= 1 << 13;
+}
+
+int64_t adaptive_items(const Pooling& pooling) {
+  return (pooling.planes() + planes_side_by_side - 1) / planes_side_by_side;
 }
 
 // The widest instruction set that the machine has and that ATEN_CPU_CAPABILITY allows, the variable
@@ -74,6 +87,9 @@ int64_t vector_bytes(const Pooling& pooling) {
 }
 
 int64_t forward_items(const Pooling& pooling) {
+  if (use_adaptive(pooling)) {
+    return adaptive_items(pooling);
+  }
   const int64_t rows = pooling.depth.out * pooling.height.out;
   return pooling.layout == Layout::contiguous ? pooling.planes() * rows : pooling.batch * rows;
 }
@@ -84,6 +100,9 @@ int64_t channel_block(const Pooling& pooling, int64_t threads) {
 }
 
 int64_t backward_items(const Pooling& pooling, int64_t channel_block) {
+  if (use_adaptive(pooling)) {
+    return adaptive_items(pooling);
+  }
   const int64_t blocks = (pooling.channels + channel_block - 1) / channel_block;
   return pooling.layout == Layout::contiguous ? pooling.planes() : pooling.batch * blocks;
 }
@@ -92,6 +111,9 @@ template <typename T>
 void pool_forward(const Pooling& pooling, const T* input, T* output, int64_t begin, int64_t end) {
   const bool last = pooling.layout == Layout::channels_last;
   const auto run = [&](auto forward) { forward(pooling, input, output, begin, end); };
+  if (use_adaptive(pooling)) {
+    return run(forward_adaptive<T>);
+  }
   if constexpr (!std::is_same_v<T, double>) {
     if (shares_powers<T>(pooling, false)) {
       return run(last ? forward_channels_last_shared<T> : forward_contiguous_shared<T>);
@@ -112,6 +134,9 @@ void pool_backward(
   const auto run = [&](auto backward) {
     backward(pooling, channel_block, grad_output, input, grad_input, begin, end);
   };
+  if (use_adaptive(pooling)) {
+    return run(backward_adaptive<T>);
+  }
   if constexpr (!std::is_same_v<T, double>) {
     if (shares_powers<T>(pooling, true)) {
       return run(last ? backward_channels_last_shared<T> : backward_contiguous_shared<T>);

@@ -31,13 +31,20 @@ struct SplitRow {
       part = width.out + slack;
       sums = part * width.kernel_size;
       size = sums + width.in + slack;
-      for (int64_t k = 0; k < width.kernel_size; ++k) {
-        for (int64_t o = 0; o < width.out; ++o) {
-          const bool present = k < width.taps(o);
-          columns.push_back(present ? width.first_input(o) + k : 0);
-          if (!present) {
-            absent.push_back(k * part + o);
-          }
+      firsts.resize(width.out);
+      // Axis::first_input() and taps(), without a division for each window.
+      const int64_t quotient = width.in / width.out, remainder = width.in % width.out;
+      for (int64_t o = 0, first = 0, rest = 0; o < width.out; ++o) {
+        firsts[o] = first;
+        int64_t taps = quotient;
+        rest += remainder;
+        if (rest >= width.out) {
+          rest -= width.out;
+          ++taps;
+        }
+        first += taps;
+        for (int64_t k = taps + (rest > 0 ? 1 : 0); k < width.kernel_size; ++k) {
+          absent.push_back(k * part + o);
         }
       }
       return;
@@ -90,24 +97,11 @@ struct SplitRow {
   const Axis& width;
   int64_t part, size;
   std::vector<int64_t> phases;  // places modulo the stride, ascending
-  // Of adaptive pooling: the column of tap k of window o at k * out + o, the places without a tap,
-  // which have column 0 there, and where merge_row() adds up the parts.
-  std::vector<int64_t> columns, absent;
+  // Of adaptive pooling: the first column of each window, the places without a tap, and where
+  // merge_row() adds up the parts.
+  std::vector<int64_t> firsts, absent;
   int64_t sums = 0;
 };
-
-// Copies row[columns[i]] for 0 <= i < size.
-template <typename S, typename T>
-MMSOFTPOOL_INLINE void gather(const T* row, const int64_t* columns, int64_t size, Compute<T>* to) {
-  T buffer[S::lanes] = {};
-  for (int64_t i = 0; i < size; i += S::lanes) {
-    const int64_t n = std::min(S::lanes, size - i);
-    for (int64_t j = 0; j < n; ++j) {
-      buffer[j] = row[columns[i + j]];
-    }
-    S::store_first(S::load(buffer), to + i, n);
-  }
-}
 
 // The columns of even and of odd number apart; a vector of both at a time.
 template <typename S, typename T>
@@ -163,9 +157,16 @@ MMSOFTPOOL_INLINE void merge_pairs(
 template <typename S, typename T>
 MMSOFTPOOL_INLINE void split_row(const SplitRow& layout, const T* row, Compute<T>* split) {
   if (layout.width.adaptive) {
-    const int64_t out = layout.width.out;
+    const int64_t out = layout.width.out, last = layout.width.in - 1;
     for (int64_t k = 0; k < layout.width.kernel_size; ++k) {
-      gather<S>(row, layout.columns.data() + k * out, out, split + k * layout.part);
+      T buffer[S::lanes] = {};
+      for (int64_t o = 0; o < out; o += S::lanes) {
+        const int64_t n = std::min(S::lanes, out - o);
+        for (int64_t i = 0; i < n; ++i) {
+          buffer[i] = row[std::min(layout.firsts[o + i] + k, last)];
+        }
+        S::store(S::load(buffer), split + k * layout.part + o);  // there is slack behind
+      }
     }
     for (const int64_t place : layout.absent) {
       split[place] = -std::numeric_limits<Compute<T>>::infinity();
@@ -206,14 +207,14 @@ MMSOFTPOOL_INLINE void merge_row(const SplitRow& layout, Compute<T>* split, T* r
   using A = Compute<T>;
   const int64_t stride = layout.width.stride;
   if (layout.width.adaptive) {
-    const int64_t in = layout.width.in, out = layout.width.out;
+    const int64_t in = layout.width.in;
     A* const sums = split + layout.sums;
     for (const int64_t place : layout.absent) {
       split[place] = 0;
     }
     for (int64_t k = 0; k < layout.width.kernel_size; ++k) {
-      for (int64_t o = 0; o < out; ++o) {
-        sums[layout.columns[k * out + o]] += split[k * layout.part + o];
+      for (int64_t o = 0; o < layout.width.out; ++o) {
+        sums[layout.firsts[o] + k] += split[k * layout.part + o];
       }
     }
     for (int64_t i = 0; i < in; i += S::lanes) {
