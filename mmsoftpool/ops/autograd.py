@@ -67,12 +67,13 @@ class _BackwardFormulas(_Formulas):
         return (*grads, *[None] * len(ctx.pooling))
 
     def jvp(self, pooling: Any, primals: list[Tensor], tangents: tuple[Any, ...]) -> Tensor:
-        (grad_tangent, input_tangent), (_, input) = tangents, primals
-        parts = []
+        (grad_tangent, input_tangent), (grad_output, input) = tangents, primals
+        parts: list[Tensor] = []
         if grad_tangent is not None:
             parts.append(self.backward_operator(grad_tangent, input, *pooling))
         if input_tangent is not None:
-            parts.append(reference.soft_pool_double_backward(input_tangent, *primals, pooling)[1])
+            double_backward = reference.soft_pool_double_backward
+            parts.append(double_backward(input_tangent, grad_output, input, pooling)[1])
         return sum(parts[1:], start=parts[0])
 
 
@@ -147,9 +148,14 @@ def _batched(operator: Any, tensors: int) -> Callable[..., Any]:
     return rule
 
 
-def register(library: torch.library.Library) -> None:
-    """Registers autograd, batching and decomposition of the operators."""
-    for name in reference.OPERATORS:
+def register(library: torch.library.Library, fakes: dict[str, Callable[..., Tensor]]) -> None:
+    """Registers autograd, batching and decomposition of the operators.
+
+    Args:
+        library: Where the operators are defined.
+        fakes: Their fake kernels by name.
+    """
+    for name, fake in fakes.items():
         operator = getattr(torch.ops.mmsoftpool, name)
         is_backward = name.endswith("_backward")
         formulas = (_BackwardFormulas if is_backward else _Formulas)(name.removesuffix("_backward"))
@@ -167,13 +173,17 @@ def register(library: torch.library.Library) -> None:
                 f"mmsoftpool::{name}", _batched(operator, formulas.tensors), lib=library
             )
         if not is_backward:
-            _register_decomposition(operator.default, getattr(reference, name))
+            _register_decomposition(operator.default, getattr(reference, name), fake)
 
 
-def _register_decomposition(operator: Any, function: Callable[..., Tensor]) -> None:
+def _register_decomposition(
+    operator: Any, function: Callable[..., Tensor], fake: Callable[..., Tensor]
+) -> None:
     """For exporters that know no such operator (ONNX): the reference."""
     try:
         from torch._decomp import register_decomposition
     except ImportError:  # private; ONNX then names the operator that it cannot convert
         return
     register_decomposition(operator)(function)
+    # Else a fake tensor with symbolic sizes would take the decomposition, and its guards.
+    register_decomposition(operator, type="meta")(fake)

@@ -71,14 +71,16 @@ def _fake_backward(grad_output: Tensor, input: Tensor, *args: Any) -> Tensor:
     return _empty(input, input.shape)
 
 
-for _name, _fake in zip(
-    reference.OPERATORS,
-    (_fake_forward, _fake_backward, _fake_adaptive_forward, _fake_backward),
-    strict=True,
-):
+_fakes = dict(
+    soft_pool=_fake_forward,
+    soft_pool_backward=_fake_backward,
+    adaptive_soft_pool=_fake_adaptive_forward,
+    adaptive_soft_pool_backward=_fake_backward,
+)
+for _name, _fake in _fakes.items():
     _library.impl(_name, _default_kernel(_name), "CompositeExplicitAutograd")
     _library.impl(_name, _fake, "Meta")
-autograd.register(_library)
+autograd.register(_library, _fakes)
 backends.load("cpu")
 
 
