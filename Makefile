@@ -64,9 +64,12 @@ docs: env
 	$(PY) -W ignore -m sphinx -W --keep-going -q -b html -d build/docs/doctrees docs build/docs/html
 	@echo "The documentation is in build/docs/html/index.html."
 
+# models/__init__.py registers with packages that have no types.
+TYPED_MODELS := $(addprefix mmsoftpool/models/,resnet.py googlenet.py pooling_methods.py)
 lint: env
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy mmsoftpool/ops mmsoftpool/replace $(TYPED_MODELS)
 	$(BIN)/clang-format --dry-run --Werror $(CSRC)
 
 format: env

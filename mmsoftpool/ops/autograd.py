@@ -23,7 +23,9 @@ from .pooling import AdaptivePooling, Pooling
 #: no forward mode and no gradient under torch.func; ``python -m mmsoftpool`` reports it.
 MISSING: str | None = None
 try:
-    from torch._functorch.autograd_function import enable_single_level_autograd_function
+    from torch._functorch.autograd_function import (  # type: ignore[attr-defined]
+        enable_single_level_autograd_function,
+    )
     from torch.autograd.function import _SingleLevelFunction
 
     _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -54,7 +56,7 @@ class _Formulas:
         return (grad_input, *[None] * len(ctx.pooling))
 
     def jvp(self, pooling: Any, primals: list[Tensor], tangents: tuple[Any, ...]) -> Tensor:
-        return reference.soft_pool_jvp(tangents[0], *primals, pooling)
+        return reference.soft_pool_jvp(tangents[0], primals[0], pooling)
 
 
 class _BackwardFormulas(_Formulas):
@@ -63,7 +65,8 @@ class _BackwardFormulas(_Formulas):
     tensors = 2
 
     def backward(self, ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        grads = reference.soft_pool_double_backward(grad_output, *ctx.saved_tensors, ctx.pooling)
+        output_slope, input = ctx.saved_tensors
+        grads = reference.soft_pool_double_backward(grad_output, output_slope, input, ctx.pooling)
         return (*grads, *[None] * len(ctx.pooling))
 
     def jvp(self, pooling: Any, primals: list[Tensor], tangents: tuple[Any, ...]) -> Tensor:
@@ -118,16 +121,18 @@ def _autograd_kernel(operator: Any, formulas: _Formulas) -> Callable[..., Tensor
         def _compiled_autograd_key(ctx: Any) -> tuple[Any, ...]:  # as torch.autograd.Function's
             return (ctx._autograd_function_id,)
 
+    apply: Any = Function.apply  # type: ignore[attr-defined]
+
     def kernel(*args: Any) -> Any:
         if _transforms_are_active():
             modes = (torch.is_grad_enabled(), _forward_mode_is_enabled())
             with enable_single_level_autograd_function():
-                return Function.apply(modes, *args)
+                return apply(modes, *args)
         needs_grad = torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in args[: formulas.tensors]
         )
         if needs_grad or forward_ad._current_level >= 0:
-            return Function.apply((False, False), *args)
+            return apply((False, False), *args)
         with _below_autograd():
             return operator(*args)
 

@@ -82,18 +82,18 @@ def load(device: str) -> Backend:
         device: ``'cpu'`` or ``'cuda'``; ``'cuda'`` needs a GPU.
     """
     backend = find_library(device)
-    if backend.path is not None:
+    if (path := backend.path) is not None:
         try:
-            torch.ops.load_library(backend.path)
+            torch.ops.load_library(path)
         except OSError as error:
-            detail = f"{backend.path.name} does not load: {error}"
+            detail = f"{path.name} does not load: {error}"
             backend = Backend(None, None, "does not load", detail)
         else:
             try:
                 _try_out(device)
             except RuntimeError as error:  # the driver is too old, no code for this GPU
                 _use_reference(device)
-                detail = f"{backend.path.name} cannot run: {str(error).splitlines()[0]}"
+                detail = f"{path.name} cannot run: {str(error).splitlines()[0]}"
                 backend = Backend(None, None, "cannot run", detail)
     if backend.reason not in (None, "forced"):
         warnings.warn(
@@ -117,7 +117,8 @@ def cpu_capability() -> str | None:
         return None
     function = ctypes.CDLL(str(path)).mmsoftpool_cpu_capability
     function.restype = ctypes.c_char_p
-    return function().decode()
+    name: bytes = function()
+    return name.decode()
 
 
 def _try_out(device: str) -> None:
@@ -131,7 +132,7 @@ def _try_out(device: str) -> None:
         torch.ops.mmsoftpool.soft_pool_backward(y, x, *pooling).cpu()
 
 
-_overrides = []
+_overrides: list[torch.library.Library] = []
 #: For ``Library.impl`` in place of a kernel. Later versions than torch 2.6 have the argument; the
 #: earlier ones allow it without.
 OVERRIDE = (

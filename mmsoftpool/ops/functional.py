@@ -21,7 +21,7 @@ def _soft_pool(
 ) -> Tensor:
     # Subclasses, modes and the proxies of torch.fx see this function, and not the operator.
     if has_torch_function_unary(input):
-        return handle_torch_function(  # type: ignore[no-any-return]
+        return handle_torch_function(
             function, (input,), input, *args, alpha=alpha, gradient=gradient
         )
     pooling = check_input(axes, input, *args, alpha, gradient)
@@ -37,7 +37,7 @@ def _adaptive_soft_pool(
     gradient: str,
 ) -> Tensor:
     if has_torch_function_unary(input):
-        return handle_torch_function(  # type: ignore[no-any-return]
+        return handle_torch_function(
             function, (input,), input, output_size, alpha=alpha, gradient=gradient
         )
     pooling = check_adaptive(axes, input, output_size, alpha, gradient)

@@ -71,7 +71,7 @@ def _fake_backward(grad_output: Tensor, input: Tensor, *args: Any) -> Tensor:
     return _empty(input, input.shape)
 
 
-_fakes = dict(
+_fakes: dict[str, Any] = dict(
     soft_pool=_fake_forward,
     soft_pool_backward=_fake_backward,
     adaptive_soft_pool=_fake_adaptive_forward,
@@ -96,12 +96,18 @@ def _taps(input: Sequence[int], output_size: Sequence[int]) -> int:
     return math.prod(input[:2]) * math.prod(n + out - math.gcd(n, out) for n, out in axes)
 
 
-def forward_flops(input: Any, kernel_size: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+def forward_flops(
+    input: Any,
+    kernel_size: Sequence[int],
+    *args: Any,
+    out_shape: Sequence[int],
+    **kwargs: Any,
+) -> int:
     return _FORWARD_FLOPS * math.prod(kernel_size) * math.prod(out_shape)
 
 
 def _backward_flops(
-    grad_output: Any, input: Any, kernel_size: Any, *args: Any, out_shape: Any, **kwargs: Any
+    grad_output: Sequence[int], input: Any, kernel_size: Sequence[int], *args: Any, **kwargs: Any
 ) -> int:
     return _BACKWARD_FLOPS * math.prod(kernel_size) * math.prod(grad_output)
 
@@ -116,18 +122,20 @@ def _adaptive_backward_flops(
     return _BACKWARD_FLOPS * _taps(input, output_size)
 
 
-for _name, _formula in zip(
-    reference.OPERATORS,
-    (forward_flops, _backward_flops, adaptive_forward_flops, _adaptive_backward_flops),
-    strict=True,
-):
+_formulas: tuple[Any, ...] = (
+    forward_flops,
+    _backward_flops,
+    adaptive_forward_flops,
+    _adaptive_backward_flops,
+)
+for _name, _formula in zip(reference.OPERATORS, _formulas, strict=True):
     _operator = getattr(torch.ops.mmsoftpool, _name)
     if TORCH_VERSION >= (2, 2):
         flop_counter.register_flop_formula(_operator)(_formula)
         if _operator not in flop_counter.flop_registry:  # torch 2.4 has registered its overload
             flop_counter.flop_registry[_operator] = flop_counter.shape_wrapper(_formula)
     else:
-        flop_counter.flop_mapping[_operator] = _formula
+        flop_counter.flop_mapping[_operator] = _formula  # type: ignore[attr-defined]
 
 
 def register_sharding() -> None:

@@ -138,15 +138,16 @@ def check_input(axes: int, input: Tensor, *args: Any) -> Pooling:
 def check_sizes(axes: int, output_size: OutputSize) -> list[int | None]:
     """The output size of an adaptive pool, an int or None or one of them per axis, as a list."""
     allowed = "an int >= 1 and < 2**48 or None" + (f", or {axes} of them" if axes > 1 else "")
-    sizes = [output_size] * axes if output_size is None or _is_int(output_size) else output_size
+    one = output_size is None or _is_int(output_size)
+    sizes: Any = [output_size] * axes if one else output_size
     if not isinstance(sizes, Sequence) or not all(n is None or _is_int(n) for n in sizes):
         raise TypeError(f"output_size must be {allowed}, got {output_size!r}")
-    sizes = [n if n is None else _plain(n) for n in sizes]
-    if len(sizes) == 1:
-        sizes *= axes
-    if len(sizes) != axes or any(n is not None and not 1 <= n < 2**48 for n in sizes):
+    checked = [n if n is None else _plain(n) for n in sizes]
+    if len(checked) == 1:
+        checked *= axes
+    if len(checked) != axes or any(n is not None and not 1 <= n < 2**48 for n in checked):
         raise ValueError(f"output_size must be {allowed}, got {output_size!r}")
-    return sizes
+    return checked
 
 
 def check_adaptive(
@@ -235,9 +236,8 @@ def _padding_pairs(value: Any, kernel_size: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_softmax(alpha: Any, gradient: Any) -> tuple[float, str]:
-    if type(alpha) is not float and (
-        not isinstance(alpha, numbers.Real) or isinstance(alpha, bool)
-    ):
+    is_number = type(alpha) is float or isinstance(alpha, numbers.Real)
+    if not is_number or isinstance(alpha, bool):
         raise TypeError(f"alpha must be a finite number >= 0, got {alpha!r}")
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be a finite number >= 0, got {alpha!r}")

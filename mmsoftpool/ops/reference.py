@@ -37,7 +37,9 @@ class Windows:
     def __init__(self, sizes: Sequence[int], pooling: Pooling):
         self.sizes = list(sizes)
         self.stride = pooling.stride
-        self.before, self.after = list(pooling.padding[0::2]), []
+        self.before = list(pooling.padding[0::2])
+        self.after = [pooling.padding_after(i) for i in range(len(self.sizes))]
+        self._reached = list(self.after)  # of that, by the taps that are kept
         taps, last = [], []
         for i, (size, k, d) in enumerate(
             zip(sizes, pooling.kernel_size, pooling.dilation, strict=True)
@@ -46,7 +48,7 @@ class Windows:
             if not isinstance(size, torch.SymInt):  # which would need a branch
                 # Taps beyond the input in all windows: those of a kernel larger than the map.
                 kept = min(k, (size + self.before[i] - 1) // d + 1)
-            self.after.append(pooling.padding_after(i) - (k - kept) * d)
+            self._reached[i] -= (k - kept) * d
             taps.append(range(kept))
             # A slice ends where the last tap of the window leaves room for the other taps. Ends
             # that count from the back do not depend on the size: exporters need no guard for them.
@@ -81,7 +83,8 @@ class Windows:
 
     def views(self, x: Tensor, absent: float) -> list[Tensor]:
         """The taps of :meth:`gather` one by one, without a copy of each."""
-        pairs = zip(reversed(self.before), reversed(self.after), strict=True)  # the last axis first
+        # The last axis first.
+        pairs = zip(reversed(self.before), reversed(self._reached), strict=True)
         padded = F.pad(x, [p for pair in pairs for p in pair], value=absent)
         return [padded[tap] for tap in self.slices]
 
@@ -94,15 +97,15 @@ class Windows:
 
         No operation is in place, so that all of torch's batching and differentiation works.
         """
-        total = None
+        total = values.new_zeros(())
         for offset, value in zip(self.offsets, values.unbind(0), strict=True):
-            frame = []  # of the last axis first; a negative width cuts off
+            frame: list[int] = []  # of the last axis first; a negative width cuts off
             for axis in range(-len(self.sizes), 0):
                 start = offset[axis] - self.before[axis]
                 value = _spread(value, axis, self.stride[axis])
                 frame[:0] = [start, self.sizes[axis] - start - value.shape[axis]]
             value = F.pad(value, frame)
-            total = value if total is None else total + value
+            total = total + value
         return total
 
 

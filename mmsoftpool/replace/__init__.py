@@ -117,7 +117,7 @@ def replace_pooling(
             functional.replace_calls(old, function, factory)
         else:
             parent, _, child = name.rpartition(".")
-            pool = new[name].train(old.training).to(device)
-            modules.carry_over(old, pool)
-            setattr(module.get_submodule(parent), child, pool)
+            made_pool = new[name].train(old.training).to(device)
+            modules.carry_over(old, made_pool)
+            setattr(module.get_submodule(parent), child, made_pool)
     return new

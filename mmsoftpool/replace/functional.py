@@ -58,7 +58,7 @@ def function_name(pool: type) -> str:
 
 
 @functools.cache
-def functions_called(cls: type) -> frozenset[str]:
+def functions_called(cls: Any) -> frozenset[str]:
     """The functional pools whose names are in the code of a class."""
 
     def names(code: types.CodeType) -> Iterator[str]:
@@ -78,7 +78,8 @@ def functions_called(cls: type) -> frozenset[str]:
 
 def replaced_functions(module: nn.Module) -> dict[str, PoolFactory]:
     """The functions that are replaced in a module, with what makes the pools in their place."""
-    return vars(module).get(_POOLS, {})
+    pools: dict[str, PoolFactory] = vars(module).get(_POOLS, {})
+    return pools
 
 
 def example(module: nn.Module, function: str, factory: PoolFactory) -> nn.Module:
@@ -102,24 +103,27 @@ def example(module: nn.Module, function: str, factory: PoolFactory) -> nn.Module
 def replace_calls(module: nn.Module, function: str, factory: PoolFactory) -> None:
     """Replaces the calls of a function in the forward of a module, and of all modules inside."""
     if not replaced_functions(module):
-        module.__class__ = _with_replaced_calls(type(module))
+        cls: Any = type(module)
+        module.__class__ = _with_replaced_calls(cls)
     factory = factory.with_class(axes_of(function))
     setattr(module, _POOLS, {**replaced_functions(module), function: factory})
 
 
 @functools.cache
-def _with_replaced_calls(cls: type) -> type:
+def _with_replaced_calls(cls: Any) -> Any:
     """The subclass whose forward runs new pools. Code that looks at its name finds that of
     ``cls``."""
 
-    @functools.wraps(cls.forward)  # torch.fx and torch.onnx read the signature
+    original = cls.forward
+
+    @functools.wraps(original)  # torch.fx and torch.onnx read the signature
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         with _ReplacedCalls(replaced_functions(self), self.training):
-            return cls.forward(self, *args, **kwargs)
+            return original(self, *args, **kwargs)
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         # A pickle finds a class by its name, and under this one it finds `cls`.
-        make, args, *state = super(subclass, self).__reduce_ex__(protocol)
+        make, args, *state = cls.__reduce_ex__(self, protocol)
         args = tuple(cls if arg is type(self) else arg for arg in args)
         return (_restore, (make, args), *state)
 
@@ -137,7 +141,8 @@ def _with_replaced_calls(cls: type) -> type:
 def _restore(make: Any, args: Any) -> nn.Module:
     """A module from its pickle, before its attributes are set."""
     module = make(*args)
-    module.__class__ = _with_replaced_calls(type(module))
+    cls: Any = type(module)
+    module.__class__ = _with_replaced_calls(cls)
     return module  # type: ignore[no-any-return]
 
 

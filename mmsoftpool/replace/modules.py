@@ -29,7 +29,7 @@ _NEUTRAL = dict(padding=0, dilation=1, ceil_mode=False)
 def pool_class(module: nn.Module) -> type | None:
     """The class in ``WINDOWED`` or ``ADAPTIVE`` whose forward a module has, None for all others."""
     for base in WINDOWED + ADAPTIVE:
-        if isinstance(module, base) and type(module).forward is base.forward:
+        if isinstance(module, base) and type(module).forward is base.forward:  # type: ignore[attr-defined]
             return base
     return None
 
@@ -84,7 +84,7 @@ class PoolFactory:
         default."""
         cls = _class_for(self.kind, axes)
         if "kernel_size" in self.arguments:
-            return cls(**self.arguments)
+            return _make(cls, **self.arguments)
         arguments = {**geometry, **self.arguments}
         for name, value in geometry.items():
             if _takes(cls, name):
@@ -93,21 +93,21 @@ class PoolFactory:
             if per_axis(value, axes) != per_axis(neutral, axes):
                 raise ValueError(f"{cls.__name__} has no argument {name}, which is {value!r} here")
             del arguments[name]
-        return cls(**arguments)
+        return _make(cls, **arguments)
 
     def adaptive(self, axes: int, output_size: Any) -> nn.Module:
         """The pool of that output size: the adaptive variant, which is named Adaptive... and is
         beside the class, or else :class:`EqualWindows`."""
         cls = _class_for(self.kind, axes)
         if "kernel_size" in self.arguments:
-            return cls(**self.arguments)
+            return _make(cls, **self.arguments)
         variant = getattr(sys.modules[cls.__module__], f"Adaptive{cls.__name__}", None)
         if variant is None:
             return EqualWindows(axes, output_size, self)
         for name, value in self.arguments.items():
             if not _takes(variant, name):
                 raise ValueError(f"{variant.__name__} has no argument {name}, which is {value!r}")
-        return variant(output_size, **self.arguments)
+        return _make(variant, output_size, **self.arguments)
 
 
 class EqualWindows(nn.Module):
@@ -141,10 +141,13 @@ class EqualWindows(nn.Module):
             )
         kernel_size = tuple(size // out for size, out in zip(sizes, outs, strict=True))
         pool = self.factory.windowed(axes, dict(kernel_size=kernel_size))
-        return pool.train(self.training)(input)
+        output: Tensor = pool.train(self.training)(input)
+        return output
 
     def extra_repr(self) -> str:
-        return f"output_size={self.output_size}, pool={self.factory.kind.__name__}"
+        kind = self.factory.kind
+        name = kind if isinstance(kind, str) else kind.__name__
+        return f"output_size={self.output_size}, pool={name}"
 
 
 def counterpart(old: nn.Module, factory: PoolFactory) -> nn.Module:
@@ -158,7 +161,9 @@ def counterpart(old: nn.Module, factory: PoolFactory) -> nn.Module:
     for setting in ("return_indices", "divisor_override"):
         if getattr(old, setting, None):
             raise ValueError(f"it has {setting}, which only torch's own pools have")
-    axes = axes_of(pool_class(old).__name__)
+    base = pool_class(old)
+    assert base is not None  # selection.py selects only pools
+    axes = axes_of(base.__name__)
     if isinstance(old, ADAPTIVE):
         return factory.adaptive(axes, old.output_size)
     geometry = dict(
@@ -193,7 +198,7 @@ def carry_over(old: nn.Module, new: nn.Module) -> None:
             setattr(new, name, {**value, **getattr(new, name)})
         elif name == "_non_persistent_buffers_set":
             getattr(new, name).update(value)
-        elif name == "_is_full_backward_hook" or not (name in arguments or hasattr(new, name)):
+        elif name == "_is_full_backward_hook" or not (name in arguments or name in vars(new)):
             setattr(new, name, value)
 
 
@@ -204,6 +209,11 @@ def check_without_parameters(pool: nn.Module) -> nn.Module:
             f"{type(pool).__name__} has parameters, and neither a function nor a pool of unknown "
             "size has a place for them"
         )
+    return pool
+
+
+def _make(cls: type, *args: Any, **kwargs: Any) -> nn.Module:
+    pool: nn.Module = cls(*args, **kwargs)
     return pool
 
 

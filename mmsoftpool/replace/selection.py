@@ -24,7 +24,11 @@ class Pool(NamedTuple):
     @property
     def runs(self) -> str:
         """The name of the function that runs."""
-        return self.function or functional.function_name(pool_class(self.module))
+        if self.function:
+            return self.function
+        base = pool_class(self.module)
+        assert base is not None
+        return functional.function_name(base)
 
     @property
     def is_replaced(self) -> bool:
@@ -90,7 +94,8 @@ def _find(module: nn.Module) -> Iterator[tuple[str, Pool]]:
         # A subclass with a forward of its own around that of torch.nn, which calls the function.
         bases = (base for base in WINDOWED + ADAPTIVE if isinstance(child, base))
         around = {functional.function_name(base) for base in bases}.intersection(functional.NAMES)
-        for function in sorted(functional.functions_called(type(child)) | around):
+        cls: Any = type(child)
+        for function in sorted(functional.functions_called(cls) | around):
             yield f"{name}.{function}()".lstrip("."), Pool(child, function)
 
 
