@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 
 from .. import registry
 from ..ops import SoftPool1d, SoftPool2d, SoftPool3d
-from ..ops.library import forward_flops
+from ..ops.flops import FVCORE
 from .backbone import soft_pool_backbone  # noqa: F401
 from .googlenet import GoogLeNet  # noqa: F401
 from .pooling_methods import (
@@ -41,14 +41,8 @@ for _module in (
     MODELS.register_module(module=_module, force=True)
 
 
-def _count_flops(inputs, outputs) -> int:
-    """FLOP formula for mmengine, the same as torch's; see mmsoftpool.ops.library."""
-    kernel_size = [value.toIValue() for value in inputs[1].node().inputs()]
-    return forward_flops(None, kernel_size, out_shape=outputs[0].type().sizes())
-
-
 # mmengine has no public way to add a formula to its default ones.
-complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS["mmsoftpool::soft_pool"] = _count_flops
+complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS.update(FVCORE)
 
 _find_base = Config._get_cfg_path
 

@@ -1,4 +1,4 @@
-"""The operators ``torch.ops.mmsoftpool.*``: schemas, kernels of the devices, fake kernels, FLOPs.
+"""The operators ``torch.ops.mmsoftpool.*``: schemas, kernels of the devices, fake kernels, sharding.
 
 Arguments of both: ``input`` (N, C, spatial...) and the fields of a checked
 :class:`~mmsoftpool.ops.pooling.Pooling`. Users call :func:`mmsoftpool.soft_pool2d` and its variants
@@ -6,7 +6,6 @@ for other dimensions, which check and complete the arguments. Gradients and batc
 :mod:`mmsoftpool.ops.autograd`.
 """
 
-import math
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -14,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import flop_counter
 
 from . import autograd, backends, reference
 from .backends import TORCH_VERSION
@@ -82,60 +80,6 @@ for _name, _fake in _fakes.items():
     _library.impl(_name, _fake, "Meta")
 autograd.register(_library, _fakes)
 backends.load("cpu")
-
-
-# Of a tap, forward: maximum, difference, exponential, two sums and a product. Backward: as the
-# forward, and a sum, two products and the addition to the gradient.
-_FORWARD_FLOPS, _BACKWARD_FLOPS = 6, 10
-
-
-def _taps(input: Sequence[int], output_size: Sequence[int]) -> int:
-    """Number of taps of all windows of an adaptive pooling; neighbours share one, except where the
-    sizes divide."""
-    axes = zip(input[2:], output_size, strict=True)
-    return math.prod(input[:2]) * math.prod(n + out - math.gcd(n, out) for n, out in axes)
-
-
-def forward_flops(
-    input: Any,
-    kernel_size: Sequence[int],
-    *args: Any,
-    out_shape: Sequence[int],
-    **kwargs: Any,
-) -> int:
-    return _FORWARD_FLOPS * math.prod(kernel_size) * math.prod(out_shape)
-
-
-def _backward_flops(
-    grad_output: Sequence[int], input: Any, kernel_size: Sequence[int], *args: Any, **kwargs: Any
-) -> int:
-    return _BACKWARD_FLOPS * math.prod(kernel_size) * math.prod(grad_output)
-
-
-def adaptive_forward_flops(input: Any, output_size: Any, *args: Any, **kwargs: Any) -> int:
-    return _FORWARD_FLOPS * _taps(input, output_size)
-
-
-def _adaptive_backward_flops(
-    grad_output: Any, input: Any, output_size: Any, *args: Any, **kwargs: Any
-) -> int:
-    return _BACKWARD_FLOPS * _taps(input, output_size)
-
-
-_formulas: tuple[Any, ...] = (
-    forward_flops,
-    _backward_flops,
-    adaptive_forward_flops,
-    _adaptive_backward_flops,
-)
-for _name, _formula in zip(reference.OPERATORS, _formulas, strict=True):
-    _operator = getattr(torch.ops.mmsoftpool, _name)
-    if TORCH_VERSION >= (2, 2):
-        flop_counter.register_flop_formula(_operator)(_formula)
-        if _operator not in flop_counter.flop_registry:  # torch 2.4 has registered its overload
-            flop_counter.flop_registry[_operator] = flop_counter.shape_wrapper(_formula)
-    else:
-        flop_counter.flop_mapping[_operator] = _formula  # type: ignore[attr-defined]
 
 
 def register_sharding() -> None:

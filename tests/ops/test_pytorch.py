@@ -6,6 +6,7 @@ from torch._dynamo.backends import registry
 
 from mmsoftpool import AdaptiveSoftPool2d, SoftPool2d, adaptive_soft_pool2d, soft_pool2d
 from mmsoftpool.ops import backends
+from mmsoftpool.ops.flops import FVCORE, PTFLOPS, THOP
 from mmsoftpool.ops.pooling import Pooling
 
 from ..common import ROOT, randn, since
@@ -244,6 +245,36 @@ for pool in (lambda x: soft_pool2d(x, 3, 2, 1), lambda x: adaptive_soft_pool2d(x
         with torch.inference_mode():
             assert pool(x).placements == (expected,)
 """
+
+
+@pytest.mark.parametrize("counter", ["thop", "ptflops", "fvcore"])
+def test_other_packages_flop_counters(counter):
+    pytest.importorskip(counter)
+    pools = [SoftPool2d(3, 2, 1), AdaptiveSoftPool2d((3, 2))]
+    # 9 taps for each of 4 x 5 outputs; windows of 2, 2 and 2 rows, of 3 and 3 columns.
+    flops = 6 * 3 * (9 * 4 * 5 + 6 * 6)
+    conv = torch.nn.Conv2d(3, 3, 1)
+
+    def count(net):
+        if counter == "thop":
+            import thop
+
+            custom_ops = {**THOP, torch.nn.Conv2d: lambda *args: None}
+            return thop.profile(net, (torch.zeros(1, 3, 8, 10),), custom_ops, verbose=False)[0]
+        if counter == "ptflops":
+            import ptflops
+
+            return ptflops.get_model_complexity_info(
+                *(net, (3, 8, 10), False, False),
+                backend="pytorch",
+                custom_modules_hooks=PTFLOPS,
+            )[0]
+        from fvcore.nn import FlopCountAnalysis
+
+        analysis = FlopCountAnalysis(net, torch.zeros(1, 3, 8, 10))
+        return analysis.set_op_handle(**FVCORE).total()
+
+    assert count(torch.nn.Sequential(conv, *pools)) - count(torch.nn.Sequential(conv)) == flops
 
 
 class Net(torch.nn.Module):
