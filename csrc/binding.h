@@ -59,33 +59,12 @@ class PoolArguments {
   PoolArguments(
       const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
       const Ints& dilation, bool ceil_mode, double alpha, const std::string& gradient)
-      : input_(input), spatial_(kernel_size.size()) {
+      : PoolArguments(input, kernel_size.size(), alpha, gradient) {
     MMSOFTPOOL_CHECK(
-        spatial_ >= 1 && spatial_ <= 3 && static_cast<size_t>(input.dim()) == spatial_ + 2 &&
-            stride.size() == spatial_ && padding.size() == 2 * spatial_ &&
-            dilation.size() == spatial_,
-        "soft_pool: input must be (N, C, spatial...) with one kernel_size, stride and dilation "
-        "and two paddings per spatial axis, got a ",
-        input.dim(), "-dimensional input and ", spatial_, " kernel sizes");
-    const ScalarType dtype = input.scalar_type();
-    MMSOFTPOOL_CHECK(
-        dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
-            dtype == ScalarType::BFloat16,
-        "soft_pool: input must be a float16, bfloat16, float32 or float64 tensor");
-    MMSOFTPOOL_CHECK(
-        std::isfinite(alpha) && alpha >= 0, "soft_pool: alpha must be a finite number >= 0, got ",
-        alpha);
-    MMSOFTPOOL_CHECK(
-        gradient == "exact" || gradient == "paper",
-        "soft_pool: gradient must be 'exact' or 'paper', got '", gradient, "'");
-    pooling.layout = is_channels_last(input) ? Layout::channels_last : Layout::contiguous;
-    pooling.batch = input.size(0);
-    pooling.channels = input.size(1);
-    pooling.alpha = alpha;
-    pooling.gradient = gradient == "exact" ? Gradient::exact : Gradient::paper;
-    Axis* const axes[] = {&pooling.depth, &pooling.height, &pooling.width};
+        stride.size() == spatial_ && padding.size() == 2 * spatial_ && dilation.size() == spatial_,
+        "soft_pool: one stride and dilation and two paddings are needed per kernel size");
     for (size_t i = 0; i < spatial_; ++i) {
-      Axis& axis = *axes[3 - spatial_ + i];
+      Axis& axis = this->axis(i);
       const int64_t before = padding[2 * i], after = padding[2 * i + 1];
       axis.in = input.size(static_cast<int64_t>(i) + 2);
       axis.kernel_size = kernel_size[i];
@@ -109,6 +88,20 @@ class PoolArguments {
         pooling.depth.kernel_size * pooling.height.kernel_size <=
             INT64_MAX / pooling.width.kernel_size,
         "soft_pool: kernel_size has too many taps");
+  }
+
+  // Of an adaptive pooling; one output size per spatial axis.
+  PoolArguments(
+      const Tensor& input, const Ints& output_size, double alpha, const std::string& gradient)
+      : PoolArguments(input, output_size.size(), alpha, gradient) {
+    for (size_t i = 0; i < spatial_; ++i) {
+      const int64_t in = input.size(static_cast<int64_t>(i) + 2), out = output_size[i];
+      MMSOFTPOOL_CHECK(
+          in >= 1 && out >= 1 && in <= (INT64_MAX - in) / out - 1,
+          "adaptive_soft_pool: invalid pooling of axis ", i, " (size ", in, ", output_size ", out,
+          ")");
+      axis(i) = adaptive_axis(in, out);
+    }
   }
 
   Ints output_sizes() const {
@@ -141,6 +134,37 @@ class PoolArguments {
   }
 
  private:
+  // What all poolings have; the axes are left to the others.
+  PoolArguments(const Tensor& input, size_t spatial, double alpha, const std::string& gradient)
+      : input_(input), spatial_(spatial) {
+    MMSOFTPOOL_CHECK(
+        spatial_ >= 1 && spatial_ <= 3 && static_cast<size_t>(input.dim()) == spatial_ + 2,
+        "soft_pool: input must be (N, C, spatial...) with 1 to 3 spatial axes, one for each of the "
+        "sizes of the pooling, got a ",
+        input.dim(), "-dimensional input and ", spatial_, " sizes");
+    const ScalarType dtype = input.scalar_type();
+    MMSOFTPOOL_CHECK(
+        dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+            dtype == ScalarType::BFloat16,
+        "soft_pool: input must be a float16, bfloat16, float32 or float64 tensor");
+    MMSOFTPOOL_CHECK(
+        std::isfinite(alpha) && alpha >= 0, "soft_pool: alpha must be a finite number >= 0, got ",
+        alpha);
+    MMSOFTPOOL_CHECK(
+        gradient == "exact" || gradient == "paper",
+        "soft_pool: gradient must be 'exact' or 'paper', got '", gradient, "'");
+    pooling.layout = is_channels_last(input) ? Layout::channels_last : Layout::contiguous;
+    pooling.batch = input.size(0);
+    pooling.channels = input.size(1);
+    pooling.alpha = alpha;
+    pooling.gradient = gradient == "exact" ? Gradient::exact : Gradient::paper;
+  }
+
+  Axis& axis(size_t i) {
+    Axis* const axes[] = {&pooling.depth, &pooling.height, &pooling.width};
+    return *axes[3 - spatial_ + i];
+  }
+
   MemoryFormat memory_format() const {
     return pooling.layout == Layout::contiguous ? MemoryFormat::Contiguous
            : spatial_ == 2                      ? MemoryFormat::ChannelsLast

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 
 #ifdef __CUDACC__
 #define MMSOFTPOOL_HOST_DEVICE __host__ __device__
@@ -12,8 +13,8 @@
 
 namespace mmsoftpool {
 
-// One spatial axis. Output o covers the inputs o * stride - padding + k * dilation, k in
-// [0, kernel_size); those outside [0, in) are absent from the window: they have no weight.
+// One spatial axis. Output o covers the inputs first_input(o) + k * dilation, k in [0, taps(o));
+// those outside [0, in) are absent from the window: they have no weight.
 struct Axis {
   int64_t in = 1;
   int64_t out = 1;
@@ -21,8 +22,17 @@ struct Axis {
   int64_t stride = 1;
   int64_t padding = 0;  // before the first element; the padding after the last is implied by `out`
   int64_t dilation = 1;
+  // Whether the windows are those of adaptive pooling, [floor(o in / out), ceil((o + 1) in / out)),
+  // with different sizes; kernel_size is then the largest, and stride, padding and dilation are
+  // 1, 0 and 1.
+  bool adaptive = false;
 
-  MMSOFTPOOL_HOST_DEVICE int64_t first_input(int64_t o) const { return o * stride - padding; }
+  MMSOFTPOOL_HOST_DEVICE int64_t first_input(int64_t o) const {
+    return adaptive ? o * in / out : o * stride - padding;
+  }
+  MMSOFTPOOL_HOST_DEVICE int64_t taps(int64_t o) const {
+    return adaptive ? ((o + 1) * in + out - 1) / out - first_input(o) : kernel_size;
+  }
 
   MMSOFTPOOL_HOST_DEVICE int64_t span() const { return (kernel_size - 1) * dilation + 1; }
 };
@@ -47,23 +57,34 @@ struct Pooling {
   MMSOFTPOOL_HOST_DEVICE int64_t planes() const { return batch * channels; }
   MMSOFTPOOL_HOST_DEVICE int64_t in_plane() const { return depth.in * height.in * width.in; }
   MMSOFTPOOL_HOST_DEVICE int64_t out_plane() const { return depth.out * height.out * width.out; }
-  MMSOFTPOOL_HOST_DEVICE int64_t taps() const {
+  MMSOFTPOOL_HOST_DEVICE int64_t taps() const {  // of the largest window
     return depth.kernel_size * height.kernel_size * width.kernel_size;
+  }
+  MMSOFTPOOL_HOST_DEVICE bool is_adaptive() const {
+    return depth.adaptive || height.adaptive || width.adaptive;
   }
 };
 
-// Output size of an axis as torch's own pools have it: in ceil_mode the last window starts inside
-// the input or the padding before it. Sizes up to 2^62 and arguments below 2^31 do not overflow.
+// Output size of an axis as torch's own pools have it; less than 1 is an error. In ceil_mode a
+// last, incomplete window counts if it starts inside the input or the padding before it, so that it
+// has a tap there. Sizes up to 2^62 and arguments below 2^31 do not overflow.
 inline int64_t output_size(const Axis& axis, int64_t padding_after, bool ceil_mode) {
-  const int64_t room = axis.in + axis.padding + padding_after - axis.span();
-  if (room < 0) {
-    return 0;
-  }
-  int64_t out = (room + (ceil_mode ? axis.stride - 1 : 0)) / axis.stride + 1;
-  if (ceil_mode && (out - 1) * axis.stride >= axis.in + axis.padding) {
-    --out;
-  }
-  return out;
+  const int64_t after =
+      ceil_mode ? std::min(padding_after + axis.stride, axis.span()) - 1 : padding_after;
+  const int64_t room = axis.in + axis.padding + after - axis.span();
+  return room < 0 ? 0 : room / axis.stride + 1;
+}
+
+// An axis of adaptive pooling. Where the output size divides the input's, all windows are equal.
+inline Axis adaptive_axis(int64_t in, int64_t out) {
+  Axis axis;
+  axis.in = in;
+  axis.out = out;
+  axis.adaptive = in % out != 0;
+  // The size of window o is ceil((o in % out + in) / out), and the largest remainder out - gcd.
+  axis.kernel_size = (in - std::gcd(in, out) + out - 1) / out + 1;
+  axis.stride = axis.adaptive ? 1 : in / out;
+  return axis;
 }
 
 // Cuts the taps that no window has inside the input, so that a kernel larger than the map takes no

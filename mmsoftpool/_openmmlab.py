@@ -2,7 +2,7 @@
 
 from mmengine.analysis import complexity_analysis
 
-from .ops.library import forward_flops
+from .ops.flops import FVCORE
 
 
 def count_flops() -> None:
@@ -11,14 +11,10 @@ def count_flops() -> None:
     Without it, mmdet's ``get_flops.py`` counts SoftPool as 0 and lists it as unsupported.
     """
 
-    def soft_pool(inputs, outputs) -> int:
-        kernel_size = [value.toIValue() for value in inputs[1].node().inputs()]
-        return forward_flops(None, kernel_size, out_shape=outputs[0].type().sizes())
-
+    getattr(complexity_analysis, "_DEFAULT_SUPPORTED_FLOP_OPS", {}).update(FVCORE)
     # A pool has no activations of its own, as in the counts of torch's pools: None.
-    for table, formula in (("FLOP", soft_pool), ("ACT", None)):
-        formulas = getattr(complexity_analysis, f"_DEFAULT_SUPPORTED_{table}_OPS", {})
-        formulas["mmsoftpool::soft_pool"] = formula
+    activations = getattr(complexity_analysis, "_DEFAULT_SUPPORTED_ACT_OPS", {})
+    activations.update(dict.fromkeys(FVCORE))
 
 
 def coco_api(metric):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from . import __version__
-from .ops import backends, reference, soft_pool2d
+from .ops import autograd, backends, reference, soft_pool2d
 from .ops.backends import Backend
 from .ops.pooling import Pooling
 
@@ -216,6 +216,22 @@ def check_libraries(
     return problems
 
 
+def check_derivatives(missing: str | None) -> list[Problem]:
+    """Checks whether torch has the private names that the operator's derivatives use.
+
+    Args:
+        missing: ``mmsoftpool.ops.autograd.MISSING``.
+    """
+    if missing is None:
+        return []
+    return [
+        Problem(
+            f"SoftPool has no forward-mode derivative and none under torch.func: {missing}",
+            "training is not affected; install a tested version of torch, or report this one",
+        )
+    ]
+
+
 def check_imports(packages: Iterable[str]) -> list[Problem]:
     """Checks whether OpenMMLab's packages and ``mmsoftpool.registry`` can be imported."""
     remedies = {
@@ -347,6 +363,7 @@ def doctor() -> int:
         print(f"{name:{width}}  {value}")
 
     problems = check_libraries(libraries, _has_gpu(), cuda_works, bool(torch.version.cuda))
+    problems += check_derivatives(autograd.MISSING)
     problems += check_versions(distributions)
     problems += check_imports(
         package for package, names in OPENMMLAB.items() if any(n in distributions for n in names)

@@ -43,11 +43,7 @@ void for_each_item(const Pooling& pooling, int64_t items, const Body& body) {
   parallel_for(0, items, grain, body);
 }
 
-Tensor soft_pool(
-    const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
-    const Ints& dilation, bool ceil_mode, double alpha, const std::string& gradient) {
-  const PoolArguments arguments(
-      input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient);
+Tensor forward(const PoolArguments& arguments, const Tensor& input) {
   const Pooling& pooling = arguments.pooling;
   const Tensor in = arguments.in_layout(input);
   const Tensor output = arguments.empty_output();
@@ -63,12 +59,7 @@ Tensor soft_pool(
   return output;
 }
 
-Tensor soft_pool_backward(
-    const Tensor& grad_output, const Tensor& input, const Ints& kernel_size, const Ints& stride,
-    const Ints& padding, const Ints& dilation, bool ceil_mode, double alpha,
-    const std::string& gradient) {
-  const PoolArguments arguments(
-      input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient);
+Tensor backward(const PoolArguments& arguments, const Tensor& grad_output, const Tensor& input) {
   arguments.check_grad_output(grad_output);
   const Pooling& pooling = arguments.pooling;
   const int64_t block = channel_block(pooling, get_num_threads());
@@ -88,6 +79,33 @@ Tensor soft_pool_backward(
   return grad_input;
 }
 
+Tensor soft_pool(
+    const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
+    const Ints& dilation, bool ceil_mode, double alpha, const std::string& gradient) {
+  return forward(
+      {input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient}, input);
+}
+
+Tensor soft_pool_backward(
+    const Tensor& grad_output, const Tensor& input, const Ints& kernel_size, const Ints& stride,
+    const Ints& padding, const Ints& dilation, bool ceil_mode, double alpha,
+    const std::string& gradient) {
+  return backward(
+      {input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient}, grad_output,
+      input);
+}
+
+Tensor adaptive_soft_pool(
+    const Tensor& input, const Ints& output_size, double alpha, const std::string& gradient) {
+  return forward({input, output_size, alpha, gradient}, input);
+}
+
+Tensor adaptive_soft_pool_backward(
+    const Tensor& grad_output, const Tensor& input, const Ints& output_size, double alpha,
+    const std::string& gradient) {
+  return backward({input, output_size, alpha, gradient}, grad_output, input);
+}
+
 }  // namespace
 }  // namespace mmsoftpool::cpu
 
@@ -103,4 +121,8 @@ extern "C" __attribute__((visibility("default"))) const char* mmsoftpool_cpu_cap
 MMSOFTPOOL_LIBRARY_IMPL(mmsoftpool, CPU, library) {
   library.impl("soft_pool", MMSOFTPOOL_KERNEL(&mmsoftpool::cpu::soft_pool));
   library.impl("soft_pool_backward", MMSOFTPOOL_KERNEL(&mmsoftpool::cpu::soft_pool_backward));
+  library.impl("adaptive_soft_pool", MMSOFTPOOL_KERNEL(&mmsoftpool::cpu::adaptive_soft_pool));
+  library.impl(
+      "adaptive_soft_pool_backward",
+      MMSOFTPOOL_KERNEL(&mmsoftpool::cpu::adaptive_soft_pool_backward));
 }

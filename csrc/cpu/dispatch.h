@@ -30,6 +30,10 @@ MMSOFTPOOL_DECLARE_KERNEL(contiguous_shared)
 MMSOFTPOOL_DECLARE_KERNEL(channels_last_shared)
 // Only for contiguous tensors:
 MMSOFTPOOL_DECLARE_KERNEL(one_window)
+MMSOFTPOOL_DECLARE_KERNEL(adaptive)
+
+// How many planes the last one pools together; a multiple of all vector lengths.
+constexpr int64_t planes_side_by_side = 16;
 
 #if defined(__x86_64__)
 #if defined(__clang__)

@@ -72,8 +72,8 @@ template <typename Visit>
 MMSOFTPOOL_INLINE void for_each_run(
     const Pooling& pooling, int64_t od, int64_t oh, int64_t ow, Visit&& visit) {
   const Axis& width = pooling.width;
-  const int64_t first = std::max<int64_t>(width.first_input(ow), 0);
-  const int64_t number = std::min(width.first_input(ow) + width.kernel_size, width.in) - first;
+  const int64_t begin = width.first_input(ow), first = std::max<int64_t>(begin, 0);
+  const int64_t number = std::min(begin + width.taps(ow), width.in) - first;
   for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) INLINED {
     const int64_t row = (d * pooling.height.in + h) * width.in;
     if (width.dilation == 1) {

@@ -17,10 +17,13 @@ using Pointers = std::vector<T*>;
 template <typename Visit>
 MMSOFTPOOL_INLINE void for_each_row(const Pooling& pooling, int64_t od, int64_t oh, Visit&& visit) {
   const Axis &depth = pooling.depth, &height = pooling.height;
-  for (int64_t kd = 0; kd < depth.kernel_size; ++kd) {
-    const int64_t d = depth.first_input(od) + kd * depth.dilation;
-    for (int64_t kh = 0; kh < height.kernel_size; ++kh) {
-      const int64_t h = height.first_input(oh) + kh * height.dilation;
+  // Of adaptive pooling these are divisions.
+  const int64_t first_d = depth.first_input(od), taps_d = depth.taps(od);
+  const int64_t first_h = height.first_input(oh), taps_h = height.taps(oh);
+  for (int64_t kd = 0; kd < taps_d; ++kd) {
+    const int64_t d = first_d + kd * depth.dilation;
+    for (int64_t kh = 0; kh < taps_h; ++kh) {
+      const int64_t h = first_h + kh * height.dilation;
       if (d >= 0 && d < depth.in && h >= 0 && h < height.in) {
         visit(d, h);
       }
@@ -31,8 +34,9 @@ MMSOFTPOOL_INLINE void for_each_row(const Pooling& pooling, int64_t od, int64_t 
 // Calls visit(w) for the columns of the input that window ow reaches.
 template <typename Visit>
 MMSOFTPOOL_INLINE void for_each_column(const Axis& width, int64_t ow, Visit&& visit) {
-  for (int64_t k = 0; k < width.kernel_size; ++k) {
-    const int64_t w = width.first_input(ow) + k * width.dilation;
+  const int64_t first = width.first_input(ow), taps = width.taps(ow);
+  for (int64_t k = 0; k < taps; ++k) {
+    const int64_t w = first + k * width.dilation;
     if (w >= 0 && w < width.in) {
       visit(w);
     }

@@ -1,5 +1,6 @@
 #include "soft_pool.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 #if defined(__x86_64__)
@@ -22,7 +23,7 @@ bool shares_powers(const Pooling& pooling, bool backward) {
       double(pooling.taps()) * double(pooling.out_plane()) / double(pooling.in_plane());
   const bool often_faster =
       vector_bytes<T>(pooling) == 16 || (pooling.layout == Layout::channels_last && !backward);
-  return Powers<Simd<float, 16>>::fits(pooling) &&
+  return Powers<Simd<float, 16>>::fits(pooling) && !pooling.is_adaptive() &&
          windows_of_an_input >= (often_faster ? 2.5 : 4.5);
 }
 
@@ -43,6 +44,18 @@ bool has_f16c() {
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
 #endif
+
+// Whether planes are pooled side by side: some at least, which fit the cache. Large windows fill
+// the vectors in the other ways.
+bool use_adaptive(const Pooling& pooling) {
+  return pooling.is_adaptive() && pooling.layout == Layout::contiguous &&
+         pooling.planes() >= planes_side_by_side / 2 && pooling.taps() <= 128 &&
+         std::max(pooling.in_plane(), pooling.out_plane()) <= 1 << 13;
+}
+
+int64_t adaptive_items(const Pooling& pooling) {
+  return (pooling.planes() + planes_side_by_side - 1) / planes_side_by_side;
+}
 
 // The widest instruction set that the machine has and that ATEN_CPU_CAPABILITY allows, the variable
 // which holds torch's own kernels. As in torch, an unknown value counts for nothing; torch warns.
@@ -85,6 +98,9 @@ int64_t vector_bytes(const Pooling& pooling) {
 }
 
 int64_t forward_items(const Pooling& pooling) {
+  if (use_adaptive(pooling)) {
+    return adaptive_items(pooling);
+  }
   const int64_t rows = pooling.depth.out * pooling.height.out;
   return pooling.layout == Layout::contiguous ? pooling.planes() * rows : pooling.batch * rows;
 }
@@ -95,6 +111,9 @@ int64_t channel_block(const Pooling& pooling, int64_t threads) {
 }
 
 int64_t backward_items(const Pooling& pooling, int64_t channel_block) {
+  if (use_adaptive(pooling)) {
+    return adaptive_items(pooling);
+  }
   const int64_t blocks = (pooling.channels + channel_block - 1) / channel_block;
   return pooling.layout == Layout::contiguous ? pooling.planes() : pooling.batch * blocks;
 }
@@ -103,6 +122,9 @@ template <typename T>
 void pool_forward(const Pooling& pooling, const T* input, T* output, int64_t begin, int64_t end) {
   const bool last = pooling.layout == Layout::channels_last;
   const auto run = [&](auto forward) { forward(pooling, input, output, begin, end); };
+  if (use_adaptive(pooling)) {
+    return run(forward_adaptive<T>);
+  }
   if constexpr (!std::is_same_v<T, double>) {
     if (shares_powers<T>(pooling, false)) {
       return run(last ? forward_channels_last_shared<T> : forward_contiguous_shared<T>);
@@ -123,6 +145,9 @@ void pool_backward(
   const auto run = [&](auto backward) {
     backward(pooling, channel_block, grad_output, input, grad_input, begin, end);
   };
+  if (use_adaptive(pooling)) {
+    return run(backward_adaptive<T>);
+  }
   if constexpr (!std::is_same_v<T, double>) {
     if (shares_powers<T>(pooling, true)) {
       return run(last ? backward_channels_last_shared<T> : backward_contiguous_shared<T>);

@@ -16,6 +16,9 @@ namespace mmsoftpool::cpu {
 // places p, p + stride, p + 2 stride ... are neighbours and form a part. Parts that no tap touches
 // are left out, so that a large stride takes no memory. `slack` elements at the end of each part
 // may be read and written beyond the last window.
+//
+// Windows of adaptive pooling are not that regular: each tap has a part of its own, with a place
+// for every window, and a column may be in several parts.
 struct SplitRow {
   SplitRow(const Axis& width, int64_t slack)
       : width(width),
@@ -24,6 +27,28 @@ struct SplitRow {
                 (width.out - 1) * width.stride + width.span() - 1, width.in - 1 + width.padding) /
                 width.stride +
             1 + slack) {
+    if (width.adaptive) {
+      part = width.out + slack;
+      sums = part * width.kernel_size;
+      size = sums + width.in + slack;
+      firsts.resize(width.out);
+      // Axis::first_input() and taps(), without a division for each window.
+      const int64_t quotient = width.in / width.out, remainder = width.in % width.out;
+      for (int64_t o = 0, first = 0, rest = 0; o < width.out; ++o) {
+        firsts[o] = first;
+        int64_t taps = quotient;
+        rest += remainder;
+        if (rest >= width.out) {
+          rest -= width.out;
+          ++taps;
+        }
+        first += taps;
+        for (int64_t k = taps + (rest > 0 ? 1 : 0); k < width.kernel_size; ++k) {
+          absent.push_back(k * part + o);
+        }
+      }
+      return;
+    }
     for (int64_t k = 0; k < std::min(width.kernel_size, width.stride); ++k) {
       phases.push_back(k * width.dilation % width.stride);
     }
@@ -45,6 +70,9 @@ struct SplitRow {
 
   // Where tap k of the first window is; that of the next window follows it.
   int64_t offset(int64_t k) const {
+    if (width.adaptive) {
+      return k * part;
+    }
     const int64_t place = k * width.dilation;
     const auto phase = std::lower_bound(phases.begin(), phases.end(), place % width.stride);
     return (phase - phases.begin()) * part + place / width.stride;
@@ -69,6 +97,10 @@ struct SplitRow {
   const Axis& width;
   int64_t part, size;
   std::vector<int64_t> phases;  // places modulo the stride, ascending
+  // Of adaptive pooling: the first column of each window, the places without a tap, and where
+  // merge_row() adds up the parts.
+  std::vector<int64_t> firsts, absent;
+  int64_t sums = 0;
 };
 
 // The columns of even and of odd number apart; a vector of both at a time.
@@ -124,6 +156,23 @@ MMSOFTPOOL_INLINE void merge_pairs(
 
 template <typename S, typename T>
 MMSOFTPOOL_INLINE void split_row(const SplitRow& layout, const T* row, Compute<T>* split) {
+  if (layout.width.adaptive) {
+    const int64_t out = layout.width.out, last = layout.width.in - 1;
+    for (int64_t k = 0; k < layout.width.kernel_size; ++k) {
+      T buffer[S::lanes] = {};
+      for (int64_t o = 0; o < out; o += S::lanes) {
+        const int64_t n = std::min(S::lanes, out - o);
+        for (int64_t i = 0; i < n; ++i) {
+          buffer[i] = row[std::min(layout.firsts[o + i] + k, last)];
+        }
+        S::store(S::load(buffer), split + k * layout.part + o);  // there is slack behind
+      }
+    }
+    for (const int64_t place : layout.absent) {
+      split[place] = -std::numeric_limits<Compute<T>>::infinity();
+    }
+    return;
+  }
   const int64_t stride = layout.width.stride;
   if (layout.has_pairs()) {
     return split_pairs<S>(row, layout.width.in, split + layout.place(0), split + layout.place(1));
@@ -157,6 +206,23 @@ template <typename S, typename T>
 MMSOFTPOOL_INLINE void merge_row(const SplitRow& layout, Compute<T>* split, T* row) {
   using A = Compute<T>;
   const int64_t stride = layout.width.stride;
+  if (layout.width.adaptive) {
+    const int64_t in = layout.width.in;
+    A* const sums = split + layout.sums;
+    for (const int64_t place : layout.absent) {
+      split[place] = 0;
+    }
+    for (int64_t k = 0; k < layout.width.kernel_size; ++k) {
+      for (int64_t o = 0; o < layout.width.out; ++o) {
+        sums[layout.firsts[o] + k] += split[k * layout.part + o];
+      }
+    }
+    for (int64_t i = 0; i < in; i += S::lanes) {
+      S::store_first(S::load(sums + i), row + i, std::min(S::lanes, in - i));
+    }
+    std::fill_n(split, layout.size, A(0));
+    return;
+  }
   if (layout.has_gaps()) {
     std::fill_n(row, layout.width.in, T{});
   }

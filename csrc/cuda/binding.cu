@@ -24,12 +24,8 @@ Tensor make_workspace(int64_t numbers, const Tensor& input) {
       MemoryFormat::Contiguous);
 }
 
-Tensor soft_pool(
-    const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
-    const Ints& dilation, bool ceil_mode, double alpha, const std::string& gradient) {
+Tensor forward(const PoolArguments& arguments, const Tensor& input) {
   const DeviceGuard guard(input.device());
-  const PoolArguments arguments(
-      input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient);
   const Tensor in = arguments.in_layout(input);
   const Tensor output = arguments.empty_output();
   with_dtype<__half, __nv_bfloat16>(in, [&](auto* type) {
@@ -44,13 +40,8 @@ Tensor soft_pool(
   return output;
 }
 
-Tensor soft_pool_backward(
-    const Tensor& grad_output, const Tensor& input, const Ints& kernel_size, const Ints& stride,
-    const Ints& padding, const Ints& dilation, bool ceil_mode, double alpha,
-    const std::string& gradient) {
+Tensor backward(const PoolArguments& arguments, const Tensor& grad_output, const Tensor& input) {
   const DeviceGuard guard(input.device());
-  const PoolArguments arguments(
-      input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient);
   arguments.check_grad_output(grad_output);
   const Tensor in = arguments.in_layout(input);
   const Tensor grad_out = arguments.in_layout(grad_output);
@@ -69,10 +60,41 @@ Tensor soft_pool_backward(
   return grad_input;
 }
 
+Tensor soft_pool(
+    const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
+    const Ints& dilation, bool ceil_mode, double alpha, const std::string& gradient) {
+  return forward(
+      {input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient}, input);
+}
+
+Tensor soft_pool_backward(
+    const Tensor& grad_output, const Tensor& input, const Ints& kernel_size, const Ints& stride,
+    const Ints& padding, const Ints& dilation, bool ceil_mode, double alpha,
+    const std::string& gradient) {
+  return backward(
+      {input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient}, grad_output,
+      input);
+}
+
+Tensor adaptive_soft_pool(
+    const Tensor& input, const Ints& output_size, double alpha, const std::string& gradient) {
+  return forward({input, output_size, alpha, gradient}, input);
+}
+
+Tensor adaptive_soft_pool_backward(
+    const Tensor& grad_output, const Tensor& input, const Ints& output_size, double alpha,
+    const std::string& gradient) {
+  return backward({input, output_size, alpha, gradient}, grad_output, input);
+}
+
 }  // namespace
 }  // namespace mmsoftpool::cuda
 
 MMSOFTPOOL_LIBRARY_IMPL(mmsoftpool, CUDA, library) {
   library.impl("soft_pool", MMSOFTPOOL_KERNEL(&mmsoftpool::cuda::soft_pool));
   library.impl("soft_pool_backward", MMSOFTPOOL_KERNEL(&mmsoftpool::cuda::soft_pool_backward));
+  library.impl("adaptive_soft_pool", MMSOFTPOOL_KERNEL(&mmsoftpool::cuda::adaptive_soft_pool));
+  library.impl(
+      "adaptive_soft_pool_backward",
+      MMSOFTPOOL_KERNEL(&mmsoftpool::cuda::adaptive_soft_pool_backward));
 }

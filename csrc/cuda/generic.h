@@ -15,6 +15,7 @@ namespace mmsoftpool::cuda {
 template <typename Int>
 struct IndexAxis {
   Int in, out, kernel_size, stride, padding, dilation;
+  bool adaptive;
 
   explicit IndexAxis(const Axis& axis)
       : in(static_cast<Int>(axis.in)),
@@ -22,9 +23,12 @@ struct IndexAxis {
         kernel_size(static_cast<Int>(axis.kernel_size)),
         stride(static_cast<Int>(axis.stride)),
         padding(static_cast<Int>(axis.padding)),
-        dilation(static_cast<Int>(axis.dilation)) {}
+        dilation(static_cast<Int>(axis.dilation)),
+        adaptive(axis.adaptive) {}
 
-  MMSOFTPOOL_BODY Int first_input(Int o) const { return o * stride - padding; }
+  MMSOFTPOOL_BODY Int first_input(Int o) const {
+    return adaptive ? o * in / out : o * stride - padding;
+  }
 };
 template <typename Int>
 struct Indices {
@@ -46,7 +50,8 @@ inline bool fits_32_bits(const Pooling& pooling) {
   constexpr int64_t limit = 1 << 29;
   for (const Axis* axis : {&pooling.depth, &pooling.height, &pooling.width}) {
     if (axis->in > limit || axis->padding > limit || axis->stride > limit ||
-        axis->out > limit / axis->stride || axis->kernel_size > limit / axis->dilation) {
+        axis->out > limit / axis->stride || axis->kernel_size > limit / axis->dilation ||
+        (axis->adaptive && axis->out > limit / axis->in)) {
       return false;
     }
   }
@@ -127,6 +132,11 @@ template <typename Int>
 MMSOFTPOOL_BODY Range<Int> taps_inside(const IndexAxis<Int>& axis, Int o) {
   const Int first = axis.first_input(o);
   Range<Int> range;
+  if (axis.adaptive) {
+    range.begin = 0;
+    range.end = ((o + 1) * axis.in + axis.out - 1) / axis.out - first;
+    return range;
+  }
   if (axis.dilation == 1) {
     range.begin = first >= 0 ? 0 : -first;
     range.end = axis.in - first < axis.kernel_size ? axis.in - first : axis.kernel_size;
@@ -301,9 +311,13 @@ MMSOFTPOOL_BODY void summarize_slices(
 }
 
 // The outputs o of an axis that have input i as a tap are those of a range with
-// (i + padding - o * stride) divisible by the dilation.
+// (i + padding - o * stride) divisible by the dilation. In adaptive pooling o and i change places:
+// from o in / out < i + 1 and (o + 1) in / out > i.
 template <typename Int>
 MMSOFTPOOL_BODY Range<Int> outputs_around(const IndexAxis<Int>& axis, Int i) {
+  if (axis.adaptive) {
+    return {i * axis.out / axis.in, ((i + 1) * axis.out + axis.in - 1) / axis.in};
+  }
   const Int last = i + axis.padding;
   const Int first = last - (axis.kernel_size - 1) * axis.dilation;
   Range<Int> range;

@@ -41,8 +41,9 @@ bool with_strip(const Pooling& pooling, bool aligned, const Run& run) {
     const bool is_plane =
         pooling.depth.in == 1 && pooling.depth.out == 1 && pooling.depth.kernel_size == 1;
     // An alpha near 0 has a unit of its own, see Exponent.
-    if (!is_plane || pooling.height.in >= limit || pooling.width.in >= limit ||
-        pooling.channels >= limit || make_exponent<float>(pooling).unit != 1) {
+    if (!is_plane || pooling.is_adaptive() || pooling.height.in >= limit ||
+        pooling.width.in >= limit || pooling.channels >= limit ||
+        make_exponent<float>(pooling).unit != 1) {
       return false;
     }
     const auto run_in_layout = [&](auto kernel_size, auto stride, auto padding) {

@@ -1,5 +1,7 @@
 """Inception v1, which mmdet, mmpretrain and timm do not have, as a backbone."""
 
+from typing import Any
+
 from mmengine.model import BaseModule
 from torch import Tensor
 
@@ -25,7 +27,7 @@ class GoogLeNet(BaseModule):
     #: The last modules of the levels with strides 4, 8, 16 and 32.
     LEVELS = ("conv3", "inception3b", "inception4e", "inception5b")
 
-    def __init__(self, init_cfg: dict | None = None):
+    def __init__(self, init_cfg: dict[str, Any] | None = None):
         from torchvision.models import googlenet  # here: importing mmsoftpool needs no torchvision
 
         super().__init__(init_cfg)

@@ -1,6 +1,6 @@
 """The pooling methods that the SoftPool paper compares with (Tables 1, 3 and 5), in plain PyTorch.
 
-Every module takes the arguments of :class:`~mmsoftpool.SoftPool2d` and has the output sizes of
+Every module takes the geometry of :func:`~mmsoftpool.soft_pool2d` and has the output sizes of
 ``F.max_pool2d``. Padded taps are absent, also from counts and averages. A window without any tap,
 which dilation makes possible, gives 0 (S3Pool, a max pool: -inf). float16 and bfloat16 are computed
 in float32. Most modules allocate one copy of the input per tap of the window. The formulas are
@@ -9,19 +9,27 @@ those of each method's own paper, which its docstring names; average and max poo
 
 import functools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.pooling import Pooling, check_input
+from ..ops.pooling import Ints, Padding, Pooling, check_input
 from ..ops.reference import Windows, compute_dtype
 
 
 class _Pool2d(nn.Module):
     """Base class: arguments and their checks, unbatched input, dtypes."""
 
-    def __init__(self, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False):
+    def __init__(
+        self,
+        kernel_size: Ints,
+        stride: Ints | None = None,
+        padding: Padding = 0,
+        dilation: Ints = 1,
+        ceil_mode: bool = False,
+    ):
         super().__init__()
         self._pooling = Pooling.check(2, kernel_size, stride, padding, dilation, ceil_mode)
         self.kernel_size = kernel_size
@@ -62,7 +70,7 @@ class _PerChannelPool2d(_Pool2d):
     loaded but not saved, and DistributedDataParallel rejects them.
     """
 
-    def __init__(self, *args, channels: int | None = None):
+    def __init__(self, *args: Any, channels: int | None = None):
         super().__init__(*args)
         if channels is not None and (not isinstance(channels, int) or channels < 1):
             raise ValueError(f"channels must be an int >= 1 or None, got {channels!r}")
@@ -94,7 +102,7 @@ class _PerChannelPool2d(_Pool2d):
             )
         return super().forward(input)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         key = prefix + next(iter(self.initial_values(1)))
         if self.channels is None and key in state_dict:
             self._initialize(len(state_dict[key]))
@@ -110,7 +118,7 @@ def _mean(windows: Windows, x: Tensor) -> Tensor:
     return (windows.gather(x, 0.0) / count).sum(0)
 
 
-def _norm(windows: Windows, x: Tensor, p, average: bool) -> Tensor:
+def _norm(windows: Windows, x: Tensor, p: float | Tensor, average: bool) -> Tensor:
     """(sum of |x|^p)^(1/p) of each window, or with the mean; the gradient at 0 is 0."""
     taps = windows.gather(x, 0.0).abs()
     # Division by the largest tap keeps the powers between 0 and 1; it cancels in the result.
@@ -149,10 +157,10 @@ class PowerAvgPool2d(_Pool2d):
 
     def __init__(
         self,
-        kernel_size,
-        stride=None,
-        padding=0,
-        dilation=1,
+        kernel_size: Ints,
+        stride: Ints | None = None,
+        padding: Padding = 0,
+        dilation: Ints = 1,
         ceil_mode: bool = False,
         *,
         norm_type: float = 2.0,
@@ -189,10 +197,10 @@ class LearnedNormPool2d(_PerChannelPool2d):
 
     def __init__(
         self,
-        kernel_size,
-        stride=None,
-        padding=0,
-        dilation=1,
+        kernel_size: Ints,
+        stride: Ints | None = None,
+        padding: Padding = 0,
+        dilation: Ints = 1,
         ceil_mode: bool = False,
         *,
         norm_type: float = 2.0,
@@ -202,6 +210,8 @@ class LearnedNormPool2d(_PerChannelPool2d):
             raise ValueError(f"norm_type must be a finite number > 1, got {norm_type!r}")
         self._initial_rho = (norm_type - 1) + math.log(-math.expm1(1 - norm_type))
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode, channels=channels)
+
+    rho: Tensor
 
     def initial_values(self, channels: int) -> dict[str, Tensor]:
         return dict(rho=torch.full((channels,), self._initial_rho))
@@ -225,7 +235,14 @@ class GatedPool2d(_Pool2d):
         weight: The mask w, (kH, kW). Initially 0: maximum and mean in equal parts.
     """
 
-    def __init__(self, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False):
+    def __init__(
+        self,
+        kernel_size: Ints,
+        stride: Ints | None = None,
+        padding: Padding = 0,
+        dilation: Ints = 1,
+        ceil_mode: bool = False,
+    ):
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
         self.weight = nn.Parameter(torch.zeros(self._pooling[0]))
 
@@ -259,10 +276,10 @@ class LIPool2d(_PerChannelPool2d):
 
     def __init__(
         self,
-        kernel_size,
-        stride=None,
-        padding=0,
-        dilation=1,
+        kernel_size: Ints,
+        stride: Ints | None = None,
+        padding: Padding = 0,
+        dilation: Ints = 1,
         ceil_mode: bool = False,
         *,
         coefficient: float = 12.0,
@@ -270,6 +287,10 @@ class LIPool2d(_PerChannelPool2d):
     ):
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode, channels=channels)
         self.coefficient = coefficient
+
+    weight: Tensor
+    scale: Tensor
+    shift: Tensor
 
     def initial_values(self, channels: int) -> dict[str, Tensor]:
         return dict(
@@ -325,7 +346,7 @@ class StochasticPool2d(_Pool2d):
 class _SpatialSamplingPool2d(_Pool2d):
     """Base class: pools with stride 1, then samples rows and columns; see ``S3Pool2d``."""
 
-    def _set_grid_size(self, grid_size) -> None:
+    def _set_grid_size(self, grid_size: Ints | None) -> None:
         stride = self._pooling.stride
         grid = stride if grid_size is None else grid_size
         grid = [grid] * 2 if isinstance(grid, int) else list(grid)
@@ -352,7 +373,7 @@ class _SpatialSamplingPool2d(_Pool2d):
             dense_sizes[axis] = max(needed, dense_sizes[axis])
         dense = self.dense(x, Windows(sizes, dense_pooling._replace(padding=padding)))
         if not self.training:
-            return F.avg_pool2d(dense, stride, stride, ceil_mode=True)
+            return F.avg_pool2d(dense, list(stride), ceil_mode=True)
         for axis in range(2):
             kept = _sample(
                 dense_sizes[axis], outs[axis], stride[axis], self.grid_size[axis], x.device
@@ -364,7 +385,7 @@ class _SpatialSamplingPool2d(_Pool2d):
         return f"{super().extra_repr()}, grid_size={tuple(self.grid_size)}"
 
 
-def _sample(size: int, out: int, stride: int, grid: int, device) -> Tensor:
+def _sample(size: int, out: int, stride: int, grid: int, device: torch.device) -> Tensor:
     """Samples ``out`` of ``size`` indices in order, grid / stride of every ``grid`` indices."""
     strips = -(-size // grid)
     per_strip = grid // stride
@@ -397,13 +418,13 @@ class S3Pool2d(_SpatialSamplingPool2d):
 
     def __init__(
         self,
-        kernel_size,
-        stride=None,
-        padding=0,
-        dilation=1,
+        kernel_size: Ints,
+        stride: Ints | None = None,
+        padding: Padding = 0,
+        dilation: Ints = 1,
         ceil_mode: bool = False,
         *,
-        grid_size=None,
+        grid_size: Ints | None = None,
     ):
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
         self._set_grid_size(grid_size)
@@ -412,7 +433,7 @@ class S3Pool2d(_SpatialSamplingPool2d):
         (top, left), (bottom, right) = windows.before, windows.after
         kernel_size, dilation = self._pooling.kernel_size, self._pooling.dilation
         x = F.pad(x, (left, right, top, bottom), value=-math.inf)
-        return F.max_pool2d(x, kernel_size, 1, 0, dilation)
+        return F.max_pool2d(x, list(kernel_size), 1, 0, list(dilation))
 
 
 class LiteS3DPPool2d(_SpatialSamplingPool2d, _PerChannelPool2d):
@@ -438,13 +459,13 @@ class LiteS3DPPool2d(_SpatialSamplingPool2d, _PerChannelPool2d):
 
     def __init__(
         self,
-        kernel_size,
-        stride=None,
-        padding=0,
-        dilation=1,
+        kernel_size: Ints,
+        stride: Ints | None = None,
+        padding: Padding = 0,
+        dilation: Ints = 1,
         ceil_mode: bool = False,
         *,
-        grid_size=None,
+        grid_size: Ints | None = None,
         eps: float = 0.001**0.5,
         channels: int | None = None,
     ):
@@ -453,6 +474,9 @@ class LiteS3DPPool2d(_SpatialSamplingPool2d, _PerChannelPool2d):
             raise ValueError(f"eps must be > 0, got {eps!r}")
         self._set_grid_size(grid_size)
         self.eps = eps
+
+    log_alpha: Tensor
+    log_lambda: Tensor
 
     def initial_values(self, channels: int) -> dict[str, Tensor]:
         return dict(log_alpha=torch.zeros(channels), log_lambda=torch.zeros(channels))
@@ -464,13 +488,13 @@ class LiteS3DPPool2d(_SpatialSamplingPool2d, _PerChannelPool2d):
         # Tap by tap, because a stack of stride-1 maps would be large.
         taps = windows.views(x, 0.0)
         present = windows.views(torch.ones_like(x[:1, :1]), 0.0)
-        count = sum(present).clamp(min=1)
-        mean = sum(tap / count for tap in taps)
+        count = torch.stack(present).sum(0).clamp(min=1)
+        mean = functools.reduce(torch.add, (tap / count for tap in taps))
         # All weights are divided by scale^lambda, so that large values do not overflow.
         sizes = ((tap - mean).detach().abs() for tap in taps)
         scale = functools.reduce(torch.maximum, sizes).clamp(min=self.eps)
         bias, floor = alpha * scale**-power, (self.eps / scale) ** 2
-        weighted = total = 0
+        weighted = total = x.new_zeros(())
         for tap, there in zip(taps, present, strict=True):
             square = ((tap - mean) / scale) ** 2 + floor
             reward = square.clamp(min=torch.finfo(x.dtype).tiny) ** (power / 2)

@@ -4,6 +4,7 @@ The stem's pool is the only one that ResNet and ResNeXt have.
 """
 
 import inspect
+from typing import Any
 
 from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 from mmdet.registry import MODELS
@@ -15,7 +16,14 @@ _GRID = dict(kernel_size=3, stride=2, padding=1)
 class _StemPool:
     """Mixin that makes the stem's pool of an mmdet ResNet configurable."""
 
-    def __init__(self, *args, stem_pool=dict(type="SoftPool2d", **_GRID), **kwargs):
+    stem_channels: int  # mmdet's ResNet sets it
+
+    def __init__(
+        self,
+        *args: Any,
+        stem_pool: dict[str, Any] = dict(type="SoftPool2d", **_GRID),
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
         if "kernel_size" not in stem_pool:
             stem_pool = {**_GRID, **stem_pool}

@@ -1,3 +1,6 @@
+import torch
+
+from . import flops
 from .functional import (
     adaptive_soft_pool1d,
     adaptive_soft_pool2d,
@@ -14,6 +17,8 @@ from .modules import (
     SoftPool2d,
     SoftPool3d,
 )
+
+flops.register(torch.ops.mmsoftpool)
 
 __all__ = [
     "AdaptiveSoftPool1d",

@@ -5,123 +5,144 @@ All of torch's private names are in this file. The public ways do not reach far 
 torch 2.1 does not have it; ``torch.autograd.Function`` called in place of the operator leaves the
 operator itself without a gradient (opcheck, training of an exported program), and ``torch.compile``
 refuses its ``jvp``; inside the operator's autograd kernel it fails under every torch.func
-transform.
+transform. With a torch that has lost one of those names, ``register_autograd`` is what is left.
 """
 
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch._decomp import register_decomposition
-from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
 
 from . import reference
 from .backends import TORCH_VERSION
+from .pooling import AdaptivePooling, Pooling
+
+#: The private name that this torch does not have; None where all are there. Without them there is
+#: no forward mode and no gradient under torch.func; ``python -m mmsoftpool`` reports it.
+MISSING: str | None = None
+try:
+    from torch._functorch.autograd_function import (  # type: ignore[attr-defined]
+        enable_single_level_autograd_function,
+    )
+    from torch.autograd.function import _SingleLevelFunction
+
+    _below_autograd = torch._C._AutoDispatchBelowAutograd
+    _transforms_are_active = torch._C._are_functorch_transforms_active
+    _forward_mode_is_enabled = torch._C._is_fwd_grad_enabled
+    _set_forward_mode = forward_ad._set_fwd_grad_enabled
+    forward_ad._current_level  # noqa: B018 (read in every call)
+except (ImportError, AttributeError) as error:
+    MISSING = str(error)
 
 
-# The dispatcher calls an operator's autograd kernel once for every level of torch.func's
-# transforms, the outer ones from inside the inner ones' forward. torch.autograd.Function would
-# start at the topmost level again, hence its base class, which knows one level alone. It turns
-# reverse and forward mode off in its forward: the outer levels need them as the caller had them.
-@contextmanager
-def _below_autograd(modes: tuple[bool, bool]):
-    with (
-        torch.set_grad_enabled(modes[0]),
-        forward_ad._set_fwd_grad_enabled(modes[1]),
-        torch._C._AutoDispatchBelowAutograd(),
-    ):
-        yield
+class _Formulas:
+    """The gradients of a forward operator; what ``register_autograd`` takes, and forward mode."""
 
+    tensors = 1  # arguments that are tensors
 
-@contextmanager
-def _outer_levels(ctx):
-    """In ``jvp``: the saved tensors without their tangents of this level, and forward mode as the
-    caller had it, for the tangents of the outer levels."""
-    primals = [forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors]
-    with forward_ad._set_fwd_grad_enabled(ctx.modes[1]):
-        yield primals
+    def __init__(self, name: str):
+        self.backward_operator = getattr(torch.ops.mmsoftpool, f"{name}_backward")
+        self.pooling = AdaptivePooling if name.startswith("adaptive") else Pooling
 
+    def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.pooling = self.pooling(*inputs[self.tensors :])
+        ctx.save_for_backward(*inputs[: self.tensors])
 
-class _SoftPool(_SingleLevelFunction):
-    @staticmethod
-    def forward(modes, *args):
-        with _below_autograd(modes):
-            return torch.ops.mmsoftpool.soft_pool(*args)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.modes, input, *ctx.pooling = inputs
-        ctx.save_for_backward(input)
-        ctx.save_for_forward(input)
-
-    @staticmethod
-    def backward(ctx, grad_output):
+    def backward(self, ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (input,) = ctx.saved_tensors
-        grad_input = torch.ops.mmsoftpool.soft_pool_backward(grad_output, input, *ctx.pooling)
-        return (None, grad_input, *[None] * len(ctx.pooling))
+        grad_input = self.backward_operator(grad_output, input, *ctx.pooling)
+        return (grad_input, *[None] * len(ctx.pooling))
 
-    @staticmethod
-    def jvp(ctx, _, tangent, *others):
-        with _outer_levels(ctx) as (input,):
-            return reference.soft_pool_jvp(tangent, input, *ctx.pooling)
+    def jvp(self, pooling: Any, primals: list[Tensor], tangents: tuple[Any, ...]) -> Tensor:
+        return reference.soft_pool_jvp(tangents[0], primals[0], pooling)
 
 
-class _SoftPoolBackward(_SingleLevelFunction):
-    @staticmethod
-    def forward(modes, *args):
-        with _below_autograd(modes):
-            return torch.ops.mmsoftpool.soft_pool_backward(*args)
+class _BackwardFormulas(_Formulas):
+    """The gradients of a backward operator."""
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.modes, grad_output, input, *ctx.pooling = inputs
-        ctx.save_for_backward(grad_output, input)
-        ctx.save_for_forward(grad_output, input)
+    tensors = 2
 
-    @staticmethod
-    def backward(ctx, grad_grad_input):
-        grads = reference.soft_pool_double_backward(
-            grad_grad_input, *ctx.saved_tensors, *ctx.pooling
-        )
-        return (None, *grads, *[None] * len(ctx.pooling))
+    def backward(self, ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        output_slope, input = ctx.saved_tensors
+        grads = reference.soft_pool_double_backward(grad_output, output_slope, input, ctx.pooling)
+        return (*grads, *[None] * len(ctx.pooling))
 
-    @staticmethod
-    def jvp(ctx, _, grad_tangent, input_tangent, *others):
-        tangents = []
-        with _outer_levels(ctx) as (grad_output, input):
-            if grad_tangent is not None:
-                backward = torch.ops.mmsoftpool.soft_pool_backward
-                tangents.append(backward(grad_tangent, input, *ctx.pooling))
-            if input_tangent is not None:
-                _, tangent = reference.soft_pool_double_backward(
-                    input_tangent, grad_output, input, *ctx.pooling
-                )
-                tangents.append(tangent)
-            return sum(tangents[1:], start=tangents[0])
+    def jvp(self, pooling: Any, primals: list[Tensor], tangents: tuple[Any, ...]) -> Tensor:
+        (grad_tangent, input_tangent), (grad_output, input) = tangents, primals
+        parts: list[Tensor] = []
+        if grad_tangent is not None:
+            parts.append(self.backward_operator(grad_tangent, input, *pooling))
+        if input_tangent is not None:
+            double_backward = reference.soft_pool_double_backward
+            parts.append(double_backward(input_tangent, grad_output, input, pooling)[1])
+        return sum(parts[1:], start=parts[0])
 
 
-def _differentiable(operator, function):
-    def kernel(*args):
-        if torch._C._are_functorch_transforms_active():
-            modes = (torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled())
+def _autograd_kernel(operator: Any, formulas: _Formulas) -> Callable[..., Tensor]:
+    """The operator's kernel for the dispatch key Autograd, by torch's private names.
+
+    The dispatcher calls it once for every level of torch.func's transforms, the outer ones from
+    inside the inner ones' forward. torch.autograd.Function would start at the topmost level again,
+    hence its base class, which knows only one level. It turns reverse and forward mode off in its
+    forward: the outer levels need them as the caller had them.
+    """
+
+    class Function(_SingleLevelFunction):
+        @staticmethod
+        def forward(modes: tuple[bool, bool], *args: Any) -> Any:
+            with (
+                torch.set_grad_enabled(modes[0]),
+                _set_forward_mode(modes[1]),
+                _below_autograd(),
+            ):
+                return operator(*args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            ctx.modes, *args = inputs
+            formulas.setup_context(ctx, tuple(args), output)
+            ctx.save_for_forward(*args[: formulas.tensors])
+
+        @staticmethod
+        def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+            return (None, *formulas.backward(ctx, grad_output))
+
+        @staticmethod
+        def jvp(ctx: Any, _: Any, *tangents: Any) -> Tensor:
+            # Without the tangents of this level, and forward mode as the caller had it, for the
+            # tangents of the outer levels.
+            primals = [forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors]
+            with _set_forward_mode(ctx.modes[1]):
+                return formulas.jvp(ctx.pooling, primals, tangents[: formulas.tensors])
+
+        @staticmethod
+        def _compiled_autograd_key(ctx: Any) -> tuple[Any, ...]:  # as torch.autograd.Function's
+            return (ctx._autograd_function_id,)
+
+    apply: Any = Function.apply  # type: ignore[attr-defined]
+
+    def kernel(*args: Any) -> Any:
+        if _transforms_are_active():
+            modes = (torch.is_grad_enabled(), _forward_mode_is_enabled())
             with enable_single_level_autograd_function():
-                return function.apply(modes, *args)
+                return apply(modes, *args)
         needs_grad = torch.is_grad_enabled() and any(
-            isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args[:2]
+            tensor.requires_grad for tensor in args[: formulas.tensors]
         )
         if needs_grad or forward_ad._current_level >= 0:
-            return function.apply((False, False), *args)
-        with torch._C._AutoDispatchBelowAutograd():
+            return apply((False, False), *args)
+        with _below_autograd():
             return operator(*args)
 
     return kernel
 
 
-def _batched(operator, tensors: int):
+def _batched(operator: Any, tensors: int) -> Callable[..., Any]:
     """vmap's rule: the batch is part of N."""
 
-    def rule(info, in_dims, *args):
+    def rule(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
         batched = [
             t.movedim(dim, 0) if dim is not None else t.expand(info.batch_size, *t.shape)
             for t, dim in zip(args[:tensors], in_dims[:tensors], strict=True)
@@ -132,18 +153,42 @@ def _batched(operator, tensors: int):
     return rule
 
 
-def register(library: torch.library.Library) -> None:
-    """Registers autograd, batching and decomposition of both operators."""
-    operators = torch.ops.mmsoftpool
-    for name, function, tensors in (
-        ("soft_pool", _SoftPool, 1),
-        ("soft_pool_backward", _SoftPoolBackward, 2),
-    ):
-        operator = getattr(operators, name)
-        library.impl(name, _differentiable(operator, function), "Autograd")
+def register(library: torch.library.Library, fakes: dict[str, Callable[..., Tensor]]) -> None:
+    """Registers autograd, batching and decomposition of the operators.
+
+    Args:
+        library: Where the operators are defined.
+        fakes: Their fake kernels by name.
+    """
+    for name, fake in fakes.items():
+        operator = getattr(torch.ops.mmsoftpool, name)
+        is_backward = name.endswith("_backward")
+        formulas = (_BackwardFormulas if is_backward else _Formulas)(name.removesuffix("_backward"))
+        if MISSING is None:
+            library.impl(name, _autograd_kernel(operator, formulas), "Autograd")
+        else:
+            torch.library.register_autograd(
+                f"mmsoftpool::{name}",
+                formulas.backward,
+                setup_context=formulas.setup_context,
+                lib=library,
+            )
         if TORCH_VERSION >= (2, 5):  # older ones batch by a loop
             torch.library.register_vmap(
-                f"mmsoftpool::{name}", _batched(operator, tensors), lib=library
+                f"mmsoftpool::{name}", _batched(operator, formulas.tensors), lib=library
             )
-    # Exporters that know no such operator (ONNX) take it apart into the reference.
-    register_decomposition(operators.soft_pool.default)(reference.soft_pool)
+        if not is_backward:
+            _register_decomposition(operator.default, getattr(reference, name), fake)
+
+
+def _register_decomposition(
+    operator: Any, function: Callable[..., Tensor], fake: Callable[..., Tensor]
+) -> None:
+    """For exporters that know no such operator (ONNX): the reference."""
+    try:
+        from torch._decomp import register_decomposition
+    except ImportError:  # private; ONNX then names the operator that it cannot convert
+        return
+    register_decomposition(operator)(function)
+    # Else a fake tensor with symbolic sizes would take the decomposition, and its guards.
+    register_decomposition(operator, type="meta")(fake)

@@ -94,11 +94,11 @@ def load(device: str | torch.device) -> Backend:
 
 def _load(device: torch.device) -> Backend:
     backend = find_library(device.type)
-    if backend.path is not None:
+    if (path := backend.path) is not None:
         try:
-            torch.ops.load_library(backend.path)
+            torch.ops.load_library(path)
         except OSError as error:
-            detail = f"{backend.path.name} does not load: {error}"
+            detail = f"{path.name} does not load: {error}"
             backend = Backend(None, None, "does not load", detail)
         else:
             try:
@@ -107,7 +107,7 @@ def _load(device: torch.device) -> Backend:
                 # Memory may have run out: then the library stays, and the caller's call may fail.
                 if _CANNOT_RUN.search(str(error)):
                     _use_reference(device.type)
-                    detail = f"{backend.path.name} cannot run: {str(error).splitlines()[0]}"
+                    detail = f"{path.name} cannot run: {str(error).splitlines()[0]}"
                     backend = Backend(None, None, "cannot run", detail)
     if backend.reason not in (None, "forced"):
         warnings.warn(
@@ -131,7 +131,8 @@ def cpu_capability() -> str | None:
         return None
     function = ctypes.CDLL(str(path)).mmsoftpool_cpu_capability
     function.restype = ctypes.c_char_p
-    return function().decode()
+    name: bytes = function()
+    return name.decode()
 
 
 def _try_out(device: torch.device) -> None:
@@ -147,7 +148,7 @@ def _try_out(device: torch.device) -> None:
             torch.ops.mmsoftpool.soft_pool_backward(y, x, *pooling).cpu()
 
 
-_overrides = []
+_overrides: list[torch.library.Library] = []
 #: For ``Library.impl`` in place of a kernel. Later versions than torch 2.6 have the argument; the
 #: earlier ones allow it without.
 OVERRIDE = (
@@ -160,6 +161,6 @@ OVERRIDE = (
 def _use_reference(device: str) -> None:
     """Registers the reference in place of a library's kernels."""
     kernels = torch.library.Library("mmsoftpool", "IMPL")
-    for name in ("soft_pool", "soft_pool_backward"):
+    for name in reference.OPERATORS:
         kernels.impl(name, getattr(reference, name), device.upper(), **OVERRIDE)
     _overrides.append(kernels)  # the registration ends with the object

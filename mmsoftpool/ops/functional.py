@@ -1,83 +1,69 @@
 """SoftPool as functions, with the arguments of torch's own pools."""
 
-import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from . import library  # noqa: F401 (registers the operators)
-from .pooling import Pooling, check_input, check_output_size
+from . import library
+from .pooling import Gradient, Ints, OutputSize, Padding, check_adaptive, check_input
 
 
 def _soft_pool(
-    function, axes, input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient
+    function: Callable[..., Tensor],
+    axes: int,
+    input: Tensor,
+    args: tuple[Any, ...],
+    alpha: float,
+    gradient: str,
 ) -> Tensor:
-    args = (kernel_size, stride, padding, dilation, ceil_mode)
-    if _is_proxy(input):
+    # Subclasses, modes and the proxies of torch.fx see this function, and not the operator.
+    if has_torch_function_unary(input):
         return handle_torch_function(
             function, (input,), input, *args, alpha=alpha, gradient=gradient
         )
     pooling = check_input(axes, input, *args, alpha, gradient)
-    return _run(axes, input, pooling)
+    return _run(torch.ops.mmsoftpool.soft_pool, axes, input, pooling)
 
 
-def _is_proxy(input) -> bool:
-    """Whether torch.fx traces with this: an object that stands for a tensor and records calls."""
-    return not isinstance(input, Tensor) and has_torch_function_unary(input)
-
-
-def _run(axes: int, input: Tensor, pooling: Pooling) -> Tensor:
-    if input.dim() == axes + 1:
-        return torch.ops.mmsoftpool.soft_pool(input.unsqueeze(0), *pooling).squeeze(0)
-    return torch.ops.mmsoftpool.soft_pool(input, *pooling)
-
-
-def _adaptive_soft_pool(function, axes, input, output_size, alpha, gradient) -> Tensor:
-    if _is_proxy(input):
+def _adaptive_soft_pool(
+    function: Callable[..., Tensor],
+    axes: int,
+    input: Tensor,
+    output_size: OutputSize,
+    alpha: float,
+    gradient: str,
+) -> Tensor:
+    if has_torch_function_unary(input):
         return handle_torch_function(
             function, (input,), input, output_size, alpha=alpha, gradient=gradient
         )
-    kernel_size = []
-    for i, (size, out) in enumerate(check_output_size(axes, input, output_size)):
-        if size % out == 0:
-            kernel_size.append(size // out)
-        else:
-            input, widest = _lay_out_windows(input, i - axes, size, out)
-            kernel_size.append(widest)
-    return _run(axes, input, Pooling.check(axes, kernel_size, alpha=alpha, gradient=gradient))
+    pooling = check_adaptive(axes, input, output_size, alpha, gradient)
+    return _run(torch.ops.mmsoftpool.adaptive_soft_pool, axes, input, pooling)
 
 
-def _lay_out_windows(input: Tensor, axis: int, size: int, out: int) -> tuple[Tensor, int]:
-    """The windows of adaptive pooling along an axis side by side, all as wide as the widest one.
-
-    Their sizes differ and they overlap. -inf fills the narrower ones up: it has no weight.
-    """
-    bounds = [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
-    widest = max([end - start for start, end in bounds])
-    behind = [0, 0] * (-axis - 1)  # F.pad counts from the last axis
-    windows = [
-        F.pad(
-            input.narrow(axis, start, end - start),
-            [*behind, 0, widest - (end - start)],
-            value=-math.inf,
-        )
-        for start, end in bounds
-    ]
-    return torch.cat(windows, axis), widest
+def _run(
+    operator: Callable[..., Tensor], axes: int, input: Tensor, pooling: tuple[Any, ...]
+) -> Tensor:
+    if type(input) is not Tensor:
+        library.register_sharding()
+    if input.dim() == axes + 1:
+        return operator(input.unsqueeze(0), *pooling).squeeze(0)
+    return operator(input, *pooling)
 
 
 def soft_pool1d(
     input: Tensor,
-    kernel_size,
-    stride=None,
-    padding=0,
-    dilation=1,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Padding = 0,
+    dilation: Ints = 1,
     ceil_mode: bool = False,
     *,
     alpha: float = 1.0,
-    gradient: str = "exact",
+    gradient: Gradient = "exact",
 ) -> Tensor:
     """SoftPool over windows of a sequence. See :func:`soft_pool2d`.
 
@@ -87,30 +73,20 @@ def soft_pool1d(
     Returns:
         (N, C, L_out) or (C, L_out).
     """
-    return _soft_pool(
-        soft_pool1d,
-        1,
-        input,
-        kernel_size,
-        stride,
-        padding,
-        dilation,
-        ceil_mode,
-        alpha,
-        gradient,
-    )
+    args = (kernel_size, stride, padding, dilation, ceil_mode)
+    return _soft_pool(soft_pool1d, 1, input, args, alpha, gradient)
 
 
 def soft_pool2d(
     input: Tensor,
-    kernel_size,
-    stride=None,
-    padding=0,
-    dilation=1,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Padding = 0,
+    dilation: Ints = 1,
     ceil_mode: bool = False,
     *,
     alpha: float = 1.0,
-    gradient: str = "exact",
+    gradient: Gradient = "exact",
 ) -> Tensor:
     """SoftPool: the softmax-weighted sum over each window. A drop-in for ``F.max_pool2d``.
 
@@ -149,30 +125,20 @@ def soft_pool2d(
         >>> soft_pool2d(torch.tensor([[[0.0, 1.0], [2.0, 3.0]]]), kernel_size=2)
         tensor([[[2.4927]]])
     """
-    return _soft_pool(
-        soft_pool2d,
-        2,
-        input,
-        kernel_size,
-        stride,
-        padding,
-        dilation,
-        ceil_mode,
-        alpha,
-        gradient,
-    )
+    args = (kernel_size, stride, padding, dilation, ceil_mode)
+    return _soft_pool(soft_pool2d, 2, input, args, alpha, gradient)
 
 
 def soft_pool3d(
     input: Tensor,
-    kernel_size,
-    stride=None,
-    padding=0,
-    dilation=1,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Padding = 0,
+    dilation: Ints = 1,
     ceil_mode: bool = False,
     *,
     alpha: float = 1.0,
-    gradient: str = "exact",
+    gradient: Gradient = "exact",
 ) -> Tensor:
     """SoftPool over windows of a volume (paper, section 3.4). See :func:`soft_pool2d`.
 
@@ -182,22 +148,12 @@ def soft_pool3d(
     Returns:
         (N, C, D_out, H_out, W_out) or (C, D_out, H_out, W_out).
     """
-    return _soft_pool(
-        soft_pool3d,
-        3,
-        input,
-        kernel_size,
-        stride,
-        padding,
-        dilation,
-        ceil_mode,
-        alpha,
-        gradient,
-    )
+    args = (kernel_size, stride, padding, dilation, ceil_mode)
+    return _soft_pool(soft_pool3d, 3, input, args, alpha, gradient)
 
 
 def adaptive_soft_pool1d(
-    input: Tensor, output_size, *, alpha: float = 1.0, gradient: str = "exact"
+    input: Tensor, output_size: OutputSize, *, alpha: float = 1.0, gradient: Gradient = "exact"
 ) -> Tensor:
     """Adaptive SoftPool over a sequence. See :func:`adaptive_soft_pool2d`.
 
@@ -211,7 +167,7 @@ def adaptive_soft_pool1d(
 
 
 def adaptive_soft_pool2d(
-    input: Tensor, output_size, *, alpha: float = 1.0, gradient: str = "exact"
+    input: Tensor, output_size: OutputSize, *, alpha: float = 1.0, gradient: Gradient = "exact"
 ) -> Tensor:
     """SoftPool to a given output size, with the windows of ``F.adaptive_avg_pool2d``.
 
@@ -240,7 +196,7 @@ def adaptive_soft_pool2d(
 
 
 def adaptive_soft_pool3d(
-    input: Tensor, output_size, *, alpha: float = 1.0, gradient: str = "exact"
+    input: Tensor, output_size: OutputSize, *, alpha: float = 1.0, gradient: Gradient = "exact"
 ) -> Tensor:
     """Adaptive SoftPool over a volume. See :func:`adaptive_soft_pool2d`.
 

@@ -1,24 +1,36 @@
 """SoftPool as modules, with the arguments of ``nn.MaxPool2d`` and ``nn.AdaptiveAvgPool2d``."""
 
+from collections.abc import Callable
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from . import functional as F
-from .pooling import Pooling, check_sizes
+from .pooling import Gradient, Ints, OutputSize, Padding, Pooling, check_sizes
 
 
 class _SoftPoolNd(nn.Module):
+    _axes: ClassVar[int]
+    _function: ClassVar[Callable[..., Tensor]]
+
     def __init__(
         self,
-        kernel_size,
-        stride=None,
-        padding=0,
-        dilation=1,
+        kernel_size: Ints,
+        stride: Ints | None = None,
+        padding: Padding = 0,
+        dilation: Ints = 1,
+        return_indices: bool = False,
         ceil_mode: bool = False,
         *,
         alpha: float = 1.0,
-        gradient: str = "exact",
+        gradient: Gradient = "exact",
     ):
         super().__init__()
+        if return_indices is not False:
+            raise ValueError(
+                f"return_indices must be False, got {return_indices!r}: the output of SoftPool is "
+                "not one of the inputs (ceil_mode follows it, as in nn.MaxPool2d)"
+            )
         # Bad arguments are reported where the module is built, not where it first runs.
         Pooling.check(
             self._axes, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient
@@ -59,8 +71,11 @@ class SoftPool1d(_SoftPoolNd):
 
 
 class SoftPool2d(_SoftPoolNd):
-    """Module form of :func:`mmsoftpool.soft_pool2d`, same arguments. A drop-in for
-    ``nn.MaxPool2d``; in a config ``dict(type='SoftPool2d', kernel_size=3, stride=2, padding=1)``.
+    """Module form of :func:`mmsoftpool.soft_pool2d`. A drop-in for ``nn.MaxPool2d``; in a config
+    ``dict(type='SoftPool2d', kernel_size=3, stride=2, padding=1)``.
+
+    The arguments are those of the function, in the order of ``nn.MaxPool2d``: ``return_indices``,
+    which must be False, is before ``ceil_mode``.
 
     Example:
         >>> import torch
@@ -81,7 +96,12 @@ class SoftPool3d(_SoftPoolNd):
 
 
 class _AdaptiveSoftPoolNd(nn.Module):
-    def __init__(self, output_size, *, alpha: float = 1.0, gradient: str = "exact"):
+    _axes: ClassVar[int]
+    _function: ClassVar[Callable[..., Tensor]]
+
+    def __init__(
+        self, output_size: OutputSize, *, alpha: float = 1.0, gradient: Gradient = "exact"
+    ):
         super().__init__()
         check_sizes(self._axes, output_size)
         Pooling.check(self._axes, 1, alpha=alpha, gradient=gradient)

@@ -3,18 +3,28 @@
 import math
 import numbers
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 GRADIENTS = ("exact", "paper")
+#: How the gradient of a window is defined, see :func:`mmsoftpool.soft_pool2d`.
+Gradient: TypeAlias = Literal["exact", "paper"]
+#: One number for all axes, or one for each.
+Ints: TypeAlias = int | Sequence[int]
+#: Padding before and after: a number, one for each axis, or a pair (before, after) for each.
+Padding: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]]
+#: Output size of an adaptive pool; None keeps the size of an axis.
+OutputSize: TypeAlias = int | Sequence[int | None] | None
 _SPATIAL = ("D", "H", "W")
+_LIMIT = 2**31  # of torch's own pools, too
 
 
 class Pooling(NamedTuple):
-    """A pooling over one to three axes; unpacks into the operators ``torch.ops.mmsoftpool.*``.
+    """A pooling over one to three axes; unpacks into the operator
+    ``torch.ops.mmsoftpool.soft_pool``.
 
     Attributes:
         kernel_size: Window size of every axis in taps.
@@ -38,13 +48,13 @@ class Pooling(NamedTuple):
     def check(
         cls,
         axes: int,
-        kernel_size,
-        stride=None,
-        padding=0,
-        dilation=1,
-        ceil_mode=False,
-        alpha=1.0,
-        gradient="exact",
+        kernel_size: Ints,
+        stride: Ints | None = None,
+        padding: Padding = 0,
+        dilation: Ints = 1,
+        ceil_mode: bool = False,
+        alpha: float = 1.0,
+        gradient: str = "exact",
     ) -> "Pooling":
         """Checks the arguments of a pool over ``axes`` axes, in the forms that users give them.
 
@@ -61,9 +71,7 @@ class Pooling(NamedTuple):
         dilation = _per_axis("dilation", dilation, axes, 1)
         if not isinstance(ceil_mode, bool):
             raise TypeError(f"ceil_mode must be True or False, got {ceil_mode!r}")
-        alpha = _check_alpha(alpha)
-        if gradient not in GRADIENTS:
-            raise ValueError(f"gradient must be 'exact' or 'paper', got {gradient!r}")
+        alpha, gradient = _check_softmax(alpha, gradient)
         return cls(kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient)
 
     def output_sizes(self, sizes: Sequence[int]) -> list[int]:
@@ -74,17 +82,38 @@ class Pooling(NamedTuple):
         """
         outs = []
         for i in range(len(sizes)):
-            before, after = self.padding[2 * i], self.padding[2 * i + 1]
-            stride = self.stride[i]
-            span = sizes[i] + before + after - self.dilation[i] * (self.kernel_size[i] - 1) - 1
-            out = (span + (stride - 1 if self.ceil_mode else 0)) // stride + 1
-            if self.ceil_mode and (out - 1) * stride >= sizes[i] + before:
-                out -= 1
-            outs.append(out)
+            span = (self.kernel_size[i] - 1) * self.dilation[i] + 1
+            room = sizes[i] + self.padding[2 * i] + self.padding_after(i) - span
+            outs.append(room // self.stride[i] + 1)
         return outs
 
+    def padding_after(self, i: int) -> int:
+        """How far windows may reach beyond the input along axis ``i``: the padding after it or, in
+        ``ceil_mode``, what makes room for a last window that starts inside. It does not depend on
+        the size, so exporters need no branch for it.
+        """
+        after = self.padding[2 * i + 1]
+        if not self.ceil_mode:
+            return after
+        return min(after + self.stride[i] - 1, (self.kernel_size[i] - 1) * self.dilation[i])
 
-def check_input(axes: int, input: Tensor, *args) -> Pooling:
+
+class AdaptivePooling(NamedTuple):
+    """An adaptive pooling; unpacks into the operator ``torch.ops.mmsoftpool.adaptive_soft_pool``.
+
+    Attributes:
+        output_size: Output size of every axis. Output i of an axis of size n covers the inputs from
+            floor(i n / out) to ceil((i + 1) n / out).
+        alpha: Sharpness of the softmax, finite and at least 0.
+        gradient: ``'exact'`` or ``'paper'``.
+    """
+
+    output_size: Sequence[int]
+    alpha: float
+    gradient: str
+
+
+def check_input(axes: int, input: Tensor, *args: Any) -> Pooling:
     """:meth:`Pooling.check` of ``args``, and a check that ``input`` suits the pooling.
 
     Raises:
@@ -106,23 +135,30 @@ def check_input(axes: int, input: Tensor, *args) -> Pooling:
     return pooling
 
 
-def check_sizes(axes: int, output_size) -> list[int | None]:
+def check_sizes(axes: int, output_size: OutputSize) -> list[int | None]:
     """The output size of an adaptive pool, an int or None or one of them per axis, as a list."""
-    allowed = "an int >= 1 or None" + (f", or {axes} of them" if axes > 1 else "")
+    allowed = "an int >= 1 and < 2**48 or None" + (f", or {axes} of them" if axes > 1 else "")
     one = output_size is None or _is_int(output_size)
-    sizes = [output_size] * axes if one else output_size
+    sizes: Any = [output_size] * axes if one else output_size
     if not isinstance(sizes, Sequence) or not all(n is None or _is_int(n) for n in sizes):
         raise TypeError(f"output_size must be {allowed}, got {output_size!r}")
-    sizes = [n if n is None else _plain(n) for n in sizes]
-    if len(sizes) == 1:
-        sizes *= axes
-    if len(sizes) != axes or any(n is not None and n < 1 for n in sizes):
+    checked = [n if n is None else _plain(n) for n in sizes]
+    if len(checked) == 1:
+        checked *= axes
+    if len(checked) != axes or any(n is not None and not 1 <= n < 2**48 for n in checked):
         raise ValueError(f"output_size must be {allowed}, got {output_size!r}")
-    return sizes
+    return checked
 
 
-def check_output_size(axes: int, input: Tensor, output_size) -> list[tuple[int, int]]:
-    """Input and output size of every axis of an adaptive pool, and a check of ``input``."""
+def check_adaptive(
+    axes: int, input: Tensor, output_size: OutputSize, alpha: float, gradient: str
+) -> AdaptivePooling:
+    """Checks the arguments of an adaptive pool over ``axes`` axes.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument has a value that is not allowed, or ``input`` is empty.
+    """
     check_tensor(axes, input)
     sizes = [_plain(size) for size in input.shape[-axes:]]
     if any(size < 1 for size in sizes):
@@ -131,7 +167,8 @@ def check_output_size(axes: int, input: Tensor, output_size) -> list[tuple[int, 
             "size must be at least 1"
         )
     outs = check_sizes(axes, output_size)
-    return [(sizes[i], sizes[i] if outs[i] is None else outs[i]) for i in range(axes)]
+    resolved = [n if out is None else out for n, out in zip(sizes, outs)]  # noqa: B905 (as above)
+    return AdaptivePooling(resolved, *_check_softmax(alpha, gradient))
 
 
 def check_tensor(axes: int, input: Tensor) -> None:
@@ -148,35 +185,35 @@ def check_tensor(axes: int, input: Tensor) -> None:
         )
 
 
-def _is_int(value) -> bool:
+def _is_int(value: object) -> bool:
     # The first test saves time. numbers.Integral: NumPy's integers too.
     return type(value) is int or (
         isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
     )
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """A NumPy integer, or a size in torch.jit.trace, as an int; a symbolic one stays symbolic."""
     return value if isinstance(value, (int, torch.SymInt)) else int(value)
 
 
-def _per_axis(name: str, value, axes: int, minimum: int) -> tuple[int, ...]:
+def _per_axis(name: str, value: Any, axes: int, minimum: int) -> tuple[int, ...]:
     """``value``, an int or one int per axis, as a tuple of ``axes`` ints."""
-    if type(value) is int and value >= minimum:  # the rest takes several times as long
+    if type(value) is int and minimum <= value < _LIMIT:  # the rest takes several times as long
         return (value,) * axes
-    allowed = f"an int >= {minimum}" + (f" or {axes} of them" if axes > 1 else "")
+    allowed = f"an int >= {minimum} and < 2**31" + (f" or {axes} of them" if axes > 1 else "")
     values = [value] * axes if _is_int(value) else value
     if not isinstance(values, Sequence) or not all(map(_is_int, values)):
         raise TypeError(f"{name} must be {allowed}, got {value!r}")
     values = [_plain(v) for v in values]
     if len(values) == 1:
         values *= axes
-    if len(values) != axes or min(values) < minimum:
+    if len(values) != axes or min(values) < minimum or max(values) >= _LIMIT:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
     return tuple(values)
 
 
-def _padding_pairs(value, kernel_size: tuple[int, ...]) -> tuple[int, ...]:
+def _padding_pairs(value: Any, kernel_size: tuple[int, ...]) -> tuple[int, ...]:
     """``padding`` as (before, after) of every axis, in one flat tuple."""
     axes = len(kernel_size)
     if type(value) is int:
@@ -198,11 +235,12 @@ def _padding_pairs(value, kernel_size: tuple[int, ...]) -> tuple[int, ...]:
     return flat
 
 
-def _check_alpha(alpha) -> float:
-    if type(alpha) is not float and (
-        not isinstance(alpha, numbers.Real) or isinstance(alpha, bool)
-    ):
+def _check_softmax(alpha: Any, gradient: Any) -> tuple[float, str]:
+    is_number = type(alpha) is float or isinstance(alpha, numbers.Real)
+    if not is_number or isinstance(alpha, bool):
         raise TypeError(f"alpha must be a finite number >= 0, got {alpha!r}")
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be a finite number >= 0, got {alpha!r}")
-    return float(alpha)
+    if gradient not in GRADIENTS:
+        raise ValueError(f"gradient must be 'exact' or 'paper', got {gradient!r}")
+    return float(alpha), gradient

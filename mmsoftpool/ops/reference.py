@@ -11,12 +11,24 @@ detection", 2018.
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .pooling import Pooling
+from .pooling import AdaptivePooling, Pooling
+
+#: The operators ``torch.ops.mmsoftpool.*``, each with a function of its name here.
+OPERATORS = (
+    "soft_pool",
+    "soft_pool_backward",
+    "adaptive_soft_pool",
+    "adaptive_soft_pool_backward",
+)
+
+# Of an exported graph, which would take minutes to build with more.
+_MOST_SLICES = 256
 
 
 class Windows:
@@ -25,25 +37,34 @@ class Windows:
     def __init__(self, sizes: Sequence[int], pooling: Pooling):
         self.sizes = list(sizes)
         self.stride = pooling.stride
-        self.before, self.after = pooling.padding[0::2], pooling.padding[1::2]
-        spans = [
-            (k - 1) * d + 1 for k, d in zip(pooling.kernel_size, pooling.dilation, strict=True)
-        ]
-        # A slice ends where the last tap of the window leaves room for the other taps. Ends that
-        # count from the back do not depend on the size: exporters need no guard for them.
-        last = [1 - span for span in spans]
-        if pooling.ceil_mode:
-            # The last window may need more than the padding, or start before the padding ends.
-            outs = pooling.output_sizes(sizes)
-            last = [(o - 1) * s + 1 for o, s in zip(outs, self.stride, strict=True)]
-            self.after = [
-                max(0, end + span - 1 - n - p)
-                for end, span, n, p in zip(last, spans, sizes, self.before, strict=True)
-            ]
+        self.before = list(pooling.padding[0::2])
+        self.after = [pooling.padding_after(i) for i in range(len(self.sizes))]
+        self._reached = list(self.after)  # of that, by the taps that are kept
+        taps, last = [], []
+        for i, (size, k, d) in enumerate(
+            zip(sizes, pooling.kernel_size, pooling.dilation, strict=True)
+        ):
+            kept = k
+            if not isinstance(size, torch.SymInt):  # which would need a branch
+                # Taps beyond the input in all windows: those of a kernel larger than the map.
+                kept = min(k, (size + self.before[i] - 1) // d + 1)
+            self._reached[i] -= (k - kept) * d
+            taps.append(range(kept))
+            # A slice ends where the last tap of the window leaves room for the other taps. Ends
+            # that count from the back do not depend on the size: exporters need no guard for them.
+            last.append(-(kept - 1) * d)
+        if any(isinstance(size, torch.SymInt) for size in sizes):
+            count = math.prod(map(len, taps))
+            if count > _MOST_SLICES:
+                raise ValueError(
+                    f"kernel_size={tuple(pooling.kernel_size)} has {count} taps, at most "
+                    f"{_MOST_SLICES} are exported for a map of dynamic size: fix the size, or use "
+                    "an adaptive pool"
+                )
         #: Offset of every tap of a window from the window's first one.
         self.offsets = [
             tuple(i * d for i, d in zip(tap, pooling.dilation, strict=True))
-            for tap in itertools.product(*map(range, pooling.kernel_size))
+            for tap in itertools.product(*taps)
         ]
         self.slices = [
             (
@@ -62,7 +83,8 @@ class Windows:
 
     def views(self, x: Tensor, absent: float) -> list[Tensor]:
         """The taps of :meth:`gather` one by one, without a copy of each."""
-        pairs = zip(reversed(self.before), reversed(self.after), strict=True)  # the last axis first
+        # The last axis first.
+        pairs = zip(reversed(self.before), reversed(self._reached), strict=True)
         padded = F.pad(x, [p for pair in pairs for p in pair], value=absent)
         return [padded[tap] for tap in self.slices]
 
@@ -75,16 +97,77 @@ class Windows:
 
         No operation is in place, so that all of torch's batching and differentiation works.
         """
-        total = None
+        total = values.new_zeros(())
         for offset, value in zip(self.offsets, values.unbind(0), strict=True):
-            frame = []  # of the last axis first; a negative width cuts off
+            frame: list[int] = []  # of the last axis first; a negative width cuts off
             for axis in range(-len(self.sizes), 0):
                 start = offset[axis] - self.before[axis]
                 value = _spread(value, axis, self.stride[axis])
                 frame[:0] = [start, self.sizes[axis] - start - value.shape[axis]]
             value = F.pad(value, frame)
-            total = value if total is None else total + value
+            total = total + value
         return total
+
+
+class AdaptiveWindows:
+    """The windows of an adaptive pooling, as :class:`Windows`.
+
+    Gathered by indices that are computed from the sizes, without a branch on those.
+    """
+
+    def __init__(self, sizes: Sequence[int], pooling: AdaptivePooling):
+        self.sizes, self.outs = list(sizes), list(pooling.output_size)
+        self.largest = [_largest_window(*axis) for axis in zip(self.sizes, self.outs, strict=True)]
+
+    def gather(self, x: Tensor, absent: float) -> Tensor:
+        """(taps, N, C, out...) with ``absent`` where a window has fewer taps than the largest."""
+        axes = len(self.sizes)
+        for i, (size, out) in enumerate(zip(self.sizes, self.outs, strict=True)):
+            axis = 2 + 2 * i  # (N, C, out, taps, ...), pair by pair
+            if isinstance(out, int) and out == 1:
+                x = x.unsqueeze(axis)
+                continue
+            index, present = _window_indices(size, out, x.device)
+            x = x.index_select(axis, index.flatten()).unflatten(axis, index.shape)
+            x = torch.where(present[(..., *[None] * (axes - 1 - i))], x, absent)
+        return x.permute(*range(3, 3 + 2 * axes, 2), 0, 1, *range(2, 2 + 2 * axes, 2)).flatten(
+            0, axes - 1
+        )
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """The transpose of :meth:`gather`: adds every tap to the element that it came from.
+
+        The windows around an input are those of adaptive pooling from ``out`` to ``size``.
+        """
+        axes = len(self.sizes)
+        values = values.unflatten(0, self.largest)
+        pairs = [axis for i in range(axes) for axis in (axes + 2 + i, i)]
+        values = values.permute(axes, axes + 1, *pairs)
+        for i, (size, out) in enumerate(zip(self.sizes, self.outs, strict=True)):
+            window, present = _window_indices(out, size, values.device)
+            tap = torch.arange(size, device=values.device)[:, None] - window * size // out
+            index = torch.where(present, window * self.largest[i] + tap, 0)
+            values = values.flatten(2 + i, 3 + i).index_select(2 + i, index.flatten())
+            values = values.unflatten(2 + i, index.shape)
+            present = present[(..., *[None] * (2 * (axes - 1 - i)))]
+            values = torch.where(present, values, 0).sum(3 + i)
+        return values
+
+
+def _largest_window(size: int, out: int) -> int:
+    """Size of the largest window of adaptive pooling, or for symbolic sizes a bound."""
+    if isinstance(size, int) and isinstance(out, int):
+        return (size - math.gcd(size, out) + out - 1) // out + 1
+    return (size + out - 2) // out + 1
+
+
+def _window_indices(size: int, out: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Indices of the taps of adaptive pooling along an axis, and which are present; (out, taps)."""
+    window = torch.arange(out, device=device)[:, None]
+    tap = torch.arange(_largest_window(size, out), device=device)
+    index = window * size // out + tap
+    present = index < ((window + 1) * size + out - 1) // out
+    return torch.where(present, index, 0), present
 
 
 def _spread(x: Tensor, axis: int, stride: int) -> Tensor:
@@ -127,7 +210,13 @@ def _finite(alpha: float, dtype: torch.dtype) -> float:
     return min(alpha, torch.finfo(dtype).max)
 
 
-def _slopes(w: Tensor, shifted: Tensor, mean: Tensor, pooling: Pooling) -> Tensor:
+def _windows(input: Tensor, pooling: Pooling | AdaptivePooling) -> Windows | AdaptiveWindows:
+    if isinstance(pooling, AdaptivePooling):
+        return AdaptiveWindows(input.shape[2:], pooling)
+    return Windows(input.shape[2:], pooling)
+
+
+def _slopes(w: Tensor, shifted: Tensor, mean: Tensor, pooling: Pooling | AdaptivePooling) -> Tensor:
     """Derivative of a window's output by its taps, over w: 1 + alpha (x - y), or 1 (paper)."""
     if pooling.gradient == "paper":
         return torch.ones_like(w)
@@ -150,42 +239,60 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def soft_pool(input: Tensor, *args) -> Tensor:
+def soft_pool(input: Tensor, *args: Any) -> Tensor:
     """``torch.ops.mmsoftpool.soft_pool``: ``input`` (N, C, spatial...), then a Pooling's fields."""
-    pooling = Pooling(*args)
-    windows = Windows(input.shape[2:], pooling)
+    return _forward(input, Pooling(*args))
+
+
+def adaptive_soft_pool(input: Tensor, *args: Any) -> Tensor:
+    """As :func:`soft_pool` with the fields of an AdaptivePooling."""
+    return _forward(input, AdaptivePooling(*args))
+
+
+def soft_pool_backward(grad_output: Tensor, input: Tensor, *args: Any) -> Tensor:
+    """``torch.ops.mmsoftpool.soft_pool_backward``, the gradient of the input: g w (1 + alpha (x -
+    y)) for ``'exact'``, g w (section 3.2) for ``'paper'``."""
+    return _backward(grad_output, input, Pooling(*args))
+
+
+def adaptive_soft_pool_backward(grad_output: Tensor, input: Tensor, *args: Any) -> Tensor:
+    """As :func:`soft_pool_backward` with the fields of an AdaptivePooling."""
+    return _backward(grad_output, input, AdaptivePooling(*args))
+
+
+def _forward(input: Tensor, pooling: Pooling | AdaptivePooling) -> Tensor:
+    windows = _windows(input, pooling)
     taps = windows.gather(input.to(compute_dtype(input.dtype)), -math.inf)
     _, _, max, mean = _softmax(taps, pooling.alpha)
     return (max + mean).to(input.dtype).contiguous(memory_format=memory_format(input))
 
 
-def soft_pool_backward(grad_output: Tensor, input: Tensor, *args) -> Tensor:
-    """``torch.ops.mmsoftpool.soft_pool_backward``, the gradient of the input: g w (1 + alpha (x -
-    y)) for ``'exact'``, g w (section 3.2) for ``'paper'``."""
-    pooling = Pooling(*args)
+def _backward(grad_output: Tensor, input: Tensor, pooling: Pooling | AdaptivePooling) -> Tensor:
     dtype = compute_dtype(input.dtype)
-    windows = Windows(input.shape[2:], pooling)
+    windows = _windows(input, pooling)
     w, shifted, _, mean = _softmax(windows.gather(input.to(dtype), -math.inf), pooling.alpha)
     grads = grad_output.to(dtype) * w * _slopes(w, shifted, mean, pooling)
     grad_input = windows.scatter(grads).to(input.dtype)
     return grad_input.contiguous(memory_format=memory_format(input))
 
 
-def soft_pool_jvp(tangent: Tensor, input: Tensor, *args) -> Tensor:
-    """Forward-mode derivative of :func:`soft_pool`: sum of w (1 + alpha (x - y)) t per window, the
-    transpose of :func:`soft_pool_backward`."""
-    pooling = Pooling(*args)
+def soft_pool_jvp(tangent: Tensor, input: Tensor, pooling: Pooling | AdaptivePooling) -> Tensor:
+    """Forward-mode derivative of the forward: sum of w (1 + alpha (x - y)) t per window, the
+    transpose of the backward."""
     dtype = compute_dtype(input.dtype)
-    windows = Windows(input.shape[2:], pooling)
+    windows = _windows(input, pooling)
     w, shifted, _, mean = _softmax(windows.gather(input.to(dtype), -math.inf), pooling.alpha)
     t = windows.gather(tangent.to(dtype), 0.0)
     return (t * w * _slopes(w, shifted, mean, pooling)).sum(0).to(input.dtype)
 
 
 def soft_pool_double_backward(
-    grad_grad_input: Tensor, grad_output: Tensor, input: Tensor, *args
+    grad_grad_input: Tensor,
+    grad_output: Tensor,
+    input: Tensor,
+    pooling: Pooling | AdaptivePooling,
 ) -> tuple[Tensor, Tensor]:
-    """Derivative of :func:`soft_pool_backward`, differentiable again.
+    """Derivative of the backward, differentiable again.
 
     With v for ``grad_grad_input``, h_i = 1 + alpha (x_i - y) and u = sum v_i w_i h_i, the gradient
     of grad_output is u and that of x_j is alpha g w_j ((v_j - sum v_i w_i) h_j + v_j - u). The
@@ -196,9 +303,8 @@ def soft_pool_double_backward(
     Returns:
         The gradients of ``grad_output`` and ``input``.
     """
-    pooling = Pooling(*args)
     dtype = compute_dtype(input.dtype)
-    windows = Windows(input.shape[2:], pooling)
+    windows = _windows(input, pooling)
     w, shifted, _, mean = _softmax(windows.gather(input.to(dtype), -math.inf), pooling.alpha)
     h = _slopes(w, shifted, mean, pooling)
     v = windows.gather(grad_grad_input.to(dtype), 0.0)

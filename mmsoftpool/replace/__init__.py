@@ -6,6 +6,8 @@ the new ones, :mod:`.functional` replaces calls such as ``F.avg_pool2d`` in a ``
 """
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -16,16 +18,17 @@ __all__ = ["replace_pooling"]
 
 def replace_pooling(
     module: nn.Module,
-    pool=dict(type="SoftPool2d"),
+    pool: type[nn.Module] | dict[str, Any] = dict(type="SoftPool2d"),
     *,
-    include=None,
-    exclude=(),
+    include: str | type[nn.Module] | Sequence[str | type[nn.Module]] | None = None,
+    exclude: str | type[nn.Module] | Sequence[str | type[nn.Module]] = (),
 ) -> dict[str, nn.Module]:
     """Replaces the max and average pools in a network by SoftPool, in place.
 
     Every new pool has the kernel, stride, padding, dilation and ceil_mode of the one it replaces,
-    so all shapes stay as they were. No parameter or buffer is renamed: checkpoints of the network
-    load as before, and weights that are already loaded stay.
+    so all shapes stay as they were. It takes over what others have put on the old one: attributes,
+    hooks, parameters, buffers and submodules. No parameter or buffer is renamed: checkpoints of the
+    network load as before, and weights that are already loaded stay.
 
     Padding carries no weight in SoftPool, also where it replaces an average pool that counted the
     padded zeros (``count_include_pad=True``).
@@ -43,8 +46,9 @@ def replace_pooling(
     has a name that selects them, ``'Mixed_5b'`` or ``'*'``; otherwise a warning names those that
     stay. A functional adaptive pool needs its full name,
     ``'features.adaptive_avg_pool2d()'``, and there is no warning. Not replaced: calls in functions
-    outside of a class, a mean over axes, and what ``torch.utils.checkpoint`` runs again inside of
-    that same ``forward``.
+    outside of a class, and a mean over axes. A call inside ``torch.utils.checkpoint`` in that same
+    ``forward`` raises a RuntimeError when it runs: the recomputation would run the old pool. A
+    module that is checkpointed as a whole may have functional pools.
 
     A module with replaced functional pools gets a subclass of its class, with the same name, so
     ``isinstance`` holds and ``type(module) is ...`` does not. It can be copied, pickled, replicated
@@ -113,5 +117,7 @@ def replace_pooling(
             functional.replace_calls(old, function, factory)
         else:
             parent, _, child = name.rpartition(".")
-            setattr(module.get_submodule(parent), child, new[name].train(old.training).to(device))
+            made_pool = new[name].train(old.training).to(device)
+            modules.carry_over(old, made_pool)
+            setattr(module.get_submodule(parent), child, made_pool)
     return new

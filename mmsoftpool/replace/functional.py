@@ -10,8 +10,10 @@ does not run the hooks of the module that it traces either.
 
 import functools
 import inspect
+import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +44,12 @@ _WITH_INDICES = {
 }
 #: The attribute of a module that holds its new pools, a :class:`PoolFactory` by function name.
 _POOLS = "_functional_pools"
+# Where a function is called that runs again in the backward, outside of the forward that called it.
+_CHECKPOINT_MODULES = {
+    "torch.utils.checkpoint",
+    "deepspeed.runtime.activation_checkpointing.checkpointing",
+    "fairscale.nn.checkpoint.checkpoint_activations",
+}
 
 
 def function_name(pool: type) -> str:
@@ -50,7 +58,7 @@ def function_name(pool: type) -> str:
 
 
 @functools.cache
-def functions_called(cls: type) -> frozenset[str]:
+def functions_called(cls: Any) -> frozenset[str]:
     """The functional pools whose names are in the code of a class."""
 
     def names(code: types.CodeType) -> Iterator[str]:
@@ -70,7 +78,8 @@ def functions_called(cls: type) -> frozenset[str]:
 
 def replaced_functions(module: nn.Module) -> dict[str, PoolFactory]:
     """The functions that are replaced in a module, with what makes the pools in their place."""
-    return vars(module).get(_POOLS, {})
+    pools: dict[str, PoolFactory] = vars(module).get(_POOLS, {})
+    return pools
 
 
 def example(module: nn.Module, function: str, factory: PoolFactory) -> nn.Module:
@@ -94,24 +103,27 @@ def example(module: nn.Module, function: str, factory: PoolFactory) -> nn.Module
 def replace_calls(module: nn.Module, function: str, factory: PoolFactory) -> None:
     """Replaces the calls of a function in the forward of a module, and of all modules inside."""
     if not replaced_functions(module):
-        module.__class__ = _with_replaced_calls(type(module))
+        cls: Any = type(module)
+        module.__class__ = _with_replaced_calls(cls)
     factory = factory.with_class(axes_of(function))
     setattr(module, _POOLS, {**replaced_functions(module), function: factory})
 
 
 @functools.cache
-def _with_replaced_calls(cls: type) -> type:
+def _with_replaced_calls(cls: Any) -> Any:
     """The subclass whose forward runs new pools. Code that looks at its name finds that of
     ``cls``."""
 
-    @functools.wraps(cls.forward)  # torch.fx and torch.onnx read the signature
-    def forward(self, *args, **kwargs):
-        with _ReplacedCalls(replaced_functions(self), self.training):
-            return cls.forward(self, *args, **kwargs)
+    original = cls.forward
 
-    def __reduce_ex__(self, protocol):
+    @functools.wraps(original)  # torch.fx and torch.onnx read the signature
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _ReplacedCalls(replaced_functions(self), self.training):
+            return original(self, *args, **kwargs)
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
         # A pickle finds a class by its name, and under this one it finds `cls`.
-        make, args, *state = super(subclass, self).__reduce_ex__(protocol)
+        make, args, *state = cls.__reduce_ex__(self, protocol)
         args = tuple(cls if arg is type(self) else arg for arg in args)
         return (_restore, (make, args), *state)
 
@@ -126,11 +138,12 @@ def _with_replaced_calls(cls: type) -> type:
     return subclass
 
 
-def _restore(make, args) -> nn.Module:
+def _restore(make: Any, args: Any) -> nn.Module:
     """A module from its pickle, before its attributes are set."""
     module = make(*args)
-    module.__class__ = _with_replaced_calls(type(module))
-    return module
+    cls: Any = type(module)
+    module.__class__ = _with_replaced_calls(cls)
+    return module  # type: ignore[no-any-return]
 
 
 class _ReplacedCalls(TorchFunctionMode):
@@ -141,11 +154,24 @@ class _ReplacedCalls(TorchFunctionMode):
         self.factories = factories
         self.training = training
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        function: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         name = _FUNCTIONS.get(function)
-        if name not in self.factories:
+        if name is None or name not in self.factories:
             return function(*args, **kwargs)
+        if not torch.compiler.is_compiling() and _is_recomputed():
+            raise RuntimeError(
+                f"{name} is called inside of an activation checkpoint in the forward of the module "
+                "whose functional pools are replaced: the recomputation in the backward would run "
+                "the old pool. Checkpoint a module that calls it in its own forward and is "
+                "replaced by name, or exclude the call"
+            )
         if function in _WITH_INDICES:
             raise ValueError(f"{name} with return_indices cannot be replaced; exclude the module")
         factory, axes = self.factories[name], axes_of(name)
@@ -162,9 +188,27 @@ class _ReplacedCalls(TorchFunctionMode):
         return pool.train(self.training).forward(input)
 
 
+def _is_recomputed() -> bool:
+    """Whether an activation checkpoint is between a call and the forward that replaces it."""
+    frame: types.FrameType | None = sys._getframe(2)
+    while frame is not None and not (
+        frame.f_globals.get("__name__") == __name__ and frame.f_code.co_name == "forward"
+    ):
+        if frame.f_globals.get("__name__") in _CHECKPOINT_MODULES:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _max_pool_arguments(
-    input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
-):
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> tuple[Any, dict[str, Any]]:
     return input, dict(
         kernel_size=kernel_size,
         stride=kernel_size if stride is None else stride,
@@ -175,18 +219,20 @@ def _max_pool_arguments(
 
 
 def _avg_pool_arguments(
-    input,
-    kernel_size,
-    stride=None,
-    padding=0,
-    ceil_mode=False,
-    count_include_pad=True,
-    divisor_override=None,
-):
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> tuple[Any, dict[str, Any]]:
     if divisor_override is not None:
         raise ValueError("a pool with divisor_override cannot be replaced; exclude the module")
     return _max_pool_arguments(input, kernel_size, stride, padding, 1, ceil_mode)
 
 
-def _adaptive_arguments(input, output_size, return_indices=False):
+def _adaptive_arguments(
+    input: Any, output_size: Any, return_indices: bool = False
+) -> tuple[Any, Any]:
     return input, output_size

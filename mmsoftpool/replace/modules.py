@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -28,7 +29,7 @@ _NEUTRAL = dict(padding=0, dilation=1, ceil_mode=False)
 def pool_class(module: nn.Module) -> type | None:
     """The class in ``WINDOWED`` or ``ADAPTIVE`` whose forward a module has, None for all others."""
     for base in WINDOWED + ADAPTIVE:
-        if isinstance(module, base) and type(module).forward is base.forward:
+        if isinstance(module, base) and type(module).forward is base.forward:  # type: ignore[attr-defined]
             return base
     return None
 
@@ -38,13 +39,13 @@ def axes_of(name: str) -> int:
     return int(name[-2])
 
 
-def per_axis(value, axes: int) -> tuple:
+def per_axis(value: Any, axes: int) -> tuple[Any, ...]:
     """``value``, a number or one per axis, as a tuple."""
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     return values * axes if len(values) == 1 else values
 
 
-def kernel_is_one(kernel_size) -> bool:
+def kernel_is_one(kernel_size: Any) -> bool:
     """Whether a pool with that ``kernel_size`` only subsamples."""
     return set(per_axis(kernel_size, 1)) == {1}
 
@@ -59,10 +60,10 @@ class PoolFactory:
     """
 
     kind: type | str
-    arguments: dict
+    arguments: dict[str, Any]
 
     @classmethod
-    def from_config(cls, pool) -> "PoolFactory":
+    def from_config(cls, pool: Any) -> "PoolFactory":
         """The factory for ``pool``, a class or a config dict with ``type``."""
         arguments = dict(pool) if isinstance(pool, dict) else dict(type=pool)
         kind = arguments.pop("type", None)
@@ -78,12 +79,12 @@ class PoolFactory:
         cannot trace the look-up in a registry."""
         return PoolFactory(_class_for(self.kind, axes), self.arguments)
 
-    def windowed(self, axes: int, geometry: dict) -> nn.Module:
+    def windowed(self, axes: int, geometry: dict[str, Any]) -> nn.Module:
         """The pool of that geometry; arguments that the class does not have may be left at their
         default."""
         cls = _class_for(self.kind, axes)
         if "kernel_size" in self.arguments:
-            return cls(**self.arguments)
+            return _make(cls, **self.arguments)
         arguments = {**geometry, **self.arguments}
         for name, value in geometry.items():
             if _takes(cls, name):
@@ -92,21 +93,21 @@ class PoolFactory:
             if per_axis(value, axes) != per_axis(neutral, axes):
                 raise ValueError(f"{cls.__name__} has no argument {name}, which is {value!r} here")
             del arguments[name]
-        return cls(**arguments)
+        return _make(cls, **arguments)
 
-    def adaptive(self, axes: int, output_size) -> nn.Module:
+    def adaptive(self, axes: int, output_size: Any) -> nn.Module:
         """The pool of that output size: the adaptive variant, which is named Adaptive... and is
         beside the class, or else :class:`EqualWindows`."""
         cls = _class_for(self.kind, axes)
         if "kernel_size" in self.arguments:
-            return cls(**self.arguments)
+            return _make(cls, **self.arguments)
         variant = getattr(sys.modules[cls.__module__], f"Adaptive{cls.__name__}", None)
         if variant is None:
             return EqualWindows(axes, output_size, self)
         for name, value in self.arguments.items():
             if not _takes(variant, name):
                 raise ValueError(f"{variant.__name__} has no argument {name}, which is {value!r}")
-        return variant(output_size, **self.arguments)
+        return _make(variant, output_size, **self.arguments)
 
 
 class EqualWindows(nn.Module):
@@ -117,7 +118,7 @@ class EqualWindows(nn.Module):
     raises a ValueError.
     """
 
-    def __init__(self, axes: int, output_size, factory: PoolFactory):
+    def __init__(self, axes: int, output_size: Any, factory: PoolFactory):
         super().__init__()
         # The pool depends on the input's size and is made anew in every call.
         check_without_parameters(factory.windowed(axes, dict(kernel_size=2)))
@@ -140,10 +141,13 @@ class EqualWindows(nn.Module):
             )
         kernel_size = tuple(size // out for size, out in zip(sizes, outs, strict=True))
         pool = self.factory.windowed(axes, dict(kernel_size=kernel_size))
-        return pool.train(self.training)(input)
+        output: Tensor = pool.train(self.training)(input)
+        return output
 
     def extra_repr(self) -> str:
-        return f"output_size={self.output_size}, pool={self.factory.kind.__name__}"
+        kind = self.factory.kind
+        name = kind if isinstance(kind, str) else kind.__name__
+        return f"output_size={self.output_size}, pool={name}"
 
 
 def counterpart(old: nn.Module, factory: PoolFactory) -> nn.Module:
@@ -152,10 +156,14 @@ def counterpart(old: nn.Module, factory: PoolFactory) -> nn.Module:
     Raises:
         ValueError: If it cannot do the same as ``old``.
     """
+    if "forward" in vars(old):
+        raise ValueError("its forward was set on the module itself and not by its class")
     for setting in ("return_indices", "divisor_override"):
         if getattr(old, setting, None):
             raise ValueError(f"it has {setting}, which only torch's own pools have")
-    axes = axes_of(pool_class(old).__name__)
+    base = pool_class(old)
+    assert base is not None  # selection.py selects only pools
+    axes = axes_of(base.__name__)
     if isinstance(old, ADAPTIVE):
         return factory.adaptive(axes, old.output_size)
     geometry = dict(
@@ -168,6 +176,32 @@ def counterpart(old: nn.Module, factory: PoolFactory) -> nn.Module:
     return factory.windowed(axes, geometry)
 
 
+def carry_over(old: nn.Module, new: nn.Module) -> None:
+    """Gives ``new``, in place of ``old``, what others have put on that: attributes, hooks,
+    parameters, buffers and submodules, and the flags ``training`` and ``requires_grad``.
+
+    The dicts of hooks become those of ``old``, so that handles still remove a hook.
+    """
+    for name, part in old.named_modules():
+        if name in dict(new.named_modules()):
+            new.get_submodule(name).training = part.training
+    for name, parameter in old.named_parameters():
+        if name in dict(new.named_parameters()):
+            new.get_parameter(name).requires_grad_(parameter.requires_grad)
+    modules_own = vars(nn.Module())
+    arguments = inspect.signature(pool_class(old) or type(old)).parameters
+    for name, value in vars(old).items():
+        if "hooks" in name and name in modules_own:
+            value.update(getattr(new, name))
+            setattr(new, name, value)
+        elif name in ("_parameters", "_buffers", "_modules"):
+            setattr(new, name, {**value, **getattr(new, name)})
+        elif name == "_non_persistent_buffers_set":
+            getattr(new, name).update(value)
+        elif name == "_is_full_backward_hook" or not (name in arguments or name in vars(new)):
+            setattr(new, name, value)
+
+
 def check_without_parameters(pool: nn.Module) -> nn.Module:
     """Returns ``pool``, which is made anew in every call and so cannot have parameters."""
     if any(part._parameters for part in pool.modules()):
@@ -175,6 +209,11 @@ def check_without_parameters(pool: nn.Module) -> nn.Module:
             f"{type(pool).__name__} has parameters, and neither a function nor a pool of unknown "
             "size has a place for them"
         )
+    return pool
+
+
+def _make(cls: type, *args: Any, **kwargs: Any) -> nn.Module:
+    pool: nn.Module = cls(*args, **kwargs)
     return pool
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -24,7 +24,11 @@ class Pool(NamedTuple):
     @property
     def runs(self) -> str:
         """The name of the function that runs."""
-        return self.function or functional.function_name(pool_class(self.module))
+        if self.function:
+            return self.function
+        base = pool_class(self.module)
+        assert base is not None
+        return functional.function_name(base)
 
     @property
     def is_replaced(self) -> bool:
@@ -48,7 +52,7 @@ class Pool(NamedTuple):
         return "functional" if self.function else type(self.module).__name__
 
 
-def select(module: nn.Module, include, exclude) -> tuple[dict[str, Pool], list[str]]:
+def select(module: nn.Module, include: Any, exclude: Any) -> tuple[dict[str, Pool], list[str]]:
     """The pools to replace, see :func:`mmsoftpool.replace_pooling`.
 
     Returns:
@@ -90,11 +94,12 @@ def _find(module: nn.Module) -> Iterator[tuple[str, Pool]]:
         # A subclass with a forward of its own around that of torch.nn, which calls the function.
         bases = (base for base in WINDOWED + ADAPTIVE if isinstance(child, base))
         around = {functional.function_name(base) for base in bases}.intersection(functional.NAMES)
-        for function in sorted(functional.functions_called(type(child)) | around):
+        cls: Any = type(child)
+        for function in sorted(functional.functions_called(cls) | around):
             yield f"{name}.{function}()".lstrip("."), Pool(child, function)
 
 
-def _selectors(argument: str, value) -> list[type | str]:
+def _selectors(argument: str, value: Any) -> list[type | str]:
     """Classes and patterns, from one or more classes and names."""
     values = [value] if isinstance(value, (str, type)) else value
     if not isinstance(values, Sequence) or not all(isinstance(v, (str, type)) for v in values):
@@ -120,7 +125,13 @@ def _selects(selector: type | str, name: str, pool: Pool) -> bool:
     return any(fnmatchcase(".".join(parts[: n + 1]), selector) for n in range(len(parts)))
 
 
-def _check(module: nn.Module, found: dict[str, Pool], chosen: dict[str, Pool], include, exclude):
+def _check(
+    module: nn.Module,
+    found: dict[str, Pool],
+    chosen: dict[str, Pool],
+    include: list[type | str] | None,
+    exclude: list[type | str],
+) -> None:
     listing = ", ".join(f"{name or 'itself'} ({pool})" for name, pool in found.items())
     pools = f"{type(module).__name__} has {f'the pools {listing}' if listing else 'no pools'}"
     for argument, selectors in (("include", include or ()), ("exclude", exclude)):

@@ -40,6 +40,16 @@ def windows(size, out, kernel_size, stride, before, dilation):
         yield position, inside
 
 
+def adaptive_windows(size, out):
+    """As :func:`windows`, of adaptive pooling."""
+    for position in itertools.product(*map(range, out)):
+        ranges = [
+            range(math.floor(i * n / o), math.ceil((i + 1) * n / o))
+            for i, n, o in zip(position, size, out, strict=True)
+        ]
+        yield position, list(itertools.product(*ranges))
+
+
 def soft_pool(
     x, out, kernel_size, stride, before, dilation, grad_output=None, gradient="exact", alpha=1.0
 ):
@@ -51,13 +61,24 @@ def soft_pool(
         kernel_size, stride, before, dilation: One number per axis; ``before`` is the padding.
         grad_output: (N, C, out...); ones by default.
     """
+    taps = list(windows(x.shape[2:], out, kernel_size, stride, before, dilation))
+    return _soft_pool(x, out, taps, grad_output, gradient, alpha)
+
+
+def adaptive_soft_pool(x, out, grad_output=None, gradient="exact", alpha=1.0):
+    """As :func:`soft_pool`, of adaptive pooling."""
+    taps = list(adaptive_windows(x.shape[2:], out))
+    return _soft_pool(x, out, taps, grad_output, gradient, alpha)
+
+
+def _soft_pool(x, out, windows, grad_output, gradient, alpha):
     x = x.double()
     y = x.new_empty(*x.shape[:2], *out)
     grad = torch.zeros_like(x)
     g = torch.ones_like(y) if grad_output is None else grad_output.double()
     for n, c in itertools.product(*map(range, x.shape[:2])):
         plane = x[n, c]
-        for position, inside in windows(x.shape[2:], out, kernel_size, stride, before, dilation):
+        for position, inside in windows:
             taps = [plane[place].item() for place in inside]
             if not taps:  # a dilated window can lie in the padding as a whole
                 y[(n, c, *position)] = -math.inf

@@ -4,7 +4,7 @@
 #include "../../csrc/pooling.h"
 
 // shape: layout (1 for channels last), batch, channels, and in, out, kernel_size, stride, padding,
-// dilation of depth, height and width.
+// dilation of depth, height and width; kernel_size 0 for an adaptive axis.
 inline mmsoftpool::Pooling make_pooling(const int64_t* shape, double alpha, int exact) {
   using namespace mmsoftpool;
   Pooling pooling;
@@ -14,7 +14,7 @@ inline mmsoftpool::Pooling make_pooling(const int64_t* shape, double alpha, int 
   Axis* const axes[] = {&pooling.depth, &pooling.height, &pooling.width};
   for (int i = 0; i < 3; ++i) {
     const int64_t* const a = shape + 3 + 6 * i;
-    *axes[i] = Axis{a[0], a[1], a[2], a[3], a[4], a[5]};
+    *axes[i] = a[2] > 0 ? Axis{a[0], a[1], a[2], a[3], a[4], a[5]} : adaptive_axis(a[0], a[1]);
   }
   pooling.alpha = alpha;
   pooling.gradient = exact ? Gradient::exact : Gradient::paper;

@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from mmsoftpool import soft_pool2d
 from mmsoftpool.ops.pooling import Pooling
 
-from ..common import randn, since
+from ..common import ROOT, randn, since
 from . import definition
 
 # torch warns that the reference takes the compiled kernel's place; see the fixture `backend`.
@@ -183,3 +183,30 @@ def test_gradcheck_in_every_mode(backend):
     assert gradcheck(pool, x, check_forward_ad=True, check_batched_grad=True)
     assert gradcheck(pool, x, check_forward_ad=True, check_batched_forward_grad=True)
     assert gradgradcheck(pool, x, check_fwd_over_rev=True, check_batched_grad=True)
+
+
+@since(2, 4)
+def test_without_torchs_private_names_there_still_is_a_gradient(run_script, tmp_path):
+    script = tmp_path / "fallback.py"
+    script.write_text(FALLBACK)
+    run_script(script, PYTHONPATH=str(ROOT))
+
+
+FALLBACK = """
+import torch
+
+del torch._functorch.autograd_function.enable_single_level_autograd_function
+
+from mmsoftpool import adaptive_soft_pool2d, environment, soft_pool2d
+from mmsoftpool.ops import autograd
+
+assert "enable_single_level_autograd_function" in autograd.MISSING
+(problem,) = environment.check_derivatives(autograd.MISSING)
+assert "forward-mode" in problem.what and autograd.MISSING in problem.what
+x = torch.randn(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
+for pool in (lambda x: soft_pool2d(x, 3, 2, 1), lambda x: adaptive_soft_pool2d(x, (2, 4))):
+    assert torch.autograd.gradcheck(pool, x) and torch.autograd.gradgradcheck(pool, x)
+    compiled = torch.compile(pool, backend="aot_eager", fullgraph=True)
+    (grad,) = torch.autograd.grad(compiled(x).sum(), x)
+    assert grad.equal(torch.autograd.grad(pool(x).sum(), x)[0])
+"""

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mmsoftpool.ops import reference
-from mmsoftpool.ops.pooling import Pooling
+from mmsoftpool.ops.pooling import AdaptivePooling, Pooling
 
 from ..common import randn
 
@@ -62,8 +62,11 @@ def framed(like, shift=0):
 
 def shape_argument(sizes, output_sizes, pooling, last):
     """What ``make_pooling`` in cuda_on_host.cpp reads."""
-    kernel_size, stride, padding, dilation, *_ = pooling
-    spatial = len(kernel_size)
+    spatial = len(sizes) - 2
+    if isinstance(pooling, AdaptivePooling):
+        kernel_size, stride, padding, dilation = [0] * 3, [1] * 3, [0] * 6, [1] * 3
+    else:
+        kernel_size, stride, padding, dilation, *_ = pooling
     shape = [int(last), *sizes[:2], *[1, 1, 1, 1, 0, 1] * (3 - spatial)]
     for i in range(spatial):
         shape += [sizes[2 + i], output_sizes[2 + i], kernel_size[i], stride[i]]
@@ -104,6 +107,11 @@ def check(library, x, pooling, *, alpha=1.0, gradient="exact", **options):
     y = torch.ops.mmsoftpool.soft_pool(x.double(), *pooling)
     g = randn(*y.shape, seed=1).to(x)
     grad = torch.ops.mmsoftpool.soft_pool_backward(g.double(), x.double(), *pooling)
+    return check_against(library, x, pooling, g, y, grad, **options)
+
+
+def check_against(library, x, pooling, g, y, grad, **options):
+    alpha = pooling.alpha
     value, grad_input, kind = run_on_host(library, x, pooling, g, **options)
     epsilon = EPSILON[x.dtype]
     # An average of large values is as exact as these.
@@ -131,6 +139,32 @@ def test_the_emulated_16_bit_types_round_as_torch_does(host_library, dtype):
         ctypes.c_int64(len(x)),
     )
     torch.testing.assert_close(result, x.to(dtype).float(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("generic", [0, 32, 64])
+def test_adaptive_windows(host_library, dtype, format, generic):
+    # Also sizes whose largest windows have the geometry of strips and tiles.
+    for size, out in (((7, 9), (3, 4)), ((5, 8), (3, 6)), ((40, 41), (37, 38)), ((3, 4), (7, 5))):
+        for gradient in ("exact", "paper"):
+            x = (randn(2, 8, *size) * 3).to(dtype).contiguous(memory_format=format)
+            pooling = AdaptivePooling(out, 1.0, gradient)
+            y = torch.ops.mmsoftpool.adaptive_soft_pool(x.double(), *pooling)
+            g = randn(*y.shape, seed=1).to(x)
+            backward = torch.ops.mmsoftpool.adaptive_soft_pool_backward
+            grad = backward(g.double(), x.double(), *pooling)
+            kind = check_against(host_library, x, pooling, g, y, grad, generic=generic)
+            assert kind == "general"
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_a_window_larger_than_the_map_in_ceil_mode(host_library, dtype, format):
+    for pooling in ((3, 2, 0, 1, True), (3, 3, 1, 1, True), (9, 9, 0, 1, True), (4, 7, 0, 2, True)):
+        for size in ((2, 2), (2, 3), (2, 8)):
+            x = randn(2, 8, *size).to(dtype).contiguous(memory_format=format)
+            check(host_library, x, pooling)
 
 
 def kind_of(pooling):

@@ -3,7 +3,7 @@
 With the fixture ``backend`` a test runs on the compiled kernels and on the reference.
 """
 
-import functools
+import itertools
 import math
 import re
 
@@ -14,11 +14,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck
 
 from mmsoftpool import (
-    AdaptiveSoftPool2d,
     SoftPool2d,
-    adaptive_soft_pool1d,
-    adaptive_soft_pool2d,
-    adaptive_soft_pool3d,
     soft_pool1d,
     soft_pool2d,
     soft_pool3d,
@@ -251,71 +247,6 @@ class TestAlpha:
         assert torch.autograd.grad(y.sum(), x)[0].isfinite().all()
 
 
-# Output sizes for 7 x 10, some of which divide it.
-OUTPUT_SIZES = [1, 3, 7, (2, None), (None, 5), (5, 13)]
-
-
-class TestAdaptive:
-    @pytest.mark.parametrize("output_size", OUTPUT_SIZES)
-    def test_the_windows_are_those_of_adaptive_pools(self, backend, output_size):
-        x = randn(2, 3, 7, 10).double()
-        average = F.adaptive_avg_pool2d(x, output_size)
-        maximum = F.adaptive_max_pool2d(x, output_size)
-        close = functools.partial(torch.testing.assert_close, rtol=1e-14, atol=1e-15)
-        close(adaptive_soft_pool2d(x, output_size, alpha=0), average)
-        close(adaptive_soft_pool2d(x, output_size, alpha=1e9), maximum)
-
-    @pytest.mark.parametrize("output_size", OUTPUT_SIZES)
-    def test_gradient_is_the_derivative(self, backend, output_size):
-        x = randn(1, 2, 7, 10).double().requires_grad_()
-        assert gradcheck(lambda x: adaptive_soft_pool2d(x, output_size, alpha=2.0), x)
-
-    def test_an_output_size_of_1_is_one_window_over_the_map(self, backend):
-        x = randn(2, 3, 7, 10)
-        assert adaptive_soft_pool2d(x, 1, alpha=2.0).equal(soft_pool2d(x, (7, 10), alpha=2.0))
-
-    def test_every_dimension_and_unbatched_input(self, backend):
-        functions = (adaptive_soft_pool1d, adaptive_soft_pool2d, adaptive_soft_pool3d)
-        for axes, function in enumerate(functions, 1):
-            x = randn(2, 3, *(7, 8, 9)[:axes]).double()
-            truth = getattr(F, f"adaptive_avg_pool{axes}d")(x, 3)
-            torch.testing.assert_close(function(x, 3, alpha=0), truth)
-            torch.testing.assert_close(function(x[0], 3, alpha=0), truth[0])
-
-    @pytest.mark.parametrize("output_size", [1, 3, 5])
-    def test_channels_last_stays(self, output_size):
-        x = randn(2, 4, 10, 10).contiguous(memory_format=torch.channels_last)
-        y = adaptive_soft_pool2d(x, output_size)
-        assert y.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(y, adaptive_soft_pool2d(x.contiguous(), output_size))
-
-    @pytest.mark.parametrize(
-        ("error", "message", "output_size"),
-        [
-            (ValueError, "output_size must be an int >= 1 or None.*got 0", 0),
-            (ValueError, r"output_size must be .*2 of them, got \(1, 2, 3\)", (1, 2, 3)),
-            (TypeError, "output_size must be .*got 1.5", 1.5),
-        ],
-    )
-    def test_a_bad_output_size_is_named(self, error, message, output_size):
-        with pytest.raises(error, match=message):
-            adaptive_soft_pool2d(X, output_size)
-        with pytest.raises(error, match=message):
-            AdaptiveSoftPool2d(output_size)
-
-    def test_an_empty_map_is_named(self):
-        with pytest.raises(ValueError, match=r"\(H, W\) = \(0, 8\) is empty"):
-            adaptive_soft_pool2d(X[..., :0, :], 1)
-
-    def test_the_module_is_the_function(self):
-        x = randn(1, 2, 9, 7)
-        module = AdaptiveSoftPool2d((3, None), alpha=2.0)
-        assert module(x).equal(adaptive_soft_pool2d(x, (3, None), alpha=2.0))
-        assert repr(module) == (
-            "AdaptiveSoftPool2d(output_size=(3, None), alpha=2.0, gradient='exact')"
-        )
-
-
 class TestNotFinite:
     def test_minus_infinity_has_no_weight(self, backend):
         x = torch.tensor([[[1.0, -inf], [-inf, 0.5]]], requires_grad=True)
@@ -411,6 +342,49 @@ class TestArguments:
         x = torch.zeros(1, 1, *size)
         assert soft_pool2d(x, *pooling).shape == F.max_pool2d(x, *pooling).shape
 
+    @pytest.mark.parametrize("ceil_mode", [False, True])
+    def test_output_size_or_error_is_that_of_max_pool1d(self, ceil_mode):
+        grid = itertools.product(
+            range(1, 14), (1, 2, 3, 4, 7), (1, 2, 3, 5, 8), (0, 1, 2, 3), (1, 2, 3)
+        )
+        count = 0
+        for size, kernel, stride, padding, dilation in grid:
+            if padding > kernel // 2:
+                continue
+            count += 1
+            x = torch.zeros(1, 1, size)
+            arguments = (kernel, stride, padding, dilation, ceil_mode)
+            try:
+                shape = F.max_pool1d(x, *arguments).shape
+            except RuntimeError:
+                with pytest.raises(ValueError, match="is too small"):
+                    soft_pool1d(x, *arguments)
+                continue
+            assert soft_pool1d(x, *arguments).shape == shape, (size, arguments)
+            assert soft_pool1d(x.to("meta"), *arguments).shape == shape
+        assert count > 2000
+
+    @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+    @pytest.mark.parametrize(
+        "pooling",
+        [
+            (3, 2, 0, 1, True),
+            (9, 9, 0, 1, True),
+            ((2, 40), (2, 40), (1, 3), 1, True),
+            (5, 9, 2, 2, True),
+            (64, 64, 0, 1, True),  # EfficientNet's, of which 2560 is the number of channels
+        ],
+    )
+    def test_a_window_larger_than_the_map_in_ceil_mode(self, backend, pooling, format):
+        for size in ((2, 2), (2, 3), (2, 7)):
+            x = randn(2, 20, *size).contiguous(memory_format=format).requires_grad_()
+            y, truth = definition.soft_pool2d(x[:1, :2], pooling)
+            value = soft_pool2d(x, *pooling)
+            assert value.shape == F.max_pool2d(x, *pooling).shape
+            torch.testing.assert_close(value[:1, :2].double(), y, rtol=0, atol=2e-6)
+            (grad,) = torch.autograd.grad(value.sum(), x)
+            torch.testing.assert_close(grad[:1, :2].double(), truth, rtol=0, atol=2e-6)
+
     @pytest.mark.parametrize("stride", [None, [], ()])
     def test_stride_defaults_to_kernel_size(self, stride):
         assert soft_pool2d(torch.zeros(1, 7, 9), (2, 3), stride).shape == (1, 3, 3)
@@ -444,6 +418,15 @@ class TestArguments:
             (TypeError, "alpha must be a finite number >= 0, got '2'", dict(alpha="2")),
             (TypeError, "alpha must be .*tensor", dict(alpha=torch.tensor(2.0))),
             (ValueError, "gradient must be 'exact' or 'paper', got 'x'", dict(gradient="x")),
+            *(
+                (ValueError, rf"{name} must be an int .* < 2\*\*31 .*got {2**31}", {name: 2**31})
+                for name in ("kernel_size", "stride", "padding", "dilation")
+            ),
+            (
+                ValueError,
+                rf"stride must be .*got \(1, {2**70}",
+                dict(stride=(1, 2**70)),
+            ),
             (ValueError, r"too small: kernel_size=\(9, 9\)", dict(kernel_size=9)),
             (ValueError, r"\(0, 8\) is too small", dict(input=X[..., :0, :], padding=1)),
         ],
@@ -484,6 +467,13 @@ class TestModule:
             "SoftPool2d(kernel_size=3, stride=2, padding=1, dilation=1, ceil_mode=False, "
             "alpha=1.0, gradient='paper')"
         )
+
+    def test_takes_the_arguments_of_max_pool_in_their_order(self):
+        x = randn(1, 2, 8, 8)
+        for arguments in ((3, 2, 1, 1, False, True), (3, 2, 1, 1, False), (3, 2)):
+            assert SoftPool2d(*arguments)(x).shape == torch.nn.MaxPool2d(*arguments)(x).shape
+        with pytest.raises(ValueError, match="return_indices must be False, got True"):
+            SoftPool2d(3, 2, 1, 1, True)
 
     def test_reports_bad_arguments_when_it_is_built(self):
         with pytest.raises(ValueError, match="padding must be at most half"):

@@ -6,9 +6,10 @@ from torch._dynamo.backends import registry
 
 from mmsoftpool import AdaptiveSoftPool2d, SoftPool2d, adaptive_soft_pool2d, soft_pool2d
 from mmsoftpool.ops import backends
+from mmsoftpool.ops.flops import FVCORE, PTFLOPS, THOP
 from mmsoftpool.ops.pooling import Pooling
 
-from ..common import randn, since
+from ..common import ROOT, randn, since
 from . import definition
 
 # torch warns that the reference takes the compiled kernel's place; see the fixture `backend`.
@@ -99,6 +100,44 @@ class TestPyTorch:
             (y,) = session.run(None, {"x": x.numpy()})
             torch.testing.assert_close(torch.from_numpy(y), Net()(x), rtol=1e-5, atol=1e-5 * scale)
 
+    @since(2, 6)
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize("example", [(2, 2, 14, 20), (2, 2, 15, 21)])
+    @pytest.mark.parametrize(
+        "pool",
+        [
+            SoftPool2d(3, 3, 1, ceil_mode=True),
+            SoftPool2d(3, 2, 1, ceil_mode=True),
+            AdaptiveSoftPool2d((3, 5)),
+            AdaptiveSoftPool2d((1, None)),
+        ],
+    )
+    def test_onnx_has_the_right_shape_at_every_size(self, pool, example, tmp_path):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        dynamic, path = torch.export.Dim.DYNAMIC, str(tmp_path / "pool.onnx")
+        axes = ({0: dynamic, 2: dynamic, 3: dynamic},)
+        torch.onnx.export(
+            pool, (randn(*example),), path, dynamo=True, dynamic_shapes=axes, verbose=False
+        )
+        session = onnxruntime.InferenceSession(path)
+        for size in (example[2:], (15, 20), (16, 21), (9, 30), (31, 7), (8, 8)):
+            x = randn(3, 2, *size)
+            (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+            torch.testing.assert_close(torch.from_numpy(y), pool(x), rtol=1e-5, atol=1e-5)
+
+    @since(2, 6)
+    @pytest.mark.filterwarnings("ignore")
+    def test_onnx_refuses_a_large_kernel_on_a_dynamic_map_by_name(self):
+        dynamic = torch.export.Dim.DYNAMIC
+        pool, x = SoftPool2d(64, ceil_mode=True), randn(1, 2, 8, 9)
+        with pytest.raises(Exception, match=r"conver|decompos") as info:
+            torch.onnx.export(pool, (x,), dynamo=True, dynamic_shapes=({2: dynamic, 3: dynamic},))
+        causes, error = [], info.value
+        while error is not None:
+            causes.append(str(error))
+            error = error.__cause__
+        assert "kernel_size=(64, 64) has" in "".join(causes)
+
     def test_compiles_with_another_alpha(self):
         torch._dynamo.reset()
         compiled = torch.compile(soft_pool2d, fullgraph=True, backend="aot_eager")
@@ -121,6 +160,55 @@ class TestPyTorch:
         traced = torch.jit.trace(pool, x)
         assert traced(x + 1).equal(pool(x + 1))
 
+    @since(2, 6)
+    def test_compiled_autograd(self):
+        x = randn(2, 3, 8, 9).requires_grad_()
+        with torch._dynamo.config.patch(compiled_autograd=True):
+            for pool in (
+                lambda x: soft_pool2d(x, 3, 2, 1),
+                lambda x: soft_pool2d(x, 2, alpha=2.0, gradient="paper"),
+                lambda x: adaptive_soft_pool2d(x, (3, 2)),
+            ):
+                (expected,) = torch.autograd.grad(pool(x).square().sum(), x)
+                torch._dynamo.reset()
+
+                def train(x, pool=pool):
+                    pool(x).square().sum().backward()
+
+                torch.compile(train, backend="aot_eager")(x)
+                assert x.grad.equal(expected)
+                x.grad = None
+
+    @since(2, 5)
+    def test_dtensor_keeps_shards_of_the_batch_and_of_the_channels(self, run_script, tmp_path):
+        # In a process of its own, since it needs a process group.
+        script = tmp_path / "shards.py"
+        script.write_text(SHARDS)
+        run_script(script, MASTER_ADDR="127.0.0.1", MASTER_PORT="0", PYTHONPATH=str(ROOT))
+
+    def test_subclasses_and_modes_see_the_functions(self):
+        called = []
+
+        class Logging(torch.Tensor):
+            @classmethod
+            def __torch_function__(cls, function, types, args=(), kwargs=None):
+                called.append(function)
+                return super().__torch_function__(function, types, args, kwargs or {})
+
+        class Mode(torch.overrides.TorchFunctionMode):
+            def __torch_function__(self, function, types, args=(), kwargs=None):
+                called.append(function)
+                return function(*args, **(kwargs or {}))
+
+        for function, size in ((soft_pool2d, 3), (adaptive_soft_pool2d, (2, 3))):
+            x = randn(1, 2, 8, 9)
+            y = function(x.as_subclass(Logging), size)
+            assert function in called and type(y) is Logging
+            called.clear()
+            with Mode():
+                assert function(x, size).equal(y)
+            assert function in called
+
     def test_flop_counters(self):
         flops = 6 * 9 * 3 * 4 * 5  # 6 a tap, 9 taps, 3 x 4 x 5 outputs
         x = torch.randn(1, 3, 8, 10, requires_grad=True)
@@ -134,6 +222,59 @@ class TestPyTorch:
             for model in (conv, torch.nn.Sequential(conv, SoftPool2d(3, 2, 1)))
         )
         assert pooled - alone == flops
+
+
+SHARDS = """
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+from mmsoftpool import adaptive_soft_pool2d, soft_pool2d
+
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+mesh = init_device_mesh("cpu", (1,))
+full = torch.randn(4, 6, 8, 8)
+for pool in (lambda x: soft_pool2d(x, 3, 2, 1), lambda x: adaptive_soft_pool2d(x, (3, 1))):
+    for placement, kept in ((Shard(0), 1), (Shard(1), 1), (Replicate(), 1), (Shard(2), 0)):
+        x = distribute_tensor(full, mesh, [placement]).requires_grad_()
+        y = pool(x)
+        expected = placement if kept else Replicate()
+        assert y.placements == (expected,), (placement, y.placements)
+        y.sum().backward()
+        assert x.grad.to_local().shape == full.shape
+        assert y.full_tensor().equal(pool(full))
+        with torch.inference_mode():
+            assert pool(x).placements == (expected,)
+"""
+
+
+@pytest.mark.parametrize("counter", ["thop", "ptflops", "fvcore"])
+def test_other_packages_flop_counters(counter):
+    pytest.importorskip(counter)
+    pools = [SoftPool2d(3, 2, 1), AdaptiveSoftPool2d((3, 2))]
+    # 9 taps for each of 4 x 5 outputs; windows of 2, 2 and 2 rows, of 3 and 3 columns.
+    flops = 6 * 3 * (9 * 4 * 5 + 6 * 6)
+    conv = torch.nn.Conv2d(3, 3, 1)
+
+    def count(net):
+        if counter == "thop":
+            import thop
+
+            custom_ops = {**THOP, torch.nn.Conv2d: lambda *args: None}
+            return thop.profile(net, (torch.zeros(1, 3, 8, 10),), custom_ops, verbose=False)[0]
+        if counter == "ptflops":
+            import ptflops
+
+            return ptflops.get_model_complexity_info(
+                *(net, (3, 8, 10), False, False),
+                backend="pytorch",
+                custom_modules_hooks=PTFLOPS,
+            )[0]
+        from fvcore.nn import FlopCountAnalysis
+
+        analysis = FlopCountAnalysis(net, torch.zeros(1, 3, 8, 10))
+        return analysis.set_op_handle(**FVCORE).total()
+
+    assert count(torch.nn.Sequential(conv, *pools)) - count(torch.nn.Sequential(conv)) == flops
 
 
 class Net(torch.nn.Module):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mmsoftpool import SoftPool2d, replace_pooling, soft_pool1d, soft_pool2d
 from mmsoftpool.replace import functional
@@ -299,3 +300,37 @@ class TestModule:
         assert targets.count(soft_pool2d) == 2 and F.avg_pool2d not in targets
         x = randn(1, 2, 6, 6)
         assert graph(x).equal(net(x))
+
+
+class TestCheckpoint:
+    """Activation checkpoints: what is recomputed in the backward runs the same pools, or fails."""
+
+    class Inside(nn.Module):
+        def __init__(self, use_reentrant):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 3, 1)
+            self.use_reentrant = use_reentrant
+
+        def forward(self, x):
+            def inner(x):
+                return F.avg_pool2d(self.conv(x), 2).square()
+
+            return checkpoint(inner, x, use_reentrant=self.use_reentrant)
+
+    @pytest.mark.parametrize("use_reentrant", [False, True])
+    def test_a_call_inside_of_one_is_refused_in_the_forward(self, use_reentrant):
+        net = nn.Sequential(self.Inside(use_reentrant))
+        replace_pooling(net, include="*")
+        with pytest.raises(RuntimeError, match="avg_pool2d is called inside of an activation"):
+            net(randn(1, 2, 6, 6).requires_grad_())
+
+    @pytest.mark.parametrize("use_reentrant", [False, True])
+    def test_a_module_that_is_checkpointed_has_the_same_gradients(self, use_reentrant):
+        net = nn.Sequential(nn.Conv2d(2, 3, 1), Scaled())
+        replace_pooling(net, include="*")
+        gradients = []
+        for call in (net, lambda x: checkpoint(net, x, use_reentrant=use_reentrant)):
+            x = randn(1, 2, 6, 6).requires_grad_()
+            call(x).square().sum().backward()
+            gradients.append(x.grad)
+        assert gradients[0].equal(gradients[1])

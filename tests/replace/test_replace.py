@@ -347,3 +347,54 @@ net = timm.create_model("resnet18")
 print(list(replace_pooling(net)), type(net.maxpool).__name__)
 """
     assert run_script("-c", code).stdout.strip() == "['maxpool'] SoftPool2d"
+
+
+class GatePool2d(SoftPool2d):
+    """A pool with a parameter and a submodule."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.gate = nn.Parameter(torch.ones(1))
+        self.norm = nn.BatchNorm2d(3)
+
+
+class TestWhatOthersPutOnThePool:
+    def test_attributes_hooks_and_state_stay(self):
+        net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.MaxPool2d(2))
+        old = net[1]
+        old.f, old.i, old.type = -1, 1, "nn.MaxPool2d"  # as Ultralytics' parse_model does
+        old.register_buffer("seen", torch.zeros(1))
+        old.register_buffer("scratch", torch.zeros(1), persistent=False)
+        old.observer = nn.BatchNorm2d(3).eval()
+        called = []
+        old.register_forward_pre_hook(lambda module, args: called.append("before"))
+        handle = old.register_forward_hook(lambda *args, **kwargs: called.append("after"))
+        old.register_forward_hook(
+            lambda *args, **kwargs: called.append("with kwargs"), with_kwargs=True
+        )
+        old.register_full_backward_hook(lambda *args: called.append("backward"))
+        keys = list(net.state_dict())
+        pool = replace_pooling(net)["1"]
+        assert (pool.f, pool.i, pool.type) == (-1, 1, "nn.MaxPool2d")
+        assert list(net.state_dict()) == keys and "1.seen" in keys
+        assert pool.training and not pool.observer.training
+        assert pool.kernel_size == 2 and not hasattr(pool, "return_indices")
+        net(randn(1, 3, 4, 4)).sum().backward()
+        assert called == ["before", "after", "with kwargs", "backward"]
+        handle.remove()
+        net(randn(1, 3, 4, 4))
+        assert called[4:] == ["before", "with kwargs"]
+
+    def test_frozen_parts_stay_frozen(self):
+        net = nn.Sequential(GatePool2d(2))
+        net[0].gate.requires_grad_(False)
+        net[0].norm.eval()
+        pool = replace_pooling(net, GatePool2d, include=SoftPool2d)["0"]
+        assert not pool.gate.requires_grad and pool.norm.weight.requires_grad
+        assert pool.training and not pool.norm.training
+
+    def test_a_forward_of_its_own_is_refused(self):
+        net = nn.Sequential(nn.MaxPool2d(2))
+        net[0].forward = lambda x: x  # as accelerate's hooks do
+        with pytest.raises(ValueError, match="0 cannot be replaced: its forward was set on the"):
+            replace_pooling(net)

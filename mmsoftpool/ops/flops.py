@@ -1,0 +1,113 @@
+"""FLOPs of the operators, for torch's counter and for those of other packages.
+
+Of a tap, forward: maximum, difference, exponential, two sums and a product. Backward: as the
+forward, and a sum, two products and the addition to the gradient. torch's and mmengine's counters
+know the operators; the others take a dict from here as an argument::
+
+    thop.profile(net, inputs=(x,), custom_ops=flops.THOP)
+    ptflops.get_model_complexity_info(net, (3, 224, 224), custom_modules_hooks=flops.PTFLOPS)
+    fvcore.nn.FlopCountAnalysis(net, x).set_op_handle(**flops.FVCORE)
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.utils import flop_counter
+
+from . import modules
+from .backends import TORCH_VERSION
+from .pooling import Pooling
+
+_FORWARD, _BACKWARD = 6, 10
+
+
+def forward_flops(
+    input: Any, kernel_size: Sequence[int], *args: Any, out_shape: Sequence[int], **kwargs: Any
+) -> int:
+    return _FORWARD * math.prod(kernel_size) * math.prod(out_shape)
+
+
+def _backward_flops(
+    grad_output: Sequence[int], input: Any, kernel_size: Sequence[int], *args: Any, **kwargs: Any
+) -> int:
+    return _BACKWARD * math.prod(kernel_size) * math.prod(grad_output)
+
+
+def adaptive_forward_flops(
+    input: Sequence[int], output_size: Sequence[int], *args: Any, **kwargs: Any
+) -> int:
+    return _FORWARD * _taps(input, output_size)
+
+
+def _adaptive_backward_flops(
+    grad_output: Any, input: Sequence[int], output_size: Sequence[int], *args: Any, **kwargs: Any
+) -> int:
+    return _BACKWARD * _taps(input, output_size)
+
+
+def _taps(input: Sequence[int], output_size: Sequence[int]) -> int:
+    """Number of taps of all windows of an adaptive pooling; neighbours share one, except where the
+    sizes divide."""
+    axes = len(output_size)
+    sizes = zip(input[-axes:], output_size, strict=True)
+    return math.prod(input[:-axes]) * math.prod(n + out - math.gcd(n, out) for n, out in sizes)
+
+
+def register(operators: Any) -> None:
+    """Registers the formulas with torch's ``FlopCounterMode``."""
+    formulas: dict[str, Any] = dict(
+        soft_pool=forward_flops,
+        soft_pool_backward=_backward_flops,
+        adaptive_soft_pool=adaptive_forward_flops,
+        adaptive_soft_pool_backward=_adaptive_backward_flops,
+    )
+    for name, formula in formulas.items():
+        operator = getattr(operators, name)
+        if TORCH_VERSION >= (2, 2):
+            flop_counter.register_flop_formula(operator)(formula)
+            if operator not in flop_counter.flop_registry:  # torch 2.4 has registered its overload
+                flop_counter.flop_registry[operator] = flop_counter.shape_wrapper(formula)
+        else:
+            flop_counter.flop_mapping[operator] = formula  # type: ignore[attr-defined]
+
+
+def _of_module(module: Any, inputs: Any, output: Any) -> int:
+    if hasattr(module, "output_size"):
+        return adaptive_forward_flops(inputs[0].shape, output.shape[-module._axes :])
+    kernel_size = Pooling.check(module._axes, module.kernel_size).kernel_size
+    return forward_flops(None, kernel_size, out_shape=output.shape)
+
+
+def _thop(module: Any, inputs: Any, output: Any) -> None:
+    module.total_ops += _of_module(module, inputs, output)
+
+
+def _ptflops(module: Any, inputs: Any, output: Any) -> None:
+    module.__flops__ += _of_module(module, inputs, output)
+
+
+def _soft_pool_node(inputs: Any, outputs: Any) -> int:
+    kernel_size = [value.toIValue() for value in inputs[1].node().inputs()]
+    return forward_flops(None, kernel_size, out_shape=outputs[0].type().sizes())
+
+
+def _adaptive_soft_pool_node(inputs: Any, outputs: Any) -> int:
+    return adaptive_forward_flops(inputs[0].type().sizes(), outputs[0].type().sizes()[2:])
+
+
+_MODULES: list[type[nn.Module]] = [
+    getattr(modules, f"{prefix}SoftPool{axes}d")
+    for prefix in ("", "Adaptive")
+    for axes in (1, 2, 3)
+]
+#: For ``custom_ops`` of thop.
+THOP = dict.fromkeys(_MODULES, _thop)
+#: For ``custom_modules_hooks`` of ptflops.
+PTFLOPS = dict.fromkeys(_MODULES, _ptflops)
+#: For ``set_op_handle`` of fvcore, and of mmengine's ``FlopAnalyzer``.
+FVCORE = {
+    "mmsoftpool::soft_pool": _soft_pool_node,
+    "mmsoftpool::adaptive_soft_pool": _adaptive_soft_pool_node,
+}
