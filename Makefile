@@ -69,7 +69,7 @@ SCHEMA := $(PY) -m check_jsonschema -q --builtin-schema
 lint: env
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy mmsoftpool/ops mmsoftpool/replace $(TYPED_MODELS)
+	$(PY) -m mypy mmsoftpool/ops mmsoftpool/replace mmsoftpool/models
 	$(BIN)/clang-format --dry-run --Werror $(CSRC)
 	$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
 	$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml

@@ -87,6 +87,11 @@ def find_cxx():
     return next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
 
 
+def compiler_only(cxx):
+    """The compiler and its flags without a launcher such as ccache, which nvcc's -ccbin refuses."""
+    return [word for word in cxx if Path(word).name not in COMPILER_LAUNCHERS]
+
+
 def number_of_jobs():
     """How many compilers run at a time."""
     jobs = os.environ.get("MAX_JOBS")
@@ -104,13 +109,6 @@ def find_nvcc():
     # PATH before the usual folder, as torch has it.
     candidates = [home and f"{home}/bin/nvcc", shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"]
     return next((path for path in candidates if path and Path(path).exists()), None)
-
-
-def cudart_folder(nvcc):
-    """Where the toolkit of an nvcc has libcudart_static.a; conda's has no lib64."""
-    home = Path(nvcc).resolve().parent.parent
-    folders = [home / "lib64", home / "lib", *home.glob("targets/*/lib")]
-    return next((f for f in folders if (f / "libcudart_static.a").exists()), folders[0])
 
 
 def gencode_flags(nvcc, every):
@@ -214,14 +212,15 @@ class BuildLibraries(build_ext):
 
         # libtorch depends on libtorch_cuda where torch has one, so a CUDA library linked against a
         # CPU-only torch finds its symbols too. --no-as-needed keeps the unused dependency.
-        link = [*cxx, "-shared", "-o", str(library), *objects, "-Wl,--no-as-needed"]
+        linker = cxx
+        if is_cuda:  # nvcc knows where its own runtime is, in every kind of toolkit
+            linker = [nvcc, f"-ccbin={compiler_only(cxx)[0]}", "-cudart=static"]
+        link = [*linker, "-shared", "-o", str(library), *objects]
+        link += ["-Xlinker", "--no-as-needed"]
         link += [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-ltorch"]
         if use_aten():
             link += ["-lc10"] + (["-lc10_cuda"] if is_cuda and torch.version.cuda else [])
-        if is_cuda:
-            link += [f"-L{cudart_folder(nvcc)}", "-lcudart_static"]
-            link += ["-ldl", "-lrt", "-lpthread"]
-        else:
+        if not is_cuda:
             link += shlex.split(os.environ.get("CXXFLAGS", ""))
             link += ["-fopenmp"] if use_aten() else []
         self.call(link)
@@ -239,8 +238,7 @@ class BuildLibraries(build_ext):
         return [*flags, "-isystem", str(Path(torch.__file__).parent / "include")]
 
     def nvcc_command(self, nvcc, cxx):
-        # -ccbin takes only the compiler; nvcc passes the flags of CXX on to it.
-        names = [word for word in cxx if Path(word).name not in COMPILER_LAUNCHERS]
+        names = compiler_only(cxx)  # nvcc passes the flags of CXX on to it
         host_flags = ["-fPIC", "-fvisibility=hidden", "-Wall", *names[1:]]
         command = [nvcc, "-std=c++17", "-O3", "-DUSE_CUDA", "-cudart=static", f"-ccbin={names[0]}"]
         # numeric_limits in device code.

@@ -1,6 +1,8 @@
 """SoftPoolBackbone: any backbone with its pools replaced, from a config."""
 
+import importlib
 import importlib.util
+from typing import Any
 
 from mmengine.registry import MODELS
 from torch import nn
@@ -9,7 +11,10 @@ from ..replace import replace_pooling
 
 
 def soft_pool_backbone(
-    backbone: dict, pool=dict(type="SoftPool2d"), include=None, exclude=()
+    backbone: dict[str, Any],
+    pool: Any = dict(type="SoftPool2d"),
+    include: Any = None,
+    exclude: Any = (),
 ) -> nn.Module:
     """Builds a backbone and replaces its pools; ``SoftPoolBackbone`` in a config.
 
@@ -38,11 +43,11 @@ def soft_pool_backbone(
         >>> type(MODELS.build(cfg).maxpool).__name__
         'SoftPool2d'
     """
-    registry = MODELS
+    registry: Any = MODELS
     if importlib.util.find_spec("mmdet") is not None:
         # A type without prefix is looked up in the default scope of the running config, such as
         # mmpretrain, and then in mmdet.
-        from mmdet.registry import MODELS as registry
-    module = registry.build(backbone)
+        registry = importlib.import_module("mmdet.registry").MODELS
+    module: nn.Module = registry.build(backbone)
     replace_pooling(module, pool, include=include, exclude=exclude)
     return module

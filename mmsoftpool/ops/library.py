@@ -1,4 +1,4 @@
-"""The operators ``torch.ops.mmsoftpool.*``: schemas, kernels of the devices, fake kernels, sharding.
+"""The operators ``torch.ops.mmsoftpool.*``: schemas, kernels, fake kernels, sharding.
 
 Arguments of both: ``input`` (N, C, spatial...) and the fields of a checked
 :class:`~mmsoftpool.ops.pooling.Pooling`. Users call :func:`mmsoftpool.soft_pool2d` and its variants

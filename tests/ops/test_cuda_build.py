@@ -27,16 +27,13 @@ def build(monkeypatch):
 
 @pytest.fixture
 def toolkit(tmp_path):
-    """Makes a toolkit in a folder: an nvcc that knows some architectures, and where cudart is."""
+    """Makes a toolkit in a folder: an nvcc that knows some architectures."""
 
-    def make(name, library_folder="lib64", codes="sm_75 sm_80 sm_90 sm_100 sm_120"):
+    def make(name, codes="sm_75 sm_80 sm_90 sm_100 sm_120"):
         nvcc = tmp_path / name / "bin" / "nvcc"
         nvcc.parent.mkdir(parents=True)
         nvcc.write_text(f"#!/bin/sh\nprintf '%s\\n' {codes}\n")
         nvcc.chmod(0o755)
-        library = tmp_path / name / library_folder / "libcudart_static.a"
-        library.parent.mkdir(parents=True)
-        library.touch()
         return str(nvcc)
 
     return make
@@ -69,12 +66,6 @@ def test_nvcc_is_that_of_cuda_home_then_of_path(build, toolkit, monkeypatch):
     assert build["find_nvcc"]() == other
     monkeypatch.setenv("CUDA_HOME", one.removesuffix("/bin/nvcc"))
     assert build["find_nvcc"]() == one
-
-
-@pytest.mark.parametrize("folder", ["lib64", "lib", "targets/x86_64-linux/lib"])
-def test_the_runtime_is_found_in_every_kind_of_toolkit(build, toolkit, folder):
-    nvcc = toolkit("cuda", folder)
-    assert build["cudart_folder"](nvcc) == build["Path"](nvcc).parents[1] / folder
 
 
 @needs_nvcc
