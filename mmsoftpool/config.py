@@ -167,7 +167,8 @@ def coco_metrics(cfg: Config) -> list[str]:
         UserError: If ``test_evaluator`` is not one CocoMetric with these metrics.
     """
     evaluator = cfg.get("test_evaluator")
-    if not isinstance(evaluator, dict) or evaluator.get("type") != "CocoMetric":
+    kind = evaluator.get("type") if isinstance(evaluator, dict) else None
+    if getattr(kind, "__name__", str(kind)).removeprefix("mmdet.") != "CocoMetric":
         raise UserError(
             f"{cfg.filename} must have one test_evaluator, a CocoMetric, got {evaluator}"
         )

@@ -164,7 +164,7 @@ def _build(arch: str) -> torch.nn.Module:
     if cfg["type"].startswith("mmpretrain."):
         for package in ("mmpretrain", "timm"):
             if importlib.util.find_spec(package) is None:
-                raise UserError(f"arch {arch} needs {package}: pip install 'mmsoftpool[pretrain]'")
+                raise UserError(f"arch {arch} needs {package}: pip install onedl-mmpretrain timm")
         return MODELS.build(cfg)
     return MODELS.build({**cfg, "type": f"mmdet.{cfg['type']}"})
 

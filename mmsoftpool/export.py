@@ -118,7 +118,7 @@ def export(network: Network, format: str, out: str) -> float:
         ]
         if missing:
             raise UserError(
-                f"format onnx needs {', '.join(missing)}: pip install 'mmsoftpool[export]'"
+                f"format onnx needs {', '.join(missing)}: pip install {' '.join(missing)}"
             )
     example = torch.randn(_EXAMPLE, generator=torch.Generator().manual_seed(0))
     with write_atomically(out) as temporary, torch.no_grad():

@@ -1,6 +1,7 @@
 """Reading a config: the options that override it, its data root, its metrics."""
 
 import pytest
+from mmdet.evaluation import CocoMetric
 from mmengine.config import Config
 
 from mmsoftpool.config import coco_metrics, load_config
@@ -105,6 +106,19 @@ def test_a_file_comes_before_a_config_of_this_package(tmp_path, monkeypatch):
 def test_coco_metrics(metric, expected):
     cfg = load_config(RETINANET, {"test_evaluator.metric": metric})
     assert coco_metrics(cfg) == expected
+
+
+@pytest.mark.parametrize("folder", ["my data (2)", "a, b", "[x]", "d"])
+def test_paths_are_taken_literally(folder):
+    cfg = load_config(RETINANET, [f"data_root={folder}", f"load_from=/x/{folder}"])
+    assert cfg.train_dataloader.dataset.data_root == f"{folder}/"
+    assert cfg.load_from == f"/x/{folder}"
+
+
+def test_a_metric_given_as_a_class():
+    cfg = load_config(RETINANET)
+    cfg.test_evaluator.type = CocoMetric
+    assert coco_metrics(cfg) == ["bbox"]
 
 
 def test_other_metrics_than_cocos_are_refused():
