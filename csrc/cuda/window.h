@@ -148,8 +148,8 @@ struct Window {
     rest = (sum - before) - number;
   }
 
-  // Eq. 2. No weight at all means nothing but -inf. The mean may be nearly -max: what the division and
-  // the sums leave out counts.
+  // Eq. 2. No weight at all means nothing but -inf. The mean may be nearly -max: what the division
+  // and the sums leave out counts.
   MMSOFTPOOL_BODY A output() const {
     if (sum == 0) {
       return -std::numeric_limits<A>::infinity();
