@@ -53,7 +53,7 @@ JOBS ?= 2
 test: env lint docs
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
-test-slow: env $(VENV)/.wheel-tools
+test-slow: env $(VENV)/.wheel-tools $(VENV)/.networks
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m slow
 
 fuzz: env
@@ -84,6 +84,12 @@ wheel: env $(VENV)/.wheel-tools
 	MMSOFTPOOL_GLIBC=2.28 $(PY) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
 	PATH="$(abspath $(BIN)):$$PATH" $(PY) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
 	  --only-plat --plat manylinux_2_28_$(shell uname -m) -w dist build/wheel/mmsoftpool-*.whl
+
+# What tests/replace/test_packages.py takes networks from, beside torchvision and timm: 1 GB.
+$(VENV)/.networks: | $(VENV)/.installed
+	$(PY) -m pip install -q -c constraints.txt segmentation-models-pytorch monai transformers \
+	  ultralytics pytorchcv
+	touch $@
 
 # zig, which links for an older glibc, takes 400 MB.
 $(VENV)/.wheel-tools: | $(VENV)/.installed
