@@ -54,8 +54,11 @@ JOBS ?= 2
 test: env lint docs
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
-test-slow: env
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m slow
+test-slow: env $(VENV)/.networks
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m slow \
+	  --ignore tests/replace/test_packages.py
+	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/networks $(PY) -m pytest -n $(JOBS) -m slow \
+	  tests/replace/test_packages.py
 
 fuzz: env
 	MMSOFTPOOL_FUZZ=100 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) tests/test_fuzz.py tests/test_kill.py
@@ -83,6 +86,14 @@ format: env
 # For systems with this machine's glibc or later; .github/workflows/wheels.yml builds for older ones.
 wheel: env
 	$(PY) -m pip wheel -q --no-build-isolation --no-deps -w dist .
+
+# What tests/replace/test_packages.py takes networks from, beside torchvision and timm. In a folder
+# of their own: MMPretrain does not import where a recent transformers is installed.
+$(VENV)/.networks: | $(VENV)/.installed
+	$(PY) -m pip install -q --no-deps --target $(VENV)/networks segmentation-models-pytorch monai \
+	  transformers tokenizers regex ultralytics ultralytics-thop psutil polars polars-runtime-32 \
+	  pytorchcv
+	touch $@
 
 # The package with other versions of Python, torch, numpy and OpenMMLab's packages: hours, and 5 GB of
 # disk for each torch; `make matrix ROWS="torch2.4 onedl"` runs only these and what they need.
