@@ -20,7 +20,7 @@ from .backends import TORCH_VERSION
 from .pooling import AdaptivePooling, Pooling
 
 #: The private name that this torch does not have; None where all are there. Without them there is
-#: no forward mode and no gradient under torch.func; ``python -m mmsoftpool`` reports it.
+#: no forward mode and no gradient under torch.func; ``mmsoftpool doctor`` reports it.
 MISSING: str | None = None
 try:
     from torch._functorch.autograd_function import (  # type: ignore[attr-defined]
