@@ -1,4 +1,5 @@
-// SoftPool on the CPU. Plain pointers, no torch: the caller allocates and parallelises.
+// SoftPool on the CPU; softmax.h has the formula. Plain pointers, no torch: the caller allocates
+// and parallelises.
 #pragma once
 
 #include "../pooling.h"
