@@ -684,6 +684,9 @@ MMSOFTPOOL_BODY void with_access(
 // says that all tensors begin at a multiple of 16 bytes.
 template <typename T, typename Run>
 bool with_ring(const Pooling& pooling, bool aligned, const Run& run) {
+  if (pooling.is_adaptive()) {
+    return false;
+  }
   if constexpr (sizeof(T) <= 4) {
     const auto run_if_it_fits = [&](auto kernel_size) {
       constexpr int K = decltype(kernel_size)::value;

@@ -131,13 +131,17 @@ print(peak() - before)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no peak of memory")
 @pytest.mark.parametrize("format", ["contiguous_format", "channels_last_3d"])
 def test_a_backward_in_3d_takes_memory_for_the_slices_of_a_window(run_script, format):
-    setup = (
-        f"x = torch.zeros(1, 64, 32, 64, 64).contiguous(memory_format=torch.{format})\n"
-        "y = soft_pool3d(x.requires_grad_(), 3, 1, 1); g = torch.ones_like(y)"
-    )
-    code = MEMORY.format(setup=setup, backward="torch.autograd.grad(y, x, g)")
-    # The gradient itself has 32 MiB; with all slices there were 224 more, channels last.
-    assert int(run_script("-c", code).stdout) < 32 + 32
+    def megabytes(pool):
+        setup = (
+            f"x = torch.zeros(1, 64, 32, 64, 64).contiguous(memory_format=torch.{format})\n"
+            f"y = {pool}(x.requires_grad_(), 3, 1, 1); g = torch.ones_like(y)"
+        )
+        code = MEMORY.format(setup=setup, backward="torch.autograd.grad(y, x, g)")
+        return int(run_script("-c", code).stdout)
+
+    # A process may count up to a tensor more, 32 MiB, for torch's own pools too. With all slices
+    # there were 224 more, channels last.
+    assert megabytes("soft_pool3d") < megabytes("torch.nn.functional.avg_pool3d") + 32
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no peak of memory")
