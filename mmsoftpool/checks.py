@@ -24,6 +24,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from ._openmmlab import coco_api
+from .coco import check_evaluable
 from .errors import UserError
 from .files import read_json
 
@@ -155,7 +156,7 @@ def check_dataset(
         images += len(infos)
         _check_images(split, leaf, infos)
         instances = [instance for info in infos for instance in info.get("instances", [])]
-        boxes.update(i["bbox_label"] for i in instances if not i.get("ignore_flag"))
+        boxes.update(i.get("bbox_label") for i in instances if not i.get("ignore_flag"))
         if split == "train" and any(getattr(t, "with_mask", False) for t in _transforms(dataset)):
             lacking = sum("mask" not in instance for instance in instances)
             if lacking:
@@ -216,10 +217,11 @@ def _listed(names) -> str:
 
 
 def _is_coco(leaf) -> bool:
-    """Whether a data set takes its labels from the categories of a file in COCO's format."""
+    """Whether a data set reads a file in COCO's format by CocoDataset's own rules."""
+    own = ("load_data_list", "parse_data_info")
     return (
         isinstance(leaf, CocoDataset)
-        and type(leaf).load_data_list is CocoDataset.load_data_list
+        and all(getattr(type(leaf), name) is getattr(CocoDataset, name) for name in own)
         and not leaf.backend_args
     )
 
@@ -336,16 +338,8 @@ def _check_metric(split: str, metric, leaves: list[BaseDetDataset]) -> None:
     _compare_labels(f"{split} data set", f"{split}_evaluator.ann_file", names, classes)
     if metric.format_only:
         return
-    objects = list(coco.anns.values())
-    for key in ("iscrowd", "area", *["segmentation"] * ("segm" in metric.metrics)):
-        lacking = sum(annotation.get(key) in (None, []) for annotation in objects)
-        if lacking:
-            raise UserError(
-                f"{lacking} of the {len(objects)} annotations in {split}_evaluator.ann_file have "
-                f"no {key}, which COCO's evaluation needs"
-            )
-    if not objects:
-        raise UserError(f"{split}_evaluator.ann_file has no annotations to evaluate against")
+    masks = "segm" in metric.metrics
+    check_evaluable(coco.dataset, f"{split}_evaluator.ann_file", masks)
     if 0 in coco.anns:
         warnings.warn(
             f"the annotation with id 0 in {split}_evaluator.ann_file counts as not found, which "
