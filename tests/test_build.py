@@ -37,7 +37,7 @@ def test_one_wheel_for_every_python(build_wheel, tmp_path):
     assert wheel.name.split("-")[2:4] == ["py3", "none"] and "any" not in wheel.name
     assert "mmsoftpool/libmmsoftpool_cpu.so" in names
     assert NVCC is None or "mmsoftpool/libmmsoftpool_cuda.so" in names
-    assert "mmsoftpool/models/resnet.py" in names
+    assert {"mmsoftpool/models/resnet.py", "mmsoftpool/py.typed"} <= set(names)
     for path in ("model-index.yml", "configs/retinanet_r50_softpool.py", "tools/train.py"):
         assert f"mmsoftpool/.mim/{path}" in names
     assert not [name for name in names if name.startswith(("tests", "csrc"))]
