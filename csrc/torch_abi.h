@@ -57,6 +57,7 @@ inline cudaStream_t current_stream(Device device) {
 
 #else
 
+#include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -72,9 +73,6 @@ inline cudaStream_t current_stream(Device device) {
 #define MMSOFTPOOL_LIBRARY_IMPL STABLE_TORCH_LIBRARY_IMPL
 #define MMSOFTPOOL_KERNEL TORCH_BOX
 
-// The text of the last error of the functions below, from torch 2.13 on; null before.
-extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
-
 namespace mmsoftpool {
 
 using torch::headeronly::MemoryFormat;
@@ -84,6 +82,15 @@ using torch::stable::parallel_for;
 using torch::stable::Tensor;
 using Device = torch::stable::Device;
 
+// The text of torch's last error, from torch 2.13 on; null before. Looked up at run time, so that
+// the library loads with torch 2.10.
+inline const char* last_error() {
+  using Function = const char* (*)();
+  static const auto function =
+      reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace"));
+  return function != nullptr ? function() : nullptr;
+}
+
 // Calls torch for a tensor. Its own error would not tell that memory ran out, which callers look
 // for in the text.
 template <typename Call>
@@ -91,10 +98,11 @@ Tensor allocate(const Call& call) {
   try {
     return call();
   } catch (const std::exception&) {
+    const char* const text = last_error();
     MMSOFTPOOL_CHECK(
         false, "soft_pool: no tensor: ",
-        torch_exception_get_what_without_backtrace
-            ? torch_exception_get_what_without_backtrace()
+        text != nullptr
+            ? text
             : "out of memory, or an error that torch before 2.13 prints but does not pass on");
     throw;
   }

@@ -22,16 +22,12 @@ DEMO = "configs/demo/demo_retinanet_softpool.py"
 SMALL_OPTIONS = [f"{key}={value}" for key, value in SMALL.items()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "score_thr", "metrics"),
     [
         ("configs/retinanet_r50_softpool.py", "model.test_cfg.score_thr=0", ["bbox"]),
-        pytest.param(
-            "configs/mask_rcnn_r50_softpool.py",
-            "model.test_cfg.rcnn.score_thr=0",
-            ["bbox", "segm"],
-            marks=pytest.mark.slow,
-        ),
+        ("configs/mask_rcnn_r50_softpool.py", "model.test_cfg.rcnn.score_thr=0", ["bbox", "segm"]),
     ],
 )
 def test_r50_trains_saves_resumes_and_evaluates_on_coco(
