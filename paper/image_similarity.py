@@ -252,7 +252,12 @@ def read_rows(path) -> pd.DataFrame:
         UserError: If the file has other contents.
     """
     try:
-        rows = pd.read_csv(check_input(path, "CSV file"), dtype=COLUMNS, keep_default_na=False)
+        rows = pd.read_csv(
+            check_input(path, "CSV file"),
+            float_precision="round_trip",
+            dtype=COLUMNS,
+            keep_default_na=False,
+        )
         if list(rows) != list(COLUMNS):
             raise ValueError(f"the first line has the columns {list(rows)}")
         return rows

@@ -256,8 +256,8 @@ CASES = {
         ("val/000000.jpg",),
         4,
     ),
-    "train": ("train config.json", ("annotations/instances_train.json", VAL), 40),
-    "test": ("test config.json model.pth", ("model.pth", VAL), 30),
+    "train": ("train config.json", ("annotations/instances_train.json", VAL), 15),
+    "test": ("test config.json model.pth", ("model.pth", VAL), 15),
     "ab": (
         "ab config.json other.json --seeds 0 --work-dir ab/ --resamples 2",
         (VAL, RESULTS, "ab/config/config.py"),
