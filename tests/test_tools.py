@@ -113,7 +113,7 @@ class TestDemo:
     [
         (["tools/train.py", "configs/missing.py"], "error: no config file at /"),
         (
-            ["tools/train.py", DEMO, "--cfg-options", "data_root=/missing"],
+            ["tools/train.py", DEMO, "--work-dir", "TMP", "--cfg-options", "data_root=/missing"],
             "error: missing file: /missing/annotations/instances_train.json; draw",
         ),
         (["tools/test.py", "configs/missing.py", "x.pth"], "error: no config file at /"),
@@ -130,7 +130,8 @@ class TestDemo:
         ),
     ],
 )
-def test_a_mistake_is_one_line_and_no_traceback(run_script, arguments, message):
+def test_a_mistake_is_one_line_and_no_traceback(run_script, tmp_path, arguments, message):
+    arguments = [str(tmp_path) if word == "TMP" else word for word in arguments]
     result = run_script(*arguments, check=False)
     assert result.returncode == 2
     last = result.stderr.strip().splitlines()[-1]
