@@ -23,8 +23,11 @@ import os
 import platform
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
+
+os.environ["KINETO_LOG_LEVEL"] = "99"  # else torch's profiler prints between the tables
 
 import torch
 import torch.nn.functional as F
@@ -700,11 +703,10 @@ def main(args):
     if args.command == "sass":
         return save(args.json, run_sass(args))
 
-    if args.capability:
-        os.environ["ATEN_CPU_CAPABILITY"] = args.capability  # read with the libraries
-    os.environ.setdefault(
-        "KINETO_LOG_LEVEL", "99"
-    )  # else torch's profiler prints between the tables
+    if args.capability not in (None, os.environ.get("ATEN_CPU_CAPABILITY")):
+        # The libraries have read the variable when they were imported: start again with it.
+        os.environ["ATEN_CPU_CAPABILITY"] = args.capability
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     if args.capability not in (None, backends.cpu_capability()):
         raise UserError(
             f"capability must be one that this machine has, such as {backends.cpu_capability()}, "

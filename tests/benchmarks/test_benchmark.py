@@ -95,6 +95,16 @@ class TestCommands:
         assert nbytes <= rows["soft_pool2d"]["forward_memory"] <= nbytes + 1024
         assert (tmp_path / "op.png").stat().st_size > 10_000
 
+    def test_op_measures_the_instruction_set_that_is_named(self, run_script, tmp_path):
+        case = ("--shape", 1, 4, 8, 8, "--kernel", "2,2,0", "--layout", "contiguous")
+        options = ("--rounds", 1, "--device", "cpu", "--methods", "soft_pool2d")
+        output = ("--json", tmp_path / "op.json")
+        run_script(
+            "benchmarks/benchmark.py", "op", *case, *options, *output, "--capability", "default"
+        )
+        result = json.loads((tmp_path / "op.json").read_text())["environment"]
+        assert result["cpu_capability"] == "default"
+
     def test_op_compares_the_methods_that_are_named(self, run_tool, tmp_path):
         case = ("--shape", 1, 4, 16, 16, "--kernel", "3,2,1", "--layout", "contiguous")
         options = ("--device", "cpu", "--rounds", 1, "--json", tmp_path / "op.json")
