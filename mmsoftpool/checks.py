@@ -16,6 +16,7 @@ from pathlib import Path
 import mmcv
 import numpy as np
 from mmdet.datasets import BaseDetDataset, CocoDataset
+from mmdet.evaluation import CocoMetric
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -192,8 +193,8 @@ def check_dataset(
             )
     for metric in metrics:
         _check_metric(split, metric, leaves)
-    if model is not None:
-        _check_heads(split, model, classes)
+    if model is not None:  # the box and mask heads of a panoptic detector know only the things
+        _check_heads(split, model, leaves[0].metainfo.get("thing_classes", classes))
 
 
 def _leaves(dataset) -> list:
@@ -322,7 +323,7 @@ def _dropped(leaf: BaseDetDataset) -> Counter:
 def _check_metric(split: str, metric, leaves: list[BaseDetDataset]) -> None:
     """Checks that a metric has annotations of the data set's images and classes."""
     coco = coco_api(metric)
-    if coco is None:
+    if coco is None or not isinstance(metric, CocoMetric):  # panoptic metrics have another format
         return
     file = getattr(leaves[0], "ann_file", None)
     known = set(coco.getImgIds())

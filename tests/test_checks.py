@@ -13,7 +13,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmdet.datasets import CocoDataset, ConcatDataset, LVISV1Dataset, VOCDataset
+from mmdet.datasets import (
+    CocoDataset,
+    CocoPanopticDataset,
+    ConcatDataset,
+    LVISV1Dataset,
+    VOCDataset,
+)
 from mmdet.evaluation import CocoMetric
 from mmengine.registry import METRICS, init_default_scope
 from mmengine.runner import EpochBasedTrainLoop
@@ -488,6 +494,32 @@ def test_the_unlabelled_part_of_a_semi_supervised_data_set_passes(tmp_path):
     lines = []
     check_dataset("train", ConcatDataset(parts), log=lines.append)
     assert lines == ["train data: 2 images, 1 boxes of 1 classes"]
+
+
+def test_a_panoptic_data_set_passes(tmp_path, model):
+    """Its annotations have segments, and its box heads know only the things."""
+    images(tmp_path, "1.jpg")
+    segment = dict(id=1, category_id=1, bbox=[1, 1, 9, 9], area=81, iscrowd=0)
+    classes = ("disc", "square", "triangle", "star", "sky")
+    data = dict(
+        images=[dict(id=1, height=64, width=64, file_name="1.jpg")],
+        annotations=[dict(image_id=1, file_name="1.png", segments_info=[segment])],
+        categories=[
+            dict(id=i, name=name, isthing=int(name != "sky"), color=[i, i, i])
+            for i, name in enumerate(classes, 1)
+        ],
+    )
+    (tmp_path / "panoptic.json").write_text(json.dumps(data))
+    dataset = CocoPanopticDataset(
+        metainfo=dict(classes=classes, thing_classes=classes[:4], stuff_classes=classes[4:]),
+        ann_file=str(tmp_path / "panoptic.json"),
+        data_prefix=dict(img=str(tmp_path), seg=str(tmp_path)),
+        pipeline=[],
+    )
+    metric = SimpleNamespace(_coco_api=object())  # CocoPanopticMetric's, which needs panopticapi
+    lines = []
+    check_dataset("val", dataset, [metric], model, log=lines.append)
+    assert lines == ["val data: 1 images, 1 boxes of 5 classes"]
 
 
 def test_a_resumed_run_whose_schedules_end_early_triggers_a_warning():
