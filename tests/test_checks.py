@@ -496,6 +496,14 @@ def test_the_unlabelled_part_of_a_semi_supervised_data_set_passes(tmp_path):
     assert lines == ["train data: 2 images, 1 boxes of 1 classes"]
 
 
+def test_images_of_another_kind_pass(tmp_path):
+    np.save(tmp_path / "1.npy", np.zeros((64, 64, 5)))
+    coco_file(tmp_path / "x.json", file_name="1.npy")
+    options = dict(metainfo=dict(classes=("cat",)), data_prefix=dict(img=str(tmp_path)))
+    dataset = CocoDataset(ann_file=str(tmp_path / "x.json"), pipeline=[], **options)
+    check_dataset("train", dataset, log=[].append)
+
+
 def test_a_panoptic_data_set_passes(tmp_path, model):
     """Its annotations have segments, and its box heads know only the things."""
     images(tmp_path, "1.jpg")
