@@ -26,6 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 os.environ["KINETO_LOG_LEVEL"] = "99"  # else torch's profiler prints between the tables
 
@@ -114,7 +115,8 @@ def methods(pooling: tuple[int, int, int], device: str) -> dict[str, nn.Module]:
     """The pooling methods of the paper's Table 3 as modules, in training mode."""
     from mmengine.registry import MODELS
 
-    from mmsoftpool.models.pooling_methods import METHODS
+    sys.path.append(str(Path(__file__).parent.parent / "paper"))
+    from pooling_methods import METHODS
 
     grid = dict(zip(("kernel_size", "stride", "padding"), pooling, strict=True))
     return {name: MODELS.build({**cfg, **grid}).to(device) for name, cfg in METHODS.items()}

@@ -16,7 +16,6 @@ from mmengine.registry import FUNCTIONS, HOOKS, TRANSFORMS, Registry
 from mmengine.registry import MODELS as ROOT
 
 from . import _openmmlab, ops
-from .models import pooling_methods
 
 #: The scope ``mmsoftpool``, which has every model of this package.
 MODELS = Registry("model", parent=ROOT, scope="mmsoftpool")
@@ -60,9 +59,7 @@ for _name, _module in (
 ):
     _register(HOOKS, _name, _builder(_module, _name))
 
-# Only in the scope mmsoftpool: names that others may have too.
-for _pool in pooling_methods.REGISTERED:
-    _register(MODELS, _pool.__name__, _pool)
+# Only in the scope mmsoftpool: a name that others may have too.
 _register(MODELS, "GoogLeNet", _builder(".models.googlenet", "GoogLeNet"))
 
 if importlib.util.find_spec("mmdet") is not None:

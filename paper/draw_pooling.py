@@ -30,11 +30,11 @@ from mmsoftpool import cli, soft_pool2d
 from mmsoftpool.config import load_config
 from mmsoftpool.errors import UserError
 from mmsoftpool.files import check_input
-from mmsoftpool.models.pooling_methods import METHODS
 from mmsoftpool.ops.pooling import Pooling
 from mmsoftpool.ops.reference import Windows
 from mmsoftpool.pictures import check_picture, save_figure
 from mmsoftpool.runner import load_model
+from pooling_methods import METHODS
 
 _NAMES = {
     "lp": "$L_p$",

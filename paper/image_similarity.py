@@ -41,8 +41,8 @@ import tables
 from mmsoftpool import cli
 from mmsoftpool.errors import UserError
 from mmsoftpool.files import check_input, check_output, write_atomically
-from mmsoftpool.models.pooling_methods import METHODS
 from mmsoftpool.pictures import check_picture, save_figure
+from pooling_methods import METHODS
 
 #: The columns of the rows and of the CSV file.
 COLUMNS = dict(

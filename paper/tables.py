@@ -1,7 +1,7 @@
 """The numbers of the SoftPool paper that this project's results are shown beside.
 
 Stergiou, Poppe and Kalliatakis, "Refining activation downsampling with SoftPool", ICCV 2021. The
-methods have the names of :data:`~mmsoftpool.models.pooling_methods.METHODS`.
+methods have the names of ``pooling_methods.METHODS``.
 """
 
 #: The kernel sizes, which are the strides too, of Tables 1 and 3.

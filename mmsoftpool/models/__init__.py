@@ -1,4 +1,4 @@
-"""Backbones for configs, and the pooling methods that the paper compares SoftPool with.
+"""Backbones for configs.
 
 ``import mmsoftpool`` registers their names; see :mod:`mmsoftpool.registry`. Each class here imports
 its module, and with it mmdet's models where it needs them, when it is first used.
@@ -7,15 +7,12 @@ its module, and with it mmdet's models where it needs them, when it is first use
 from importlib import import_module
 from typing import Any
 
-from .pooling_methods import REGISTERED
-
 _MODULES = {
     "GoogLeNet": "googlenet",
     "SoftPoolResNet": "resnet",
     "SoftPoolResNetV1d": "resnet",
     "SoftPoolResNeXt": "resnet",
     "soft_pool_backbone": "backbone",
-    **{pool.__name__: "pooling_methods" for pool in REGISTERED},
 }
 __all__ = list(_MODULES)
 

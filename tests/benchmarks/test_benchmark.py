@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import benchmark
-from mmsoftpool.models.pooling_methods import METHODS
+from pooling_methods import METHODS
 
 POOLING = ((3, 2, 1), (1, 4, 16, 16), 1)
 

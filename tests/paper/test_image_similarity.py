@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import image_similarity as similarity
 import tables
-from mmsoftpool.models.pooling_methods import METHODS
+from pooling_methods import METHODS
 
 from ..common import SHARED, rand
 

@@ -4,7 +4,7 @@ import pytest
 
 import benchmark
 import tables
-from mmsoftpool.models.pooling_methods import METHODS
+from pooling_methods import METHODS
 
 from ..common import SHARED
 

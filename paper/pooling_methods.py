@@ -5,6 +5,9 @@ Every module takes the geometry of :func:`~mmsoftpool.soft_pool2d` and has the o
 which dilation makes possible, gives 0 (S3Pool, a max pool: -inf). float16 and bfloat16 are computed
 in float32. Most modules allocate one copy of the input per tap of the window. The formulas are
 those of each method's own paper, which its docstring names; average and max pooling are torch's.
+
+The import registers the modules in the scope ``mmsoftpool``. A config imports them from a checkout,
+with ``PYTHONPATH=paper``: ``custom_imports = dict(imports=['mmsoftpool', 'pooling_methods'])``.
 """
 
 import functools
@@ -15,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.pooling import Ints, Padding, Pooling, check_input
-from ..ops.reference import Windows, compute_dtype
+from mmsoftpool.ops.pooling import Ints, Padding, Pooling, check_input
+from mmsoftpool.ops.reference import Windows, compute_dtype
+from mmsoftpool.registry import MODELS
 
 
 class _Pool2d(nn.Module):
@@ -130,6 +134,7 @@ def _norm(windows: Windows, x: Tensor, p: float | Tensor, average: bool) -> Tens
     return top * torch.where(zero, 1, total) ** (1 / p)
 
 
+@MODELS.register_module()
 class SumPool2d(_Pool2d):
     """Sum of the taps of each window (SoftPool paper, Figure 2c with p = 1).
 
@@ -141,6 +146,7 @@ class SumPool2d(_Pool2d):
         return self.windows(x).gather(x, 0.0).sum(0)
 
 
+@MODELS.register_module()
 class PowerAvgPool2d(_Pool2d):
     """Power-average pooling: the p-norm of each window, y = ``(sum of |x_i|^p)^(1/p)``.
 
@@ -177,6 +183,7 @@ class PowerAvgPool2d(_Pool2d):
         return f"{super().extra_repr()}, norm_type={self.norm_type}"
 
 
+@MODELS.register_module()
 class LearnedNormPool2d(_PerChannelPool2d):
     """Learned-norm pooling: y = ``(mean of |x_i|^p)^(1/p)`` with a learned p per channel.
 
@@ -221,6 +228,7 @@ class LearnedNormPool2d(_PerChannelPool2d):
         return _norm(self.windows(x), x, p[:, None, None], average=True)
 
 
+@MODELS.register_module()
 class GatedPool2d(_Pool2d):
     """Gated max-average pooling: y = s(w'x) max(x) + (1 - s(w'x)) mean(x), s the logistic function.
 
@@ -255,6 +263,7 @@ class GatedPool2d(_Pool2d):
         return gate * largest + (1 - gate) * _mean(windows, x)
 
 
+@MODELS.register_module()
 class LIPool2d(_PerChannelPool2d):
     """Local importance-based pooling (LIP): y = sum of e^(G(x)_i) x_i / sum of e^(G(x)_i).
 
@@ -315,6 +324,7 @@ class LIPool2d(_PerChannelPool2d):
         return f"{super().extra_repr()}, coefficient={self.coefficient}"
 
 
+@MODELS.register_module()
 class StochasticPool2d(_Pool2d):
     """Stochastic pooling: one tap of each window, drawn with probability p_i = x_i / sum of x.
 
@@ -397,6 +407,7 @@ def _sample(size: int, out: int, stride: int, grid: int, device: torch.device) -
     return (kept.sort(1).values + starts).flatten()[:out]
 
 
+@MODELS.register_module()
 class S3Pool2d(_SpatialSamplingPool2d):
     """S3Pool: max pooling with stride 1, followed by random sampling of rows and columns.
 
@@ -436,6 +447,7 @@ class S3Pool2d(_SpatialSamplingPool2d):
         return F.max_pool2d(x, list(kernel_size), 1, 0, list(dilation))
 
 
+@MODELS.register_module()
 class LiteS3DPPool2d(_SpatialSamplingPool2d, _PerChannelPool2d):
     """Detail-preserving pooling, lite and symmetric, with stochastic spatial sampling (Lite-S3DPP).
 
@@ -506,18 +518,6 @@ class LiteS3DPPool2d(_SpatialSamplingPool2d, _PerChannelPool2d):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, eps={self.eps:.4g}"
 
-
-#: The pools of this module, in the registry's scope ``mmsoftpool``.
-REGISTERED = (
-    PowerAvgPool2d,
-    SumPool2d,
-    LearnedNormPool2d,
-    GatedPool2d,
-    LiteS3DPPool2d,
-    LIPool2d,
-    StochasticPool2d,
-    S3Pool2d,
-)
 
 #: Configs of the methods of the paper's Table 1, in its order and without ``kernel_size``.
 METHODS = {

@@ -13,8 +13,8 @@ from make_shapes import make_shapes
 from mmsoftpool import soft_pool2d
 from mmsoftpool.config import load_config
 from mmsoftpool.models import SoftPoolResNet
-from mmsoftpool.models.pooling_methods import METHODS
 from mmsoftpool.runner import train
+from pooling_methods import METHODS
 
 from ..common import config_path, quick_and_slow, rand, randn
 
