@@ -57,6 +57,8 @@ class DataCheckHook(Hook):
             loader = getattr(runner, f"{split}_dataloader")
             metrics = [] if split == "train" else getattr(runner, f"{split}_evaluator").metrics
             check_dataset(split, loader.dataset, metrics, runner.model, log=runner.logger.info)
+        if any(getattr(hook, "test_out_dir", None) for hook in runner.hooks):
+            _check_picture_names(runner.test_dataloader.dataset)
 
     def before_train(self, runner: Runner) -> None:
         loop, schedulers = runner.train_loop, runner.param_schedulers
@@ -81,13 +83,8 @@ class DataCheckHook(Hook):
 def explain_annotation_errors(node, registry: Registry) -> Iterator[None]:
     """Names the annotation file if mmdet cannot read it.
 
-    Args:
-        node: The config of the data set or metric that is built in the block.
-        registry: Its registry.
-
-    Raises:
-        UserError: If one of mmdet's own data sets or metrics raises an error. Errors of others, and
-            any OSError, are passed on.
+    An error of mmdet's own data sets or metrics, built from the config ``node``, becomes a
+    UserError; errors of others, and any OSError, are passed on.
     """
     try:
         yield
@@ -116,13 +113,7 @@ def explain_annotation_errors(node, registry: Registry) -> Iterator[None]:
 
 
 def advice(cfg: Config, path: str) -> str:
-    """Where a missing file of a data set comes from.
-
-    Args:
-        cfg: The config. Its ``data_source``, a dict with ``data_root`` and ``advice``, tells where
-            the data set with this ``data_root`` comes from.
-        path: The file.
-    """
+    """Where a missing file of a data set comes from, by the ``data_source`` of the config."""
     options = "set --cfg-options data_root=DIR to use another folder"
     source = cfg.get("data_source")
     if isinstance(source, dict) and str(path).startswith(source["data_root"]):
@@ -145,15 +136,15 @@ def check_dataset(
         log: Takes a line with the numbers of images and boxes. Defaults to ``print``.
 
     Raises:
-        UserError: If a label has another name than the model is told, no box is used for training,
-            an image is missing or has another size than its annotations, masks are missing, or a
-            metric has the annotations of other images or classes.
-        Warning: If boxes are not used, or classes have none.
+        UserError: If labels, boxes, images, masks or the metrics' annotations do not fit.
     """
     leaves = [leaf for leaf in _leaves(dataset) if isinstance(leaf, BaseDetDataset)]
-    boxes, images = Counter(), 0
+    boxes, dropped, images = Counter(), Counter(), 0
     for leaf in leaves:
-        _check_labels(split, leaf)
+        file = read_json(leaf.ann_file, "annotations") if _is_coco(leaf) else None
+        _check_labels(split, leaf, file)
+        if split == "train" and file:
+            dropped += _dropped(file, leaf.cat2label)
         infos = [leaf.get_data_info(index) for index in range(len(leaf))]
         images += len(infos)
         _check_images(split, leaf, infos)
@@ -171,9 +162,6 @@ def check_dataset(
     classes = leaves[0].metainfo["classes"]
     log(f"{split} data: {images} images, {sum(boxes.values())} boxes of {len(classes)} classes")
     if split == "train":
-        dropped = Counter()
-        for leaf in leaves:
-            dropped.update(_dropped(leaf))
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
         if not boxes:
             raise UserError(
@@ -228,18 +216,18 @@ def _is_coco(leaf) -> bool:
     )
 
 
-def _check_labels(split: str, leaf: BaseDetDataset) -> None:
-    """Checks that label i is class i, which mmdet takes for granted."""
+def _check_labels(split: str, leaf: BaseDetDataset, file: dict | None) -> None:
+    """Checks that label i is class i, which mmdet takes for granted; ``file`` is COCO's."""
     classes = leaf.metainfo.get("classes")
     if not isinstance(classes, (list, tuple)) or not all(isinstance(c, str) for c in classes):
         raise UserError(
             f"metainfo.classes of the {split} data set must be a tuple of names, for one class "
             f"('name',), got {classes!r}"
         )
-    if not _is_coco(leaf):
-        return
-    names = {c["id"]: c["name"] for c in read_json(leaf.ann_file, "annotations")["categories"]}
-    _compare_labels(f"{split} data set", leaf.ann_file, [names[i] for i in leaf.cat_ids], classes)
+    if file:
+        names = {category["id"]: category["name"] for category in file["categories"]}
+        labels = [names[number] for number in leaf.cat_ids]
+        _compare_labels(f"{split} data set", leaf.ann_file, labels, classes)
 
 
 def _compare_labels(owner: str, file: str, labels: list[str], classes) -> None:
@@ -294,16 +282,13 @@ def _check_images(split: str, leaf: BaseDetDataset, infos: list[dict]) -> None:
             )
 
 
-def _dropped(leaf: BaseDetDataset) -> Counter:
-    """Counts, by reason, the annotations of the classes that mmdet's CocoDataset does not use."""
+def _dropped(file: dict, categories) -> Counter:
+    """Counts, by reason, the annotations of categories that mmdet's CocoDataset does not use."""
     dropped = Counter()
-    if not _is_coco(leaf):
-        return dropped
-    data = read_json(leaf.ann_file, "annotations")
-    sizes = {image["id"]: (image["width"], image["height"]) for image in data["images"]}
-    for box in data.get("annotations", []):
+    sizes = {image["id"]: (image["width"], image["height"]) for image in file["images"]}
+    for box in file.get("annotations", []):
         try:
-            if box["category_id"] not in leaf.cat2label:
+            if box["category_id"] not in categories:
                 continue
             (x, y, w, h), (width, height) = box["bbox"], sizes[box["image_id"]]
             inside = min(x + w, width) > max(x, 0) and min(y + h, height) > max(y, 0)
@@ -321,6 +306,23 @@ def _dropped(leaf: BaseDetDataset) -> Counter:
                 dropped[reason] += 1
                 break
     return dropped
+
+
+def _check_picture_names(dataset) -> None:
+    """Warns of images whose pictures mmdet's hook saves under one name."""
+    leaves = [leaf for leaf in _leaves(dataset) if isinstance(leaf, BaseDetDataset)]
+    names = Counter(
+        os.path.basename(leaf.get_data_info(index)["img_path"])
+        for leaf in leaves
+        for index in range(len(leaf))
+    )
+    lost = names.total() - len(names)
+    if lost:
+        warnings.warn(
+            f"{lost} pictures will be overwritten: they are named after the image's file, and "
+            f"{names.most_common(1)[0][0]} and others are in more than one folder",
+            stacklevel=2,
+        )
 
 
 def _check_metric(split: str, metric, leaves: list[BaseDetDataset]) -> None:

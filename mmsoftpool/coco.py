@@ -1,47 +1,43 @@
-"""COCO's annotation and result files, with all of their faults reported at once."""
+"""COCO's annotation and result files, checked before pycocotools reads them."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from .errors import UserError
-from .files import is_number, read_json
+from .files import read_json
 
 
-class Faults:
-    """Collects the faults of the entries of a list in a file.
+def check_entries(source: str, entries: list, rules: dict[str, Callable[[dict], bool]]) -> None:
+    """Checks the entries of a list in a file; a UserError counts those that break a rule.
 
     Args:
-        source (str): Start of the message, such as ``'x.json is not a result file'``.
-        entries (list): The list.
+        source: Start of the message, such as ``'x.json is not a result file'``.
+        entries: The list.
+        rules: What every entry must have, each with a function that returns whether it does. A
+            function that fails, because an entry has another form, counts as False.
     """
 
-    def __init__(self, source: str, entries: list):
-        self.source, self.entries, self.lines = source, entries, []
+    def holds(rule, entry) -> bool:
+        try:
+            return rule(entry)
+        except (AttributeError, LookupError, TypeError, ValueError):
+            return False
 
-    def add(self, fault: str, wrong: Iterable[bool]) -> None:
-        """Adds a fault, given for each entry whether it has it."""
-        where = np.flatnonzero(list(wrong))
-        if len(where):
-            example = json.dumps(self.entries[where[0]])
-            self.lines.append(
-                f"{fault}: {len(where)} times, the first is number {where[0]}, {example[:200]}"
+    for name, rule in rules.items():
+        wrong = [number for number, entry in enumerate(entries) if not holds(rule, entry)]
+        if wrong:
+            raise UserError(
+                f"{source}: {len(wrong)} of {len(entries)} have no {name}, the first is number "
+                f"{wrong[0]}, {json.dumps(entries[wrong[0]])[:200]}"
             )
 
-    def report(self) -> None:
-        """Raises a UserError with all faults, if there are any."""
-        if self.lines:
-            raise UserError(f"{self.source}: " + "; ".join(self.lines))
 
-    def require(self, *keys: str) -> None:
-        """Reports entries that are not dicts, or lack one of the keys."""
-        self.add("not a dict", [not isinstance(entry, dict) for entry in self.entries])
-        self.report()
-        for key in keys:
-            self.add(f"no {key}", [key not in entry for entry in self.entries])
-        self.report()
+def is_number(value) -> bool:
+    """Whether a value of a JSON file is a finite number: no bool, within the range of float64."""
+    return type(value) in (int, float) and -1.7e308 < value < 1.7e308
 
 
 def is_box(value) -> bool:
@@ -54,93 +50,82 @@ def is_box(value) -> bool:
     )
 
 
+def is_one_of(known) -> Callable[[object], bool]:
+    """A function that returns whether a value is an integer and in ``known``."""
+    return lambda value: type(value) is int and value in known
+
+
+def _is_new() -> Callable[[object], bool]:
+    """A function that returns whether a value is an integer that it has not seen before."""
+    seen = set()
+    return lambda value: type(value) is int and not (value in seen or seen.add(value))
+
+
 def read_annotations(path: str | Path, what: str, advice: str = "") -> dict:
-    """Reads a file in COCO's annotation format; annotations are optional, as for a test set.
-
-    Args:
-        path: The file.
-        what: Its description in the error messages, such as ``'annotation file'``.
-        advice: Appended to the message if there is no such file. Defaults to none.
-
-    Raises:
-        OSError: If there is no such file, or it cannot be read.
-        UserError: If it has another format; the message has the number of each fault and an
-            example.
-    """
+    """Reads a file in COCO's annotation format; without annotations, as for a test set, too."""
     data = read_json(path, what, advice)
-    missing = [
-        key
-        for key in ("images", "categories", "annotations")
-        if not isinstance(data, dict)
-        or not isinstance(data.get(key, [] if key == "annotations" else None), list)
-    ]
-    if missing:
+    lists = ("images", "categories", "annotations")
+    content = {"annotations": [], **data} if isinstance(data, dict) else {}
+    if not all(isinstance(content.get(key), list) for key in lists):
         raise UserError(
-            f"{path} is not in COCO's annotation format: it must have a list of "
-            f"{' and one of '.join(missing)}"
+            f"{path} is not in COCO's annotation format: it must have lists of images and of "
+            "categories and, if there are any, of annotations"
         )
-    for key, names in (("images", ("file_name", "height", "width")), ("categories", ("name",))):
-        entries = data[key]
-        faults = Faults(f"the {key} in {path} are not in COCO's format", entries)
-        faults.require("id", *names)
-        faults.add("id not an integer", [type(entry["id"]) is not int for entry in entries])
-        for name in names:
-            kind, allowed = (str, "a text") if "name" in name else (int, "a positive integer")
-            wrong = [type(e[name]) is not kind for e in entries]
-            if kind is int:  # from 2**31 on, no image has this size and arithmetic may overflow
-                wrong = [w or not 0 < e[name] < 2**31 for w, e in zip(wrong, entries, strict=True)]
-            faults.add(f"{name} not {allowed}", wrong)
-        faults.report()
-        first = {entry["id"]: i for i, entry in reversed(list(enumerate(entries)))}
-        faults.add("id used twice", [first[e["id"]] != i for i, e in enumerate(entries)])
-        faults.report()
-
-    objects = data.get("annotations", [])
-    faults = Faults(f"the annotations in {path} are not in COCO's format", objects)
-    faults.require("id", "image_id", "category_id", "bbox", "area")
-    for key, entries in (("image_id", "images"), ("category_id", "categories")):
-        known = {entry["id"] for entry in data[entries]}
-        faults.add(
-            f"{key} not in {entries}",
-            [type(a[key]) is not int or a[key] not in known for a in objects],
-        )
-    faults.add("id not an integer", [type(a["id"]) is not int for a in objects])
-    faults.add("bbox not x, y, width, height", [not is_box(a["bbox"]) for a in objects])
-    faults.add("area not a number", [not is_number(a["area"]) for a in objects])
-    faults.add("iscrowd not 0 or 1", [a.get("iscrowd", 0) not in (0, 1) for a in objects])
-    faults.report()
+    images, categories, annotations = (content[key] for key in lists)
+    source = f"the {{}} in {path} are not in COCO's format"
+    new_image, new_category = _is_new(), _is_new()
+    check_entries(
+        source.format("images"),
+        images,
+        {
+            "id of its own, an integer": lambda image: new_image(image["id"]),
+            "file_name, a text": lambda image: isinstance(image["file_name"], str),
+            # From 2**31 on, no image has this size and arithmetic may overflow.
+            "height and width, positive integers": lambda image: all(
+                type(image[side]) is int and 0 < image[side] < 2**31 for side in ("height", "width")
+            ),
+        },
+    )
+    check_entries(
+        source.format("categories"),
+        categories,
+        {
+            "id of its own, an integer": lambda category: new_category(category["id"]),
+            "name, a text": lambda category: isinstance(category["name"], str),
+        },
+    )
+    is_image = is_one_of({image["id"] for image in images})
+    is_category = is_one_of({category["id"] for category in categories})
+    check_entries(
+        source.format("annotations"),
+        annotations,
+        {
+            "id, an integer": lambda a: type(a["id"]) is int,
+            "image_id of one of the images": lambda a: is_image(a["image_id"]),
+            "category_id of one of the categories": lambda a: is_category(a["category_id"]),
+            "bbox of x, y, width, height": lambda a: is_box(a["bbox"]),
+            "area, a number": lambda a: is_number(a["area"]),
+            "iscrowd of 0 or 1": lambda a: a.get("iscrowd", 0) in (0, 1),
+        },
+    )
     return data
 
 
 def check_evaluable(data: dict, path: str | Path, masks: bool = False) -> None:
-    """Checks that annotations have all that pycocotools needs for an evaluation.
-
-    Args:
-        data: The content of the file, from :func:`read_annotations`.
-        path: The file, for the messages.
-        masks: Whether masks are evaluated. Defaults to False, only boxes.
-
-    Raises:
-        UserError: If a required field is missing or wrong.
-    """
+    """Checks that annotations, from the file ``path``, have all that pycocotools evaluates."""
     objects = data.get("annotations")
     if not objects:
         raise UserError(f"{path} has no annotations to compare detections with")
-    faults = Faults(f"the annotations in {path} cannot be evaluated", objects)
-    faults.require("iscrowd", *(["segmentation"] if masks else []))
+    rules = {"iscrowd": lambda a: "iscrowd" in a}
     if masks:
         sizes = {image["id"]: (image["height"], image["width"]) for image in data["images"]}
-        faults.add(
-            "segmentation neither polygons near its image nor an RLE of its height and width",
-            [
-                not (
-                    _is_polygons(a["segmentation"], sizes[a["image_id"]])
-                    or is_mask(a["segmentation"], sizes[a["image_id"]])
-                )
-                for a in objects
-            ],
+        rules["segmentation of polygons near its image or an RLE of its height and width"] = (
+            lambda a: (
+                _is_polygons(a["segmentation"], sizes[a["image_id"]])
+                or is_mask(a["segmentation"], sizes[a["image_id"]])
+            )
         )
-    faults.report()
+    check_entries(f"the annotations in {path} cannot be evaluated", objects, rules)
 
 
 def _is_polygons(value, size: tuple[int, int]) -> bool:
@@ -160,14 +145,10 @@ def _is_polygons(value, size: tuple[int, int]) -> bool:
 
 
 def is_mask(value, size: tuple[int, int]) -> bool:
-    """Whether a value is an RLE, its runs listed or as a string, that fills an image.
+    """Whether a value is an RLE, its runs listed or as a string, that fills a (height, width).
 
     With runs that do not fill the image, pycocotools loops forever when it compares two masks, and
     leaves the rest of a decoded one uninitialized; it has no check of its own.
-
-    Args:
-        value: The value.
-        size: Height and width of the image.
     """
     if not isinstance(value, dict) or value.get("size") != list(size):
         return False
@@ -179,15 +160,22 @@ def is_mask(value, size: tuple[int, int]) -> bool:
     return sum(runs) == size[0] * size[1]
 
 
+#: What :func:`is_rle` checks, for :func:`check_entries`.
+RLE = "segmentation, an RLE string of its image's height and width"
+
+
+def is_rle(value, image: dict) -> bool:
+    """Whether a value is an RLE string that fills an image, as result files have it."""
+    size = (image["height"], image["width"])
+    return is_mask(value, size) and isinstance(value["counts"], str)
+
+
 def run_lengths(counts: str) -> list[int] | None:
-    """Reads the runs of an RLE string.
+    """Reads the runs of an RLE string; None if it is not valid.
 
     pycocotools' maskApi.c defines the format: groups of 5 bits as characters from 48 on, the lowest
     group first; bit 6 is set if another group follows, and the highest bit of the last group is the
     sign. From the fourth run on, a number is the difference to the run two places before.
-
-    Returns:
-        The lengths of the runs, or None if the string is not valid.
     """
     groups = np.array([ord(character) - 48 for character in counts], np.int64)
     if not len(groups) or ((groups < 0) | (groups > 63)).any() or groups[-1] & 32:

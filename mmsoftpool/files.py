@@ -11,20 +11,7 @@ from .errors import UserError
 
 
 def check_input(path: str | Path, what: str, advice: str = "") -> Path:
-    """Checks that a file to be read exists.
-
-    Args:
-        path: The file.
-        what: Its description in the error message, such as ``'annotation file'``.
-        advice: Appended to the message. Defaults to none.
-
-    Returns:
-        The path.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        IsADirectoryError: If it is a folder.
-    """
+    """Checks that a file exists; the error describes it by ``what`` and ends in ``advice``."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path.absolute()} is a folder, not a file: no {what}{advice}")
@@ -33,79 +20,33 @@ def check_input(path: str | Path, what: str, advice: str = "") -> Path:
     return path
 
 
-def read_text(path: str | Path, what: str, advice: str = "") -> str:
-    """Reads a text file in UTF-8.
-
-    Args:
-        path: The file.
-        what: Its description in the error messages, such as ``'prediction file'``.
-        advice: Appended to the message if there is no such file. Defaults to none.
-
-    Raises:
-        OSError: If there is no such file, or it cannot be read.
-        UserError: If it is not UTF-8.
-    """
-    try:
-        return check_input(path, what, advice).read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file in UTF-8: {error}") from error
-
-
 def read_json(path: str | Path, what: str, advice: str = ""):
-    """Reads a JSON file; arguments and errors as for :func:`read_text`.
-
-    NaN and Infinity are read as such, as Python writes them: who needs finite numbers checks them
-    with :func:`is_number`.
-
-    Raises:
-        OSError: If there is no such file, or it cannot be read.
-        UserError: If it is not JSON, or nested too deeply.
-    """
-    return parse_json(read_text(path, what, advice), path)
+    """Reads a JSON file, in which NaN and Infinity are allowed; see :func:`check_input`."""
+    return parse_json(check_input(path, what, advice).read_bytes(), path)
 
 
-def parse_json(text: str | bytes, source):
-    """Parses JSON that was read from ``source``.
-
-    Raises:
-        UserError: If it is not JSON, or nested too deeply.
-    """
+def parse_json(content: bytes, source):
+    """Parses JSON that was read from ``source``; a UserError names it."""
     try:
-        return json.loads(text)
+        return json.loads(content)
     # ValueError also for bytes that are not UTF-8 and for integers of thousands of digits.
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source} is not JSON, or is damaged or truncated: {error}") from error
 
 
 def read_pickle(path: str | Path, what: str):
-    """Reads a pickle file, which may run code; arguments and errors as for :func:`read_text`.
-
-    Raises:
-        OSError: If there is no such file, or it cannot be read.
-        UserError: If it is damaged or not a pickle file.
-    """
-    with check_input(path, what).open("rb") as file:
-        try:
-            return pickle.load(file)
-        except Exception as error:  # damaged files raise errors of any kind
-            raise UserError(
-                f"{path} is damaged or not a pickle file: {type(error).__name__}: {error}"
-            ) from error
-
-
-def is_number(value) -> bool:
-    """Whether a value of a JSON file is a finite number: no bool, within the range of float64."""
-    return type(value) in (int, float) and -1.7e308 < value < 1.7e308
+    """Reads a pickle file, which may run code; see :func:`check_input`."""
+    content = check_input(path, what).read_bytes()
+    try:
+        return pickle.loads(content)
+    except Exception as error:  # damaged files raise errors of any kind
+        raise UserError(
+            f"{path} is damaged or not a pickle file: {type(error).__name__}: {error}"
+        ) from error
 
 
 def check_output(path: str | Path) -> None:
-    """Checks, before the work, that a file can be written at its end.
-
-    Raises:
-        FileNotFoundError: If its folder does not exist.
-        IsADirectoryError: If it is a folder.
-        PermissionError: If its folder, or a special file such as a pipe, is not writable.
-    """
+    """Checks, before the work, that a file can be written at its end; an OSError says why not."""
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a file to write")
@@ -120,26 +61,18 @@ def check_output(path: str | Path) -> None:
 def write_atomically(path: str | Path, exclusive: bool = False) -> Iterator[Path]:
     """Gives a temporary file name for a file to be written, and renames the file at the end.
 
-    A reader finds the earlier file or the complete new one, never a part of it, and an error or an
-    interruption while writing leaves the earlier file unchanged. Other than regular files, such as
+    A reader finds the earlier file or the complete new one, and an error or an interruption leaves
+    the earlier one unchanged. A symbolic link stays a link; other than regular files, such as
     ``/dev/stdout``, are written to directly.
 
     Args:
-        path: The file to write; its folder must exist. A symbolic link stays a link.
+        path: The file to write; its folder must exist.
         exclusive: Whether no other process writes the same file. The temporary name is then always
             the same, so that the next call overwrites what a killed process left. Defaults to
             False.
 
     Yields:
-        Path: A file in the same folder and with the same suffix to write to. It is removed if the
-        block raises.
-
-    Raises:
-        OSError: As :func:`check_output`.
-
-    Example:
-        >>> with write_atomically("table.md") as temporary:
-        ...     temporary.write_text("| AP |")
+        Path: A file in the same folder and with the same suffix to write to.
     """
     given = Path(os.path.realpath(path))
     temporary = given

@@ -61,8 +61,15 @@ class _Runner(Runner):
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds mmengine's Runner for a config, or the config's own ``runner_type``."""
-    return RUNNERS.build(cfg) if "runner_type" in cfg else _Runner.from_cfg(cfg)
+    """Builds mmengine's Runner for a config, or the config's own ``runner_type``.
+
+    Raises:
+        UserError: If a package that the config needs is missing, such as a ``vis_backend``'s.
+    """
+    try:
+        return RUNNERS.build(cfg) if "runner_type" in cfg else _Runner.from_cfg(cfg)
+    except ImportError as error:
+        raise UserError(f"{cfg.filename} needs a missing package: {error}") from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import shutil
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from mmdet.datasets import (
     CocoDataset,
     CocoPanopticDataset,
     ConcatDataset,
+    CrowdHumanDataset,
     LVISV1Dataset,
     VOCDataset,
 )
@@ -320,7 +322,9 @@ def no_polygon_for_one_mask(data):
     )
 
 
-@case(ERROR, "annotations in val_evaluator.ann_file cannot be evaluated: no iscrowd: \\d+ times")
+@case(
+    ERROR, "annotations in val_evaluator.ann_file cannot be evaluated: \\d+ of \\d+ have no iscrowd"
+)
 def no_iscrowd(data):
     data.each("annotations", drop("iscrowd"))
 
@@ -456,6 +460,27 @@ def test_a_voc_data_set_passes(tmp_path):
     assert lines == ["train data: 1 images, 1 boxes of 1 classes"]
 
 
+def test_a_crowdhuman_data_set_passes(tmp_path):
+    """One JSON object a line, the sizes of the images in a second file, its own metric."""
+    images(tmp_path, "Images/1.jpg")
+    boxes = dict(hbox=[1, 1, 9, 9], vbox=[1, 1, 30, 40], fbox=[1, 1, 30, 50])
+    person = dict(tag="person", extra={}, head_attr={}, **boxes)
+    (tmp_path / "train.odgt").write_text(
+        json.dumps(dict(ID="1", gtboxes=[person, {**person, "tag": "mask"}]))
+    )
+    (tmp_path / "sizes.json").write_text(json.dumps({"1": [64, 64]}))
+    lines = []
+    dataset = CrowdHumanDataset(
+        data_root=str(tmp_path),
+        ann_file="train.odgt",
+        extra_ann_file=str(tmp_path / "sizes.json"),
+        data_prefix=dict(img="Images/"),
+        pipeline=[],
+    )
+    check_dataset("train", dataset, log=lines.append)
+    assert lines == ["train data: 1 images, 1 boxes of 1 classes"]
+
+
 def coco_file(path, **image):
     box = dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 9, 9], area=81, iscrowd=0)
     data = dict(
@@ -467,7 +492,6 @@ def coco_file(path, **image):
 
 
 def test_an_lvis_data_set_passes(tmp_path):
-    pytest.importorskip("lvis")
     images(tmp_path, "train2017/1.jpg")
     url = "http://images.cocodataset.org/train2017/1.jpg"
     coco_file(tmp_path / "lvis.json", coco_url=url, neg_category_ids=[])
@@ -543,6 +567,34 @@ def test_a_resumed_run_whose_schedules_end_early_triggers_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         DataCheckHook("train").before_train(runner)
+
+
+def test_pictures_of_one_name_trigger_a_warning(tmp_path):
+    images(tmp_path, "a/1.jpg", "b/1.jpg", "b/2.jpg")
+    options = dict(metainfo=dict(classes=("cat",)), pipeline=[])
+    parts = []
+    for folder, name in (("a", "1"), ("b", "1"), ("b", "2")):
+        coco_file(tmp_path / f"{folder}{name}.json", file_name=f"{folder}/{name}.jpg")
+        ann_file = f"{tmp_path}/{folder}{name}.json"
+        parts.append(CocoDataset(ann_file=ann_file, data_prefix=dict(img=str(tmp_path)), **options))
+    drawing = SimpleNamespace(test_out_dir="pictures")
+    for count, dataset in ((1, ConcatDataset(parts)), (0, ConcatDataset(parts[1:]))):
+        loader = SimpleNamespace(dataset=dataset)
+        runner = SimpleNamespace(hooks=[drawing], test_dataloader=loader)
+        with warnings.catch_warnings(record=True) as caught:
+            DataCheckHook().before_run(runner)
+        assert len(caught) == count
+        assert all("1 pictures will be overwritten: " in str(w.message) for w in caught)
+
+
+def test_a_missing_package_of_a_vis_backend_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if not installed
+    backends = ("visualizer.name=other", "visualizer.vis_backends.0.type=TensorboardVisBackend")
+    with pytest.raises(SystemExit):
+        config = config_path("demo_retinanet_softpool")
+        cli.main(["train", config, "--work-dir", str(tmp_path), "--cfg-options", *backends])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: {config} needs a missing package: ") and "tensorboard" in last
 
 
 def test_an_evaluator_without_a_file_takes_the_data_sets_annotations(base):

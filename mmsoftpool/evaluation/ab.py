@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from ..config import coco_metrics, load_config, require
 from ..errors import UserError
-from ..files import read_text, write_atomically
+from ..files import write_atomically
 from ..hooks import find_intact_checkpoint
 from .comparison import Comparison, compare_detections
 
@@ -153,11 +153,10 @@ def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[
         if not record.exists():
             with write_atomically(record) as temporary:
                 temporary.write_text(settings)
-        earlier = read_text(record, "record of the settings")
+        earlier = record.read_text(errors="replace")
     if earlier != settings:
-        changes = difflib.unified_diff(
-            earlier.splitlines(), settings.splitlines(), n=0, lineterm=""
-        )
+        lines = earlier.splitlines(), settings.splitlines()
+        changes = difflib.unified_diff(*lines, n=0, lineterm="")
         raise UserError(
             f"{folder} has runs of {config} with other settings; choose another work_dir or delete "
             "it. The changes: " + " ".join(list(changes)[2:])

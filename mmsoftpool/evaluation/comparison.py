@@ -10,9 +10,18 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.progress import track
 
-from ..coco import Faults, check_evaluable, is_box, is_mask, read_annotations
+from ..coco import (
+    RLE,
+    check_entries,
+    check_evaluable,
+    is_box,
+    is_number,
+    is_one_of,
+    is_rle,
+    read_annotations,
+)
 from ..errors import UserError
-from ..files import is_number, read_json
+from ..files import read_json
 from ..pictures import save_figure
 
 #: The columns of Table 8 of the paper, in the order of pycocotools' summary.
@@ -152,27 +161,17 @@ def _load_results(ground_truth: COCO, result_file, iou_type: str) -> COCO:
             f"outfile_prefix, got a {type(results).__name__}"
         )
     key = {"bbox": "bbox", "segm": "segmentation"}[iou_type]
-    faults = Faults(f"{result_file} is not a result file for these annotations", results)
-    faults.require("image_id", "category_id", "score", key)
-    for name, known in (("image_id", ground_truth.imgs), ("category_id", ground_truth.cats)):
-        unknown = [type(r[name]) is not int or r[name] not in known for r in results]
-        faults.add(f"{name} not in the annotations", unknown)
-    faults.add("score not a finite number", [not is_number(r["score"]) for r in results])
-    if iou_type == "bbox":
-        faults.add("bbox not x, y, width, height", [not is_box(r["bbox"]) for r in results])
-    faults.report()
+    is_image, is_category = is_one_of(ground_truth.imgs), is_one_of(ground_truth.cats)
+    rules = {
+        "image_id in the annotations": lambda r: is_image(r["image_id"]),
+        "category_id in the annotations": lambda r: is_category(r["category_id"]),
+        "score, a finite number": lambda r: is_number(r["score"]),
+        "bbox of x, y, width, height": lambda r: is_box(r["bbox"]),
+    }
     if iou_type == "segm":
-        images = ground_truth.imgs
-        sizes = {number: (images[number]["height"], images[number]["width"]) for number in images}
-        faults.add(
-            "segmentation not an RLE string of its image's height and width",
-            [
-                not is_mask(r["segmentation"], sizes[r["image_id"]])
-                or not isinstance(r["segmentation"]["counts"], str)
-                for r in results
-            ],
-        )
-        faults.report()
+        del rules["bbox of x, y, width, height"]
+        rules |= {RLE: lambda r: is_rle(r["segmentation"], ground_truth.imgs[r["image_id"]])}
+    check_entries(f"{result_file} is not a result file for these annotations", results, rules)
     if not results:  # pycocotools cannot load an empty list
         return _index({**ground_truth.dataset, "annotations": []})
     # Without the box, whose area pycocotools would use for the mask; without all that it ignores.

@@ -5,18 +5,17 @@ import json
 import os
 import re
 import zipfile
+from collections import Counter
 from pathlib import Path
 
-import numpy as np
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.runner import Runner
-from rich.progress import track
 
-from ..coco import Faults, is_box, is_mask, read_annotations
+from ..coco import RLE, check_entries, is_box, is_number, is_one_of, is_rle, read_annotations
 from ..config import coco_metrics, require
 from ..errors import UserError
-from ..files import check_input, is_number, parse_json, read_json, write_atomically
+from ..files import check_input, parse_json, read_json, write_atomically
 from ..runner import build_runner, load_weights
 
 #: Number of images in test-dev2017.
@@ -255,56 +254,42 @@ def check_submission(path, ann_file, max_empty: int = 0) -> str:
     detections = _read_submission(path)
     if not detections:
         raise UserError(f"{path} has no detections")
-    faults = Faults(f"{path} is not ready for the server", detections)
     kinds = [
         kind
         for kind in ("bbox", "segmentation")
         if any(isinstance(d, dict) and kind in d for d in detections)
     ]
-    faults.require("image_id", "category_id", "score", *(kinds or ["bbox"]))
-
     images = {image["id"]: image for image in info["images"]}
-    categories = {category["id"] for category in info["categories"]}
-    for key, known, fault in (
-        ("image_id", images, "image_id not in test-dev"),
-        ("category_id", categories, "category_id not of COCO"),
-    ):
-        faults.add(fault, [type(d[key]) is not int or d[key] not in known for d in detections])
-    faults.add(
-        "score not a number from 0 to 1",
-        [not (is_number(d["score"]) and 0 <= d["score"] <= 1) for d in detections],
-    )
-    faults.report()  # the checks below need the ids
-    ids, counts = np.unique([d["image_id"] for d in detections], return_counts=True)
-    crowded = set(ids[counts > MAX_DETECTIONS].tolist())
-    faults.add(
-        f"more than {MAX_DETECTIONS} detections in an image",
-        [d["image_id"] in crowded for d in detections],
-    )
-    faults.report()
-    empty = sorted(images.keys() - set(ids.tolist()))
+    is_image = is_one_of(images)
+    is_category = is_one_of({category["id"] for category in info["categories"]})
+    rules = {
+        "image_id in test-dev": lambda d: is_image(d["image_id"]),
+        "category_id of COCO": lambda d: is_category(d["category_id"]),
+        "score from 0 to 1": lambda d: is_number(d["score"]) and 0 <= d["score"] <= 1,
+        "bbox inside its image": lambda d: _is_inside(d["bbox"], images[d["image_id"]]),
+        RLE: lambda d: is_rle(d["segmentation"], images[d["image_id"]]),
+    }
+    if "segmentation" not in kinds:
+        del rules[RLE]
+    elif "bbox" not in kinds:
+        del rules["bbox inside its image"]
+    check_entries(f"{path} is not ready for the server", detections, rules)
+    counts = Counter(d["image_id"] for d in detections)
+    (largest, count), *_ = counts.most_common()
+    if count > MAX_DETECTIONS:
+        raise UserError(
+            f"{path} must have at most {MAX_DETECTIONS} detections in an image, got {count} in "
+            f"image {largest}"
+        )
+    empty = sorted(images.keys() - counts.keys())
     if len(empty) > max_empty:
         raise UserError(
-            f"{path} has detections for {len(ids)} of {len(images)} images, the first image "
+            f"{path} has detections for {len(counts)} of {len(images)} images, the first image "
             f"without is {empty[0]}; the file may be truncated (max_empty={len(empty)} if the "
             "detector found nothing there)"
         )
-    if "bbox" in kinds:
-        faults.add(
-            "bbox not finite and inside its image",
-            [not _is_inside(d["bbox"], images[d["image_id"]]) for d in detections],
-        )
-    if "segmentation" in kinds:
-        sizes = {number: (image["height"], image["width"]) for number, image in images.items()}
-        bad = [
-            not is_mask(d["segmentation"], sizes[d["image_id"]])
-            or not isinstance(d["segmentation"]["counts"], str)
-            for d in track(detections, description="masks")
-        ]
-        faults.add("segmentation not an RLE of its image's height and width", bad)
-    faults.report()
     return (
-        f"{path}: {len(detections)} detections ({' and '.join(kinds)}) in {len(ids)} of "
+        f"{path}: {len(detections)} detections ({' and '.join(kinds)}) in {len(counts)} of "
         f"{len(images)} images, ready for the server"
     )
 

@@ -224,7 +224,7 @@ class TestCompareDetections:
             (FileNotFoundError, shapes, [tmp_path / "no.json"], "no result file at .*no.json"),
             (ValueError, shapes, [cut], "cut.json is not JSON, or is damaged or truncated"),
             (ValueError, shapes, [shapes], "must be a list of detections.*got a dict"),
-            (ValueError, shapes, [foreign], "image_id not in the annotations: 1 times.*99999"),
+            (ValueError, shapes, [foreign], "1 of 1 have no image_id in the annotations.*99999"),
         ):
             with pytest.raises(error, match=message):
                 compare_detections(ann_file, {"a": a, "good": good})
@@ -232,19 +232,21 @@ class TestCompareDetections:
     @pytest.mark.parametrize(
         ("key", "value", "message"),
         [
-            ("category_id", "1", "category_id not in the annotations"),
-            ("category_id", 99, "category_id not in the annotations"),
-            ("score", "0.5", "score not a finite number"),
-            ("score", float("nan"), "score not a finite number"),
-            ("score", True, "score not a finite number"),
-            ("bbox", [1, 2, 3], "bbox not x, y, width, height"),
+            ("category_id", "1", "category_id in the annotations"),
+            ("category_id", 99, "category_id in the annotations"),
+            ("score", "0.5", "score, a finite number"),
+            ("score", float("nan"), "score, a finite number"),
+            ("score", True, "score, a finite number"),
+            ("bbox", [1, 2, 3], "bbox of x, y, width, height"),
         ],
     )
     def test_a_wrong_detection_is_named(self, shapes, files, tmp_path, key, value, message):
         detections = json.loads(files["good"][0].read_text())
         detections[3][key] = value
         path = write(tmp_path / "x.json", detections)
-        with pytest.raises(ValueError, match=f"{message}: 1 times, the first is number 3"):
+        with pytest.raises(
+            ValueError, match=f"1 of {len(detections)} have no {message}, the first is number 3"
+        ):
             compare_detections(shapes, {"a": [path], "b": files["good"]})
 
     @pytest.mark.parametrize("key", ["area", "iscrowd"])
@@ -252,7 +254,7 @@ class TestCompareDetections:
         data = json.loads(shapes.read_text())
         del data["annotations"][2][key]
         path = write(tmp_path / "annotations.json", data)
-        with pytest.raises(ValueError, match=f"no {key}: 1 times, the first is number 2"):
+        with pytest.raises(ValueError, match=f"1 of .* have no {key}.*, the first is number 2"):
             compare_detections(path, {"a": files["good"], "b": files["good"]})
 
     def test_annotations_numbered_from_0_do_not_lower_ap(self, shapes, tmp_path):

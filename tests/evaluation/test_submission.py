@@ -181,26 +181,26 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("key", "value", "message"),
         [
-            ("image_id", 3, "image_id not in test-dev: 1 times, the first is number 1"),
-            ("category_id", 1, "category_id not of COCO: 1 times"),
-            ("score", 1.5, "score not a number from 0 to 1"),
-            ("score", float("nan"), "score not a number"),
-            ("score", "high", "score not a number"),
-            ("score", True, "score not a number"),
-            ("score", 10**400, "score not a number"),
-            ("image_id", True, "image_id not in test-dev"),
-            ("image_id", [1], "image_id not in test-dev"),
-            ("category_id", None, "category_id not of COCO"),
-            ("bbox", [0, 0, float("inf"), 1], "bbox not finite and inside its image"),
-            ("bbox", [0, 0, 61, 10], "bbox not finite and inside"),
-            ("bbox", [5, 5, -1, 10], "bbox not finite and inside"),
-            ("bbox", [5, 5, 1], "bbox not finite and inside"),
-            ("segmentation", [[1, 1, 5, 5, 1, 5]], "segmentation not an RLE"),
-            ("segmentation", dict(size=[60, 40], counts="P1"), "segmentation not an RLE"),
-            ("segmentation", dict(size=[40, 60], counts="P1"), "segmentation not an RLE"),
-            ("segmentation", dict(size=[40, 60], counts=""), "segmentation not an RLE"),
-            ("segmentation", dict(size=[40, 60], counts="`"), "segmentation not an RLE"),
-            ("segmentation", dict(size=[40, 60], counts="é"), "segmentation not an RLE"),
+            ("image_id", 3, "1 of 2 have no image_id in test-dev, the first is number 1"),
+            ("category_id", 1, "category_id of COCO"),
+            ("score", 1.5, "score from 0 to 1"),
+            ("score", float("nan"), "score from 0 to 1"),
+            ("score", "high", "score from 0 to 1"),
+            ("score", True, "score from 0 to 1"),
+            ("score", 10**400, "score from 0 to 1"),
+            ("image_id", True, "image_id in test-dev"),
+            ("image_id", [1], "image_id in test-dev"),
+            ("category_id", None, "category_id of COCO"),
+            ("bbox", [0, 0, float("inf"), 1], "bbox inside its image"),
+            ("bbox", [0, 0, 61, 10], "bbox inside its image"),
+            ("bbox", [5, 5, -1, 10], "bbox inside its image"),
+            ("bbox", [5, 5, 1], "bbox inside its image"),
+            ("segmentation", [[1, 1, 5, 5, 1, 5]], "segmentation, an RLE"),
+            ("segmentation", dict(size=[60, 40], counts="P1"), "segmentation, an RLE"),
+            ("segmentation", dict(size=[40, 60], counts="P1"), "segmentation, an RLE"),
+            ("segmentation", dict(size=[40, 60], counts=""), "segmentation, an RLE"),
+            ("segmentation", dict(size=[40, 60], counts="`"), "segmentation, an RLE"),
+            ("segmentation", dict(size=[40, 60], counts="é"), "segmentation, an RLE"),
         ],
     )
     def test_a_wrong_value_is_reported(self, tmp_path, ann_file, key, value, message):
@@ -213,7 +213,7 @@ class TestCheck:
         one, two = self.detections()
         del one["segmentation"]
         two["segmentation"] = "garbage"
-        with pytest.raises(ValueError, match="no segmentation: 1 times, the first is number 0"):
+        with pytest.raises(ValueError, match="2 of 2 have no segmentation, an RLE"):
             self.check(tmp_path, ann_file, [one, two])
 
     @pytest.mark.parametrize(
@@ -251,14 +251,17 @@ class TestCheck:
         one, two = self.detections()
         del two["score"]
         for detections, message in (
-            ([one, two], "no score: 1 times"),
+            ([one, two], "1 of 2 have no score"),
             (
                 [one],
                 "for 1 of 2 images, the first image without is 2; the file may be",
             ),
-            ([one] * 101 + [two | dict(score=0)], "more than 100 detections in an image: 101"),
+            (
+                [one] * 101 + [two | dict(score=0)],
+                "at most 100 detections in an image, got 101 in image 1",
+            ),
             ([], "has no detections"),
-            ([1], "not a dict: 1 times, the first is number 0, 1"),
+            ([1], "1 of 1 have no image_id in test-dev, the first is number 0, 1"),
             (dict(a=1), "must be a list of detections, got a dict"),
         ):
             with pytest.raises(ValueError, match=message):
@@ -287,5 +290,5 @@ def test_an_image_of_impossible_size_is_refused(tmp_path):
     image = dict(id=1, file_name="1.jpg", height=10**400, width=1)
     info = dict(images=[image], categories=[dict(id=1, name="disc")])
     (tmp_path / "info.json").write_text(json.dumps(info))
-    with pytest.raises(ValueError, match="height not a positive integer"):
+    with pytest.raises(ValueError, match="height and width, positive integers"):
         submission.read_image_info(tmp_path / "info.json")
