@@ -9,8 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,15 +22,14 @@ from .ops import autograd, backends, reference, soft_pool2d
 from .ops.backends import Backend
 from .ops.pooling import Pooling
 
-#: OpenMMLab's import packages and their distributions, upstream's and onedl's.
+#: OpenMMLab's import packages and their distributions, onedl's and upstream's.
 OPENMMLAB = {
-    "mmengine": ("mmengine", "onedl-mmengine"),
-    "mmcv": ("mmcv", "onedl-mmcv"),
-    "mmdet": ("mmdet", "onedl-mmdetection"),
-    "mmpretrain": ("mmpretrain", "onedl-mmpretrain"),
-    "mmseg": ("mmsegmentation", "onedl-mmsegmentation"),
+    "mmengine": ("onedl-mmengine", "mmengine", "mmengine-lite"),
+    "mmcv": ("onedl-mmcv", "mmcv", "mmcv-lite"),
+    "mmdet": ("onedl-mmdetection", "mmdet"),
+    "mmpretrain": ("onedl-mmpretrain", "mmpretrain"),
+    "mmseg": ("onedl-mmsegmentation", "mmsegmentation"),
 }
-_LITE = {"mmengine-lite": "mmengine", "mmcv-lite": "mmcv"}
 _REINSTALL = (
     "reinstall against this torch: "
     "pip install --no-build-isolation --no-deps --force-reinstall --no-cache-dir mmsoftpool "
@@ -45,11 +45,7 @@ class Problem(NamedTuple):
 
 
 def installed(path: list[str] | None = None) -> dict[str, metadata.Distribution]:
-    """Installed distributions by their normalised names.
-
-    Args:
-        path: Folders to search. Defaults to None, ``sys.path``.
-    """
+    """Installed distributions by their normalised names; of the folders in ``path``, if given."""
     found = {}
     for distribution in metadata.distributions(path=sys.path if path is None else path):
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
@@ -57,118 +53,85 @@ def installed(path: list[str] | None = None) -> dict[str, metadata.Distribution]
     return found
 
 
-def check_versions(distributions: dict[str, metadata.Distribution]) -> list[Problem]:
+def check_versions(distributions: dict[str, metadata.Distribution]) -> Iterator[Problem]:
     """Checks whether the versions of torch, numpy and OpenMMLab's packages are compatible."""
-    problems = []
-    present = {}  # import package: (distribution, version)
-    for package, (upstream, onedl) in OPENMMLAB.items():
-        lite = [name for name, of in _LITE.items() if of == package]
-        names = [name for name in (onedl, upstream, *lite) if name in distributions]
+    versions = {name: distribution.version for name, distribution in distributions.items()}
+    present = {}  # import package: its distribution
+    for package, names in OPENMMLAB.items():
+        names = [name for name in names if name in versions]
         if len(names) > 1:
-            problems.append(
-                Problem(
-                    f"{package} is installed by {len(names)} distributions: {', '.join(names)}",
-                    f"pip uninstall -y {' '.join(names)}, then install one of them",
-                )
+            yield Problem(
+                f"{package} is installed by {len(names)} distributions: {', '.join(names)}",
+                f"pip uninstall -y {' '.join(names)}, then install one of them",
             )
         if names:
-            present[package] = (names[0], distributions[names[0]].version)
-    if present.get("mmcv", ("",))[0] == "mmcv-lite":
-        problems.append(
-            Problem(
-                "mmcv-lite lacks mmcv's compiled operators, which mmdet needs",
-                "pip uninstall -y mmcv-lite; pip install onedl-mmcv, or 'mim install mmcv'",
-            )
+            present[package] = names[0]
+    if present.get("mmcv") == "mmcv-lite":
+        yield Problem(
+            "mmcv-lite lacks mmcv's compiled operators, which mmdet needs",
+            "pip uninstall -y mmcv-lite; pip install onedl-mmcv, or 'mim install mmcv'",
         )
-    sources = {name.startswith("onedl-") for name, _ in present.values()}
-    if len(sources) == 2:
-        names = ", ".join(f"{name} {version}" for name, version in present.values())
-        problems.append(
-            Problem(
-                f"distributions of upstream and onedl are mixed: {names}",
-                "install all from one source: onedl-mmengine onedl-mmcv onedl-mmdetection for a "
-                "recent torch, or mmengine mmcv==2.1.0 mmdet==3.3.0 for torch 2.1",
-            )
+    if len({name.startswith("onedl-") for name in present.values()}) == 2:
+        names = ", ".join(f"{name} {versions[name]}" for name in present.values())
+        yield Problem(
+            f"distributions of upstream and onedl are mixed: {names}",
+            "install all from one source: onedl-mmengine onedl-mmcv onedl-mmdetection for a recent "
+            "torch, or mmengine mmcv==2.1.0 mmdet==3.3.0 for torch 2.1",
         )
-    problems += _check_requirements(distributions, present)
-    torch_version = _release(distributions, "torch")
-    if torch_version and torch_version < (2, 1):
-        problems.append(
-            Problem(f"torch {_version(distributions, 'torch')} is too old", "install torch >= 2.1")
+    yield from _check_requirements(distributions, present)
+
+    def release(name: str) -> tuple[int, ...]:
+        return tuple(int(n) for n in re.findall(r"\d+", versions.get(name, ""))[:2])
+
+    torch_version = f"torch {versions.get('torch')}"
+    if () < release("torch") < (2, 1):
+        yield Problem(f"{torch_version} is too old", "install torch >= 2.1")
+    if release("torch") >= (2, 6) and present.get("mmengine") in ("mmengine", "mmengine-lite"):
+        yield Problem(
+            f"upstream's mmengine {versions[present['mmengine']]} cannot resume from checkpoints "
+            f"with {torch_version}, whose torch.load reads only weights",
+            "pip uninstall mmengine mmcv mmdet and install onedl-mmengine, onedl-mmcv and "
+            "onedl-mmdetection, or use torch < 2.6",
         )
-    if torch_version >= (2, 6) and present.get("mmengine", ("",))[0] in (
-        "mmengine",
-        "mmengine-lite",
-    ):
-        problems.append(
-            Problem(
-                f"upstream's mmengine {present['mmengine'][1]} cannot resume from checkpoints with "
-                f"torch {_version(distributions, 'torch')}, whose torch.load reads only weights",
-                "pip uninstall mmengine mmcv mmdet and install onedl-mmengine, onedl-mmcv and "
-                "onedl-mmdetection, or use torch < 2.6",
-            )
-        )
-    if torch_version and torch_version < (2, 3) and _release(distributions, "setuptools") >= (70,):
-        problems.append(
-            Problem(
-                f"mmengine's Runner fails with torch {_version(distributions, 'torch')} and "
-                f"setuptools {_version(distributions, 'setuptools')}",
-                "pip install 'setuptools<70'",
-            )
-        )
-    if torch_version and torch_version < (2, 3) and _release(distributions, "numpy") >= (2,):
-        problems.append(
-            Problem(
-                f"torch {_version(distributions, 'torch')} was compiled for numpy 1, numpy "
-                f"{_version(distributions, 'numpy')} is installed",
-                "pip install 'numpy<2'",
-            )
-        )
-    return problems
+    if () < release("torch") < (2, 3):
+        for name, limit, reason in (
+            ("setuptools", 70, "mmengine's Runner fails with it"),
+            ("numpy", 2, "it was compiled for numpy 1"),
+        ):
+            if release(name) >= (limit,):
+                yield Problem(
+                    f"{torch_version} does not go with {name} {versions[name]}: {reason}",
+                    f"pip install '{name}<{limit}'",
+                )
 
 
-def _check_requirements(distributions, present) -> list[Problem]:
+def _check_requirements(distributions, present: dict[str, str]) -> Iterator[Problem]:
     """Checks the requirements among OpenMMLab's packages, in extras that pip ignores."""
     try:
         from packaging.requirements import Requirement
     except ImportError:  # comes with mmengine
-        return []
-    problems = []
-    versions = dict(present.values())
-    versions |= {OPENMMLAB[package][0]: version for package, (_, version) in present.items()}
-    for name, _ in present.values():
-        for line in distributions[name].requires or []:
-            requirement = Requirement(line)
-            version = versions.get(requirement.name)
-            extras = ("", "mim", "mminstall")
-            if version is None or not (
-                requirement.marker is None
-                or any(requirement.marker.evaluate({"extra": extra}) for extra in extras)
-            ):
+        return
+    versions = {name: distributions[name].version for name in present.values()}
+    versions |= {package: versions[name] for package, name in present.items()}
+    for name in present.values():
+        for requirement in map(Requirement, distributions[name].requires or []):
+            version, marker = versions.get(requirement.name), requirement.marker
+            applies = marker is None or any(
+                marker.evaluate({"extra": extra}) for extra in ("", "mim", "mminstall")
+            )
+            if version is None or not applies:
                 continue
             if not requirement.specifier.contains(version, prereleases=True):
-                problems.append(
-                    Problem(
-                        f"{name} {distributions[name].version} needs {requirement.name}"
-                        f"{requirement.specifier}, {version} is installed",
-                        f"pip install '{requirement.name}{requirement.specifier}'",
-                    )
+                needed = f"{requirement.name}{requirement.specifier}"
+                yield Problem(
+                    f"{name} {versions[name]} needs {needed}, {version} is installed",
+                    f"pip install '{needed}'",
                 )
-    return problems
-
-
-def _version(distributions, name: str) -> str | None:
-    return distributions[name].version if name in distributions else None
-
-
-def _release(distributions, name: str) -> tuple[int, ...]:
-    """(major, minor) of a distribution, () if it is not installed."""
-    return tuple(int(n) for n in re.findall(r"\d+", _version(distributions, name) or "")[:2])
 
 
 def check_libraries(
     backends: dict[str, Backend], has_gpu: bool, cuda_works: bool, cuda_built: bool
-) -> list[Problem]:
+) -> Iterator[Problem]:
     """Checks whether the compiled libraries are in use.
 
     Args:
@@ -177,62 +140,42 @@ def check_libraries(
         cuda_works: ``torch.cuda.is_available()``.
         cuda_built: Whether torch was built with CUDA.
     """
-    problems = []
-    for device in ("cpu", "cuda") if cuda_works else ("cpu",):
-        backend = backends[device]
-        if backend.path is not None:
-            continue
-        if backend.reason == "forced":
-            remedy = "unset MMSOFTPOOL_BACKEND to use the compiled library"
-        elif backend.reason == "not built" and device == "cuda":
-            remedy = f"with nvcc on PATH or in CUDA_HOME, {_REINSTALL}"
-        elif backend.reason == "not built":
-            remedy = (
-                f"with a C++ compiler (on Debian and Ubuntu: apt-get install g++), {_REINSTALL}"
-            )
-        elif backend.reason == "cannot run" and device == "cuda":
-            remedy = (
-                "update the NVIDIA driver, or with TORCH_CUDA_ARCH_LIST set to this GPU's compute "
-                f"capability, {_REINSTALL}"
-            )
-        else:
-            remedy = _REINSTALL
-        problems.append(Problem(f"SoftPool on {device} is slow: {backend.detail}", remedy))
+    remedies = {
+        ("forced", "cpu"): "unset MMSOFTPOOL_BACKEND to use the compiled library",
+        ("forced", "cuda"): "unset MMSOFTPOOL_BACKEND to use the compiled library",
+        ("not built", "cpu"): "with a C++ compiler (on Debian and Ubuntu: apt-get install g++), "
+        + _REINSTALL,
+        ("not built", "cuda"): f"with nvcc on PATH or in CUDA_HOME, {_REINSTALL}",
+        ("cannot run", "cuda"): "update the NVIDIA driver, or with TORCH_CUDA_ARCH_LIST set to "
+        f"this GPU's compute capability, {_REINSTALL}",
+    }
+    for device, backend in backends.items():
+        if backend.path is None:
+            remedy = remedies.get((backend.reason, device), _REINSTALL)
+            yield Problem(f"SoftPool on {device} is slow: {backend.detail}", remedy)
     if has_gpu and not cuda_built:
-        problems.append(
-            Problem(
-                "the machine has an NVIDIA GPU, but this torch was built without CUDA",
-                "install torch with CUDA: https://pytorch.org/get-started/locally",
-            )
+        yield Problem(
+            "the machine has an NVIDIA GPU, but this torch was built without CUDA",
+            "install torch with CUDA: https://pytorch.org/get-started/locally",
         )
     elif has_gpu and not cuda_works:
-        problems.append(
-            Problem(
-                "the machine has an NVIDIA GPU, but torch cannot use it",
-                f"update the NVIDIA driver to one for CUDA {torch.version.cuda}, or install a "
-                "torch for an older CUDA; see also CUDA_VISIBLE_DEVICES",
-            )
+        yield Problem(
+            "the machine has an NVIDIA GPU, but torch cannot use it",
+            f"update the NVIDIA driver to one for CUDA {torch.version.cuda}, or install a "
+            "torch for an older CUDA; see also CUDA_VISIBLE_DEVICES",
         )
-    return problems
 
 
-def check_derivatives(missing: str | None) -> list[Problem]:
-    """Checks whether torch has the private names that the operator's derivatives use.
-
-    Args:
-        missing: ``mmsoftpool.ops.autograd.MISSING``.
-    """
-    if missing is None:
-        return []
-    return [
-        Problem(
+def check_derivatives(missing: str | None) -> Iterator[Problem]:
+    """Checks for the private names of torch in :data:`mmsoftpool.ops.autograd.MISSING`."""
+    if missing is not None:
+        yield Problem(
             f"SoftPool has no forward-mode derivative and none under torch.func: {missing}",
             "training is not affected; install a tested version of torch, or report this one",
         )
-    ]
 
 
-def check_imports(packages: Iterable[str]) -> list[Problem]:
+def check_imports(packages: Iterable[str]) -> Iterator[Problem]:
     """Checks whether OpenMMLab's packages and ``mmsoftpool.registry`` can be imported."""
     remedies = {
         "mmcv.ops": "mmcv has no operators compiled for this torch; build them: "
@@ -240,19 +183,13 @@ def check_imports(packages: Iterable[str]) -> list[Problem]:
     }
     imported = {"mmcv": "mmcv.ops", "mmdet": "mmdet.models"}
     modules = [imported.get(package, package) for package in packages]
-    problems = []
-    for module in [*modules, *(["mmsoftpool.registry"] if modules else [])]:
+    for module in [*modules, *["mmsoftpool.registry"][: len(modules)]]:
         try:
             importlib.import_module(module)
         except Exception as error:  # AssertionError for versions, OSError for libraries, ...
             text = " ".join(f"{type(error).__name__}: {error}".split())
-            problems.append(
-                Problem(
-                    f"{module} cannot be imported: {text}",
-                    remedies.get(module, f"'python -c \"import {module}\"' shows the traceback"),
-                )
-            )
-    return problems
+            remedy = remedies.get(module, f"'python -c \"import {module}\"' shows the traceback")
+            yield Problem(f"{module} cannot be imported: {text}", remedy)
 
 
 def self_test(device: str) -> str:
@@ -267,35 +204,28 @@ def self_test(device: str) -> str:
     Raises:
         RuntimeError: If a difference is too large, or the operator fails.
     """
-    largest = {}
-    for pooling in ((3, 2, 1), (2, 2), (3, 1, 1)):
+    tolerances = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 0.2}
+    largest = dict.fromkeys(tolerances, 0.0)
+    layouts = (torch.contiguous_format, torch.channels_last)
+    for pooling, dtype, layout in product(((3, 2, 1), (2, 2), (3, 1, 1)), tolerances, layouts):
+        x = torch.randn(2, 8, 17, 20, generator=torch.Generator().manual_seed(0)) * 4
+        leaf = x.to(device, dtype).contiguous(memory_format=layout).requires_grad_()
+        value = soft_pool2d(leaf, *pooling)
+        slope = torch.randn(value.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        (grad,) = torch.autograd.grad(value, leaf, slope.to(device))
         arguments = Pooling.check(2, *pooling)
-        x = torch.randn(2, 8, 17, 20, generator=torch.Generator().manual_seed(0)).double() * 4
-        y = reference.soft_pool(x, *arguments)
-        g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).double()
-        for dtype, tolerance in (
-            (torch.float32, 1e-5),
-            (torch.float16, 2e-2),
-            (torch.bfloat16, 0.2),
+        truth = x.to(dtype).double()  # the reference gets the rounded input, too
+        for result, expected in (
+            (value, reference.soft_pool(truth, *arguments)),
+            (grad, reference.soft_pool_backward(slope.double(), truth, *arguments)),
         ):
-            # The operator sees the rounded input, so the reference gets it too.
-            rounded, slope = x.to(dtype).double(), g.to(dtype).double()
-            truth = (
-                reference.soft_pool(rounded, *arguments),
-                reference.soft_pool_backward(slope, rounded, *arguments),
-            )
-            for layout in (torch.contiguous_format, torch.channels_last):
-                leaf = x.to(device, dtype).contiguous(memory_format=layout).requires_grad_()
-                value = soft_pool2d(leaf, *pooling)
-                (grad,) = torch.autograd.grad(value, leaf, g.to(value))
-                for result, expected in zip((value, grad), truth, strict=True):
-                    error = (result.detach().cpu().double() - expected).abs().max().item()
-                    if not error <= tolerance:
-                        name = f"{dtype}, kernel and stride {pooling}, {layout}"
-                        raise RuntimeError(
-                            f"differs by {error:.2g} ({name}; {tolerance} is allowed)"
-                        )
-                    largest[dtype] = max(largest.get(dtype, 0.0), error)
+            error = (result.detach().cpu().double() - expected).abs().max().item()
+            largest[dtype] = max(largest[dtype], error)
+            if not error <= tolerances[dtype]:
+                raise RuntimeError(
+                    f"differs by {error:.2g} ({dtype}, kernel and stride {pooling}, {layout}; "
+                    f"{tolerances[dtype]} is allowed)"
+                )
     return ", ".join(f"{str(d).removeprefix('torch.')} {e:.1e}" for d, e in largest.items())
 
 
@@ -312,40 +242,30 @@ def _first_line(*command: str, pattern: str = ".+") -> str:
     return found[0] if found else "no output"
 
 
-def _facts(distributions, libraries: dict[str, Backend]) -> list[tuple[str, str]]:
-    facts = [("mmsoftpool", f"{__version__} in {Path(__file__).parent}")]
+def _facts(distributions, libraries: dict[str, Backend]) -> Iterator[tuple[str, str]]:
+    yield "mmsoftpool", f"{__version__} in {Path(__file__).parent}"
     for device, backend in libraries.items():
         runs = f"{backend.path.name} ({backend.abi} ABI)" if backend.path else "reference"
         if device == "cpu" and backend.path:
             runs += f", {backends.cpu_capability()}"
-        facts.append((f"  on {device}", f"{runs}: {backend.detail}" if backend.detail else runs))
+        yield f"  on {device}", f"{runs}: {backend.detail}" if backend.detail else runs
     if "cuda" not in libraries:
-        facts.append(("  on cuda", "reference: torch sees no GPU"))
+        yield "  on cuda", "reference: torch sees no GPU"
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
-    facts += [
-        ("python", f"{platform.python_version()}, {platform.platform()}"),
-        ("torch", f"{torch.__version__}, {cuda}, {torch.get_num_threads()} threads"),
-    ]
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            gpu = torch.cuda.get_device_properties(index)
-            memory = f"{gpu.total_memory / 2**30:.0f} GiB"
-            capability = f"capability {gpu.major}.{gpu.minor}"
-            facts.append((f"  GPU {index}", f"{gpu.name}, {capability}, {memory}"))
-    else:
-        facts.append(("  GPU", "not usable by torch" if _has_gpu() else "none"))
-    facts.append(("  c++", _first_line("c++", "--version")))
-    facts.append(("  nvcc", _first_line("nvcc", "--version", pattern="release .*")))
-    for package, names in OPENMMLAB.items():
-        versions = [
-            f"{distributions[name].version} ({name})"
-            for name in (*names, *(n for n, of in _LITE.items() if of == package))
-            if name in distributions
-        ]
-        if versions or package in ("mmengine", "mmcv", "mmdet"):
-            facts.append((package, " and ".join(versions) or "not installed"))
-    facts += [(name, _version(distributions, name) or "not installed") for name in ("numpy",)]
-    return facts
+    yield "python", f"{platform.python_version()}, {platform.platform()}"
+    yield "torch", f"{torch.__version__}, {cuda}, {torch.get_num_threads()} threads"
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        memory = f"{gpu.total_memory / 2**30:.0f} GiB"
+        yield f"  GPU {index}", f"{gpu.name}, capability {gpu.major}.{gpu.minor}, {memory}"
+    if not torch.cuda.is_available():
+        yield "  GPU", "not usable by torch" if _has_gpu() else "none"
+    yield "  c++", _first_line("c++", "--version")
+    yield "  nvcc", _first_line("nvcc", "--version", pattern="release .*")
+    for package, names in {**OPENMMLAB, "numpy": ("numpy",)}.items():
+        found = [f"{distributions[n].version} ({n})" for n in names if n in distributions]
+        if found or package not in ("mmpretrain", "mmseg"):
+            yield package, " and ".join(found) or "not installed"
 
 
 def doctor() -> int:
@@ -357,34 +277,31 @@ def doctor() -> int:
     distributions = installed()
     cuda_works = torch.cuda.is_available()
     libraries = {d: backends.load(d) for d in (("cpu", "cuda") if cuda_works else ("cpu",))}
-    facts = _facts(distributions, libraries)
+    facts = list(_facts(distributions, libraries))
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         print(f"{name:{width}}  {value}")
 
-    problems = check_libraries(libraries, _has_gpu(), cuda_works, bool(torch.version.cuda))
-    problems += check_derivatives(autograd.MISSING)
-    problems += check_versions(distributions)
-    problems += check_imports(
-        package for package, names in OPENMMLAB.items() if any(n in distributions for n in names)
-    )
-    print()
-    print("Problems and suggested fixes:" if problems else "No problems found.")
+    packages = [p for p, names in OPENMMLAB.items() if any(n in distributions for n in names)]
+    problems = [
+        *check_libraries(libraries, _has_gpu(), cuda_works, bool(torch.version.cuda)),
+        *check_derivatives(autograd.MISSING),
+        *check_versions(distributions),
+        *check_imports(packages),
+    ]
+    print("\nProblems and suggested fixes:" if problems else "\nNo problems found.")
     for problem in problems:
-        print(f"- {problem.what}")
-        print(f"    -> {problem.remedy}")
+        print(f"- {problem.what}\n    -> {problem.remedy}")
 
-    print()
-    print("Self-test, largest difference from float64:")
+    print("\nSelf-test, largest difference from float64:")
     status = 0
-    for device in ("cpu", "cuda"):
-        if device == "cuda" and not cuda_works:
-            print("  cuda  not tested: no GPU is available to torch")
-            continue
-        runs = "compiled" if libraries[device].path else "reference"
+    for device, backend in libraries.items():
+        runs = "compiled" if backend.path else "reference"
         try:
             print(f"  {device:4}  ok, {runs}: {self_test(device)}")
         except RuntimeError as error:
             print(f"  {device:4}  FAILED, {runs}: {error}")
             status = 1
+    if not cuda_works:
+        print("  cuda  not tested: no GPU is available to torch")
     return status
