@@ -41,13 +41,11 @@ def is_number(value) -> bool:
 
 
 def is_box(value) -> bool:
-    """Whether a value is a box: x, y, width and height, finite, of no negative size."""
-    return (
-        isinstance(value, list)
-        and len(value) == 4
-        and all(map(is_number, value))
-        and min(value[2:]) >= 0
-    )
+    """Whether a value is x, y, width and height, finite numbers.
+
+    The size may be negative: in the boxes of detectors it is, by rounding.
+    """
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
 
 
 def is_one_of(known) -> Callable[[object], bool]:
@@ -103,7 +101,7 @@ def read_annotations(path: str | Path, what: str, advice: str = "") -> dict:
             "id, an integer": lambda a: type(a["id"]) is int,
             "image_id of one of the images": lambda a: is_image(a["image_id"]),
             "category_id of one of the categories": lambda a: is_category(a["category_id"]),
-            "bbox of x, y, width, height": lambda a: is_box(a["bbox"]),
+            "bbox of x, y, width, height": lambda a: is_box(a["bbox"]) and min(a["bbox"][2:]) >= 0,
             "area, a number": lambda a: is_number(a["area"]),
             "iscrowd of 0 or 1": lambda a: a.get("iscrowd", 0) in (0, 1),
         },

@@ -335,6 +335,7 @@ def _is_inside(box, image: dict, tolerance: float = 0.5) -> bool:
     x, y, width, height = box
     return (
         min(x, y) >= -tolerance
+        and min(width, height) >= 0
         and x + width <= image["width"] + tolerance
         and y + height <= image["height"] + tolerance
     )

@@ -249,6 +249,14 @@ class TestCompareDetections:
         ):
             compare_detections(shapes, {"a": [path], "b": files["good"]})
 
+    def test_a_box_of_negative_size_matches_nothing(self, shapes, files, tmp_path):
+        """As detectors write them: a box at the border that rounding turns over."""
+        detections = json.loads(files["good"][0].read_text())
+        beyond = dict(detections[0], bbox=[64, 10, -1e-4, 5], score=1e-9)
+        path = write(tmp_path / "x.json", [*detections, beyond])
+        result = compare_detections(shapes, {"a": [path], "b": files["good"]}, resamples=1)
+        np.testing.assert_array_equal(result.scores[0][0], result.scores[1][0])
+
     @pytest.mark.parametrize("key", ["area", "iscrowd"])
     def test_annotations_that_cannot_be_evaluated(self, shapes, files, tmp_path, key):
         data = json.loads(shapes.read_text())
