@@ -18,6 +18,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # `python -m` keeps working when the checkout, and with it .venv, is moved.
 PY     := $(BIN)/python
+# The CUDA library is compiled and tested here also with a torch that has no CUDA, where nvcc is.
+export MMSOFTPOOL_CUDA ?= 1
 CSRC   := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: env demo test test-slow test-ptx fuzz docs lint format wheel matrix aarch64 sanitize sanitize-cuda gpu-report clean
@@ -85,7 +87,7 @@ format: env
 
 # For systems with this machine's glibc or later; .github/workflows/wheels.yml builds for older ones.
 wheel: env
-	$(PY) -m pip wheel -q --no-build-isolation --no-deps -w dist .
+	MMSOFTPOOL_CUDA=all $(PY) -m pip wheel -q --no-build-isolation --no-deps -w dist .
 
 # What tests/replace/test_packages.py takes networks from, beside torchvision and timm. In a folder
 # of their own: MMPretrain does not import where a recent transformers is installed.

@@ -1,17 +1,19 @@
 """Builds the operator libraries and packages the configs; all else is in pyproject.toml.
 
 Two shared libraries, neither of them a Python extension module: ``libmmsoftpool_cpu.so`` and, where
-nvcc is found, ``libmmsoftpool_cuda.so``. Both use LibTorch's stable ABI, so one file serves every
-Python and every torch from 2.10 on. Built against an older torch they use ATen instead, work with
-that version of torch only and have it in their name, ``libmmsoftpool_cpu-torch2.1.so``.
+torch has CUDA and nvcc is found, ``libmmsoftpool_cuda.so``. Both use LibTorch's stable ABI, so one
+file serves every Python and every torch from 2.10 on. Built against an older torch they use ATen
+instead, work with that version of torch only and have it in their name,
+``libmmsoftpool_cpu-torch2.1.so``.
 ``torch.utils.cpp_extension`` cannot be used: it refuses to compile CUDA for a CPU-only torch, and
 before torch 2.3 it cannot be imported with a recent setuptools.
 
 Environment variables: ``CXX`` and ``CXXFLAGS`` (the C++ compiler, ``g++`` or ``ccache g++``, and
 additional flags), ``MAX_JOBS`` (the number of compilers at a time, by default one per core),
 ``CUDA_HOME`` and ``TORCH_CUDA_ARCH_LIST`` (as for any torch extension),
-``MMSOFTPOOL_CUDA=0`` (do not build the CUDA library), ``MMSOFTPOOL_ABI=stable`` or ``aten``
-(overrides the choice by torch version).
+``MMSOFTPOOL_CUDA=0`` (do not build the CUDA library), ``1`` (also for a torch without CUDA) or
+``all`` (for every GPU instead of this machine's), ``MMSOFTPOOL_ABI=stable`` or ``aten`` (overrides
+the choice by torch version).
 """
 
 import os
@@ -102,9 +104,17 @@ def number_of_jobs():
     return int(jobs)
 
 
+def cuda_choice():
+    """MMSOFTPOOL_CUDA: "0", "1" or "all". By default, the CUDA library is for a torch with CUDA."""
+    import torch
+
+    choice = os.environ.get("MMSOFTPOOL_CUDA") or ("1" if torch.version.cuda else "0")
+    if choice not in ("0", "1", "all"):
+        raise SystemExit(f"mmsoftpool: MMSOFTPOOL_CUDA must be 0, 1 or all, got {choice!r}")
+    return choice
+
+
 def find_nvcc():
-    if os.environ.get("MMSOFTPOOL_CUDA") == "0":
-        return None
     home = os.environ.get("CUDA_HOME")
     # PATH before the usual folder, as torch has it.
     candidates = [home and f"{home}/bin/nvcc", shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"]
@@ -187,11 +197,13 @@ class BuildLibraries(build_ext):
             )
         is_cuda = any(source.endswith(".cu") for source in ext.sources)
         nvcc = find_nvcc()
-        if is_cuda and nvcc is None:
+        if is_cuda and (cuda_choice() == "0" or nvcc is None):
             return log(
-                "MMSOFTPOOL_CUDA=0: skipping the CUDA library"
-                if os.environ.get("MMSOFTPOOL_CUDA") == "0"
-                else "no nvcc found: skipping the CUDA library"
+                "no nvcc found: skipping the CUDA library"
+                if cuda_choice() != "0"
+                else "MMSOFTPOOL_CUDA=0: skipping the CUDA library"
+                if os.environ.get("MMSOFTPOOL_CUDA")
+                else "torch has no CUDA: skipping the CUDA library (MMSOFTPOOL_CUDA=1 builds it)"
             )
         library.parent.mkdir(parents=True, exist_ok=True)
         objects, commands = [], []
@@ -238,13 +250,18 @@ class BuildLibraries(build_ext):
         return [*flags, "-isystem", str(Path(torch.__file__).parent / "include")]
 
     def nvcc_command(self, nvcc, cxx):
+        import torch
+
         names = compiler_only(cxx)  # nvcc passes the flags of CXX on to it
         host_flags = ["-fPIC", "-fvisibility=hidden", "-Wall", *names[1:]]
         command = [nvcc, "-std=c++17", "-O3", "-DUSE_CUDA", "-cudart=static", f"-ccbin={names[0]}"]
         # numeric_limits in device code.
         command += ["--expt-relaxed-constexpr"]
         command += [f"-Xcompiler={','.join(host_flags)}", "--threads=0"]
-        return command + gencode_flags(nvcc, every=not self.for_this_machine)
+        # Where no GPU is, as when an image for containers is built, any may come later.
+        elsewhere = not (self.for_this_machine or os.environ.get("MMSOFTPOOL_CUDA"))
+        every = cuda_choice() == "all" or (elsewhere and not torch.cuda.is_available())
+        return command + gencode_flags(nvcc, every)
 
     def call(self, command):
         log(shlex.join(command))

@@ -32,7 +32,7 @@ def build_wheel(run_script, tmp_path):
 
 @pytest.mark.slow
 def test_one_wheel_for_every_python(build_wheel, tmp_path):
-    wheel, names = build_wheel(TORCH_CUDA_ARCH_LIST="9.0")
+    wheel, names = build_wheel(TORCH_CUDA_ARCH_LIST="9.0", MMSOFTPOOL_CUDA="1")
     assert (ROOT / "mmsoftpool" / "libmmsoftpool_cpu.so").exists()  # the editable install's
     assert wheel.name.split("-")[2:4] == ["py3", "none"] and "any" not in wheel.name
     assert "mmsoftpool/libmmsoftpool_cpu.so" in names
@@ -166,6 +166,7 @@ def test_the_compiler_may_have_a_launcher_and_flags(run_script, tmp_path):
         CXXFLAGS="-O0",
         CUDA_HOME=str(home),
         TORCH_CUDA_ARCH_LIST="9.0",
+        MMSOFTPOOL_CUDA="1",
         PATH=f"{home / 'bin'}:{os.environ['PATH']}",
     )
     compiled = [line for line in (tmp_path / "calls").read_text().splitlines() if " -c " in line]

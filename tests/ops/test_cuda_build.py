@@ -68,6 +68,18 @@ def test_nvcc_is_that_of_cuda_home_then_of_path(build, toolkit, monkeypatch):
     assert build["find_nvcc"]() == one
 
 
+@pytest.mark.parametrize(("cuda", "choice"), [(None, "0"), ("13.0", "1")])
+def test_the_library_is_for_a_torch_with_cuda_or_on_demand(build, monkeypatch, cuda, choice):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert build["cuda_choice"]() == choice
+    for wanted in ("0", "1", "all"):
+        monkeypatch.setenv("MMSOFTPOOL_CUDA", wanted)
+        assert build["cuda_choice"]() == wanted
+    monkeypatch.setenv("MMSOFTPOOL_CUDA", "yes")
+    with pytest.raises(SystemExit, match="MMSOFTPOOL_CUDA must be 0, 1 or all, got 'yes'"):
+        build["cuda_choice"]()
+
+
 @needs_nvcc
 def test_the_library_was_built():
     assert (ROOT / "mmsoftpool" / "libmmsoftpool_cuda.so").exists()
