@@ -43,6 +43,12 @@ class _Runner(Runner):
         with explain_annotation_errors(evaluator, METRICS):
             return super().build_evaluator(evaluator)
 
+    def build_param_scheduler(self, scheduler):
+        try:
+            return super().build_param_scheduler(scheduler)
+        except ValueError as error:  # such as an end before begin
+            raise UserError(f"param_scheduler does not fit train_cfg: {error}") from error
+
     def setup_env(self, env_cfg: dict) -> None:
         # mmengine would ask for a CUDA device.
         if self.distributed and not torch.cuda.is_available() and not is_distributed():

@@ -587,6 +587,16 @@ def test_pictures_of_one_name_trigger_a_warning(tmp_path):
         assert all("1 pictures will be overwritten: " in str(w.message) for w in caught)
 
 
+def test_schedules_that_do_not_fit_the_training_are_one_line(base, tmp_path, capsys):
+    options = ("param_scheduler.1.begin=2", "param_scheduler.1.end=1")
+    with pytest.raises(SystemExit):
+        config = config_path("demo_retinanet_softpool")
+        options = ("--cfg-options", f"data_root={base}", *options)
+        cli.main(["train", config, "--work-dir", str(tmp_path), *options])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match("error: param_scheduler does not fit train_cfg: end should be larger", last)
+
+
 def test_a_missing_package_of_a_vis_backend_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if not installed
     backends = ("visualizer.name=other", "visualizer.vis_backends.0.type=TensorboardVisBackend")

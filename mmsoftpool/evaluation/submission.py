@@ -133,8 +133,6 @@ def detect_test_dev(
     if is_main_process():
         _begin(folder, cfg, checkpoint, ann_file, part_size)
         print(f"{len(dataset)} images in {len(starts)} parts")
-        if len(dataset) != TEST_DEV_IMAGES:
-            print(f"note: the server's test-dev2017 has {TEST_DEV_IMAGES} images")
     todo = [
         [i for i in range(len(starts)) if not all(p.exists() for p in _parts(folder, i, metrics))]
     ]
@@ -290,7 +288,12 @@ def check_submission(path, ann_file, max_empty: int = 0) -> str:
         )
     return (
         f"{path}: {len(detections)} detections ({' and '.join(kinds)}) in {len(counts)} of "
-        f"{len(images)} images, ready for the server"
+        f"{len(images)} images, "
+        + (
+            "ready for the server"
+            if len(images) == TEST_DEV_IMAGES
+            else f"but the server's test-dev2017 has {TEST_DEV_IMAGES} images"
+        )
     )
 
 

@@ -59,7 +59,7 @@ def test_writes_submissions_that_pass_the_check(run_script, coco_root, mask_rcnn
         f"data_root={coco_root}",
         *options,
     ).stdout
-    assert "note: the server's test-dev2017 has 20288 images" in out
+    assert "in 1 of 1 images, but the server's test-dev2017 has 20288 images" in out
     coco = COCO(ann_file)
     for metric, key in (("bbox", "bbox"), ("segm", "segmentation")):
         path = tmp_path / "test-dev" / metric / f"{NAME}.zip"
@@ -71,7 +71,7 @@ def test_writes_submissions_that_pass_the_check(run_script, coco_root, mask_rcnn
         assert detections[0].keys() == {"image_id", "category_id", "score", key}
         assert len(coco.loadRes(detections).anns) == len(detections)
         result = run_script("-m", "mmsoftpool", "test-dev", "--check", path, "--ann-file", ann_file)
-        assert "in 1 of 1 images, ready for the server" in result.stdout
+        assert "in 1 of 1 images, but the server" in result.stdout
 
 
 def test_resumes_at_the_first_missing_part(coco_root, mask_rcnn, small, tmp_path, monkeypatch):
@@ -155,7 +155,10 @@ class TestCheck:
         path.write_text(json.dumps(detections))
         return check_submission(path, ann_file, **kwargs)
 
-    def test_a_correct_file_passes(self, tmp_path, ann_file):
+    def test_a_correct_file_passes(self, tmp_path, ann_file, monkeypatch):
+        text = self.check(tmp_path, ann_file, self.detections())
+        assert text.endswith("in 2 of 2 images, but the server's test-dev2017 has 20288 images")
+        monkeypatch.setattr(submission, "TEST_DEV_IMAGES", 2)
         text = self.check(tmp_path, ann_file, self.detections())
         assert text.endswith(
             "2 detections (bbox and segmentation) in 2 of 2 images, ready for the server"
