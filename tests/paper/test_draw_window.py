@@ -20,5 +20,5 @@ def test_the_numbers_are_those_of_the_pool(alpha):
 
 
 def test_the_picture_is_drawn(run_tool, tmp_path):
-    status, out, _ = run_tool("draw_window", "--out", tmp_path / "window.png")
+    status, _, _ = run_tool("draw_window", "--out", tmp_path / "window.png")
     assert status == 0 and (tmp_path / "window.png").stat().st_size > 10_000
