@@ -12,7 +12,15 @@ extensions = [
     "sphinx_copybutton",
 ]
 html_theme = "furo"
-html_title = "mmsoftpool"
+html_title = f"mmsoftpool {release}"
+html_theme_options = {
+    "source_repository": metadata.metadata("mmsoftpool")["Project-URL"].partition(", ")[2],
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
+# The copy button leaves out prompts and outputs.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]

@@ -78,6 +78,14 @@ def draw_window(out: str) -> None:
     save_figure(figure, out)
 
 
+def make_parser():
+    parser = cli.make_parser(__doc__)
+    parser.add_argument(
+        "--out", default="window.png", metavar="FILE", help="the picture (default: %(default)s)"
+    )
+    return parser
+
+
 def main(args):
     check_picture(args.out)
     draw_window(args.out)
@@ -85,8 +93,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = cli.make_parser(__doc__)
-    parser.add_argument(
-        "--out", default="window.png", metavar="FILE", help="the picture (default: %(default)s)"
-    )
-    cli.run(main, parser.parse_args())
+    cli.run(main, make_parser().parse_args())

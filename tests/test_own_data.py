@@ -15,6 +15,7 @@ from mmsoftpool.export import build_network, export
 from mmsoftpool.runner import build_model
 
 from .common import ROOT, SHARED, blocks
+from .test_docs import commands
 
 CONFIG = "configs/bccd/bccd_retinanet_softpool.py"
 PHOTOS = {"train": "BloodImage_00001", "val": "BloodImage_00000", "test": "BloodImage_00007"}
@@ -66,7 +67,25 @@ def test_the_conversion_keeps_every_box_in_its_split(page):
         assert min(annotation["id"] for annotation in data["annotations"]) == 1
 
 
-@pytest.mark.parametrize("config", ["cells.py", "cells_maxpool.py", CONFIG])
+def test_a_folder_without_splits_is_split_by_images(page, tmp_path):
+    images = [dict(id=i, file_name=f"{i}.jpg") for i in range(50)]
+    boxes = [dict(id=i, image_id=i % 50) for i in range(1, 100)]
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "annotations.json").write_text(
+        json.dumps(dict(images=images, annotations=boxes, categories=[]))
+    )
+    exec(page[0], {})
+    parts = [
+        json.loads((tmp_path / f"export/instances_{split}.json").read_text()) for split in PHOTOS
+    ]
+    assert [len(part["images"]) for part in parts] == [10, 20, 20]
+    assert sorted(box["id"] for part in parts for box in part["annotations"]) == [*range(1, 100)]
+    for part in parts:
+        ids = {image["id"] for image in part["images"]}
+        assert {box["image_id"] for box in part["annotations"]} == ids
+
+
+@pytest.mark.parametrize("config", ["cells.py", "cells_maxpool.py", "small_cells.py", CONFIG])
 def test_the_configs_fit_the_data(page, config):
     cfg = load_config(config)
     init_default_scope("mmdet")
@@ -80,6 +99,15 @@ def test_the_configs_fit_the_data(page, config):
     )
     assert cfg.test_evaluator.ann_file == "data/bccd/annotations/instances_test.json"
     assert "end" not in cfg.param_scheduler[1]
+
+
+@pytest.mark.skipif(not (SHARED / "data" / "bccd").exists(), reason="no BCCD photos there")
+def test_the_smoke_test_runs(run_tool, tmp_path):
+    (words,) = [w for w in commands(ROOT / "docs" / "own_data.md") if "work_dirs/smoke" in w]
+    options = words[words.index("--cfg-options") :]
+    options += [f"data_root={SHARED / 'data' / 'bccd'}", f"visualizer.name={tmp_path.name}"]
+    status, out, _ = run_tool("train", ROOT / CONFIG, "--work-dir", tmp_path, *options)
+    assert status == 0 and "Epoch(val)" in out and (tmp_path / "epoch_3.pth").exists()
 
 
 def test_the_exported_file_detects_what_the_detector_detects(page, capsys):
