@@ -101,6 +101,7 @@ def test_the_configs_fit_the_data(page, config):
     assert "end" not in cfg.param_scheduler[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "data" / "bccd").exists(), reason="no BCCD photos there")
 def test_the_smoke_test_runs(run_tool, tmp_path):
     (words,) = [w for w in commands(ROOT / "docs" / "own_data.md") if "work_dirs/smoke" in w]
