@@ -22,6 +22,32 @@ echo "== torch and the build tools"
 pip install -q -c constraints.txt torch
 pip install -q -c constraints.txt 'setuptools>=80' wheel packaging psutil ninja
 
+# Writes a C++ compiler, $kept/compiler/c++, that parses torch's headers once and not for each file.
+write_compiler() {
+  rm -rf "$kept/compiler" && mkdir "$kept/compiler"
+  echo '#include <torch/types.h>' >"$kept/compiler/torch.hpp"
+  cat >"$kept/compiler/c++" <<'END'
+#!/usr/bin/env bash
+set -e
+header=${0%/*}/torch.hpp flags=() compiles=
+for ((i = 1; i <= $#; i++)); do
+  case ${!i} in
+    -c) compiles=yes ;;
+    -o | -MF) ((++i)) ;;
+    -MMD | *.cpp) ;;
+    *) flags+=("${!i}") ;;
+  esac
+done
+[ "$compiles" ] || exec $MMSOFTPOOL_CXX "$@"
+exec 9>"$header.lock"
+flock 9
+[ -e "$header.gch" ] || $MMSOFTPOOL_CXX "${flags[@]}" -w -x c++-header "$header" -o "$header.gch"
+exec 9>&-
+exec $MMSOFTPOOL_CXX -include "$header" "$@"
+END
+  chmod +x "$kept/compiler/c++"
+}
+
 # Compiles mmcv into the folder $kept, where the files that are compiled stay until the wheel is there:
 # an interrupted build resumes where it stopped.
 build_mmcv() {
@@ -35,10 +61,12 @@ build_mmcv() {
   fi
   local python files=0 total left
   python=$(realpath -s "$venv/bin/python")
+  write_compiler
   SECONDS=0
   # Without debug information, which Python's flags ask for, the compiler needs half the time.
   (cd "$kept/source" &&
-    env "$@" CFLAGS="${CFLAGS:-} -g0" "$python" setup.py bdist_wheel -d "$kept/finished" 2>&1) |
+    env "$@" CFLAGS="${CFLAGS:-} -g0" MMSOFTPOOL_CXX="${CXX:-c++}" CXX="$kept/compiler/c++" \
+      "$python" setup.py bdist_wheel -d "$kept/finished" 2>&1) |
     tee "$kept/log" | while IFS= read -r line; do
       if [[ $line =~ ^\[([0-9]+)/([0-9]+)\] ]]; then  # ninja counts the files that are left to do
         files=${BASH_REMATCH[1]} total=${BASH_REMATCH[2]}
@@ -47,7 +75,7 @@ build_mmcv() {
       fi
     done || { tail -n 30 "$kept/log"; die "mmcv does not compile, see above and $kept/log"; }
   mv "$kept"/finished/*.whl "$kept"
-  rm -rf "$kept/source" "$kept/finished"
+  rm -rf "$kept/source" "$kept/finished" "$kept/compiler"
 }
 
 if ! "$venv/bin/python" -c 'import mmcv.ops' 2>/dev/null; then
