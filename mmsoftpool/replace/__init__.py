@@ -1,5 +1,5 @@
 """Replacing the pools of any network, as the paper does in whole families of networks (Stergiou et
-al., ICCV 2021, sections 4.4 to 4.7). Needs torch alone.
+al., ICCV 2021, sections 4.4 to 4.7). Requires only torch.
 
 :mod:`.selection` finds the pools and selects among them by class and by name, :mod:`.modules` makes
 the new ones, :mod:`.functional` replaces calls such as ``F.avg_pool2d`` in a ``forward``.
