@@ -11,17 +11,26 @@ struct alignas(sizeof(T) * Count) Pack {
   T values[Count];
 };
 
-// Between the type of the tensors and float. The 16-bit types go in pairs: the GPU takes a number
+// Keeps the compiler from knowing x. A pointer that such a number is added to takes one instruction,
+// a multiplication to 64 bits; a number that it knows is made one of 64 bits, which take two.
+MMSOFTPOOL_BODY int32_t opaque(int32_t x) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
+// Between the type of the tensors and float, or of the same type. The 16-bit types go in pairs: the GPU takes a number
 // out of a register with two, or packs two, in one instruction.
-template <typename T, int Count>
-MMSOFTPOOL_BODY void unpack(const Pack<T, Count>& pack, float* numbers) {
+template <typename T, int Count, typename Number>
+MMSOFTPOOL_BODY void unpack(const Pack<T, Count>& pack, Number* numbers) {
   MMSOFTPOOL_UNROLL
   for (int i = 0; i < Count; ++i) {
-    numbers[i] = float(pack.values[i]);
+    numbers[i] = Number(pack.values[i]);
   }
 }
-template <int Count, typename T>
-MMSOFTPOOL_BODY void pack_numbers(const float* numbers, Pack<T, Count>& pack) {
+template <int Count, typename T, typename Number>
+MMSOFTPOOL_BODY void pack_numbers(const Number* numbers, Pack<T, Count>& pack) {
   MMSOFTPOOL_UNROLL
   for (int i = 0; i < Count; ++i) {
     pack.values[i] = T(numbers[i]);
@@ -78,5 +87,18 @@ MMSOFTPOOL_BODY void pack_numbers(const float* numbers, Pack<__nv_bfloat16, Coun
   pack_pairs<__nv_bfloat162>(numbers, pack);
 }
 #endif
+
+// Reads `Count` neighbours if they are inside.
+template <int Count, typename T, typename Number>
+MMSOFTPOOL_BODY void read_if(bool inside, const T* from, Number outside, Number* numbers) {
+  MMSOFTPOOL_UNROLL
+  for (int i = 0; i < Count; ++i) {
+    numbers[i] = outside;
+  }
+  if (inside) {
+    const Pack<T, Count> pack = *reinterpret_cast<const Pack<T, Count>*>(from);
+    unpack(pack, numbers);
+  }
+}
 
 }  // namespace mmsoftpool::cuda
