@@ -11,7 +11,7 @@
 #pragma once
 
 #include "generic.h"
-#include "pack.h"
+#include "walk.h"
 
 namespace mmsoftpool::cuda {
 
@@ -97,57 +97,12 @@ MMSOFTPOOL_BODY void add_columns(const float (&x)[N + K - 1], float (&sums)[N]) 
 // number, in any layout; inside a plane, where all columns are there, without looking.
 enum class Access { packs, numbers, inside };
 
-struct RingArguments {
-  static constexpr int cols = 4;
-
+struct RingArguments : WalkArguments {
   Exponent<float> exponent;
-  float per_log2e_alpha;
-  float slope;  // d log(2^t) / dt for the exact gradient, 0 for the paper's
-  Indices<int32_t> indices;          // of an image or plane
-  int32_t in_h, in_w, out_h, out_w;
-  int32_t shift_h, shift_w;          // of the middle of the first window
-  int32_t step;                      // from a column to the next
-  int32_t in_row, out_row;           // from a row to the next
-  uint32_t channels, strips, parts;  // of an image or plane
-  int32_t rows;                      // that a thread walks down
-  int64_t in_size, out_size;         // from an image or plane to the next
-  int64_t outputs, threads;
-
-  RingArguments(const Pooling& pooling, int64_t rows)
-      : exponent(make_exponent<float>(pooling)),
-        per_log2e_alpha(1 / exponent.log2e_alpha_per_unit),
-        slope(pooling.gradient == Gradient::exact ? 0.6931472f : 0.0f),
-        indices(pooling),
-        in_h(static_cast<int32_t>(pooling.height.in)),
-        in_w(static_cast<int32_t>(pooling.width.in)),
-        out_h(static_cast<int32_t>(pooling.height.out)),
-        out_w(static_cast<int32_t>(pooling.width.out)),
-        shift_h(static_cast<int32_t>(pooling.height.kernel_size / 2 - pooling.height.padding)),
-        shift_w(static_cast<int32_t>(pooling.width.kernel_size / 2 - pooling.width.padding)),
-        step(pooling.layout == Layout::channels_last ? static_cast<int32_t>(pooling.channels) : 1),
-        in_row(in_w * step),
-        out_row(out_w * step),
-        channels(static_cast<uint32_t>(step)),
-        strips(static_cast<uint32_t>((in_w + cols - 1) / cols)),
-        parts(static_cast<uint32_t>((in_h + rows - 1) / rows)),
-        rows(static_cast<int32_t>(rows)),
-        in_size(pooling.in_plane() * step),
-        out_size(pooling.out_plane() * step),
-        outputs(pooling.planes() * pooling.out_plane()),
-        threads(pooling.planes() * strips * parts) {}
-
-  // With so many rows a thread that there are enough threads to fill any GPU, but not fewer than
-  // the window's: the K - 1 rows above and below are read by the neighbours as well.
-  static RingArguments of(const Pooling& pooling) {
-    constexpr int64_t wanted = 1 << 17;
-    const int64_t height = pooling.height.in, K = pooling.height.kernel_size;
-    int64_t parts = (height + 8 * K - 9) / (8 * K - 8);
-    const int64_t threads = RingArguments(pooling, height).threads;
-    while (threads * parts < wanted && height / (2 * parts) >= K) {
-      parts *= 2;
-    }
-    return RingArguments(pooling, (height + parts - 1) / parts);
-  }
+  Indices<int32_t> indices;  // of an image or plane
+  int32_t in_row, out_row;   // from a row to the next
+  int32_t shift_h, shift_w;  // of the middle of the first window
+  int64_t outputs;
 };
 
 // Rows and columns are those of the input; a window has that of its middle.
@@ -156,10 +111,51 @@ struct Ring {
   static_assert(sizeof(T) <= 4 && K % 2 == 1 && K <= 13);
 
   using Arguments = RingArguments;
-  static constexpr int kernel_size = K;
-  static constexpr int cols = Arguments::cols, half = K / 2;
+  using Int = uint32_t;
+  static constexpr bool two_steps = K > 3, has_slices = false;
+  static constexpr int half = K / 2, whole_pack = 4;
+  // As many as registers allow: what neighbours share is computed once.
+  static constexpr int cols = K <= 7 || (K == 9 && sizeof(T) == 2) ? 8 : whole_pack;
   static constexpr bool Packed = access == Access::packs, Inside = access == Access::inside;
   static constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+
+  // The exact gradient of input i is, with its power p_i = 2^(v_i) and the sum S and mean logarithm
+  // m of the powers of each window around it, the sum of g p_i / S (1 + slope (v_i - m)), which is
+  // p_i (a + b v_i) with the sums of the windows' a and b. For a window out of range a is NaN.
+  struct alignas(8) TwoSums {
+    float a, b;
+  };
+
+  // A thread walks down `rows` rows; 0 for a number that suits the GPU, but not fewer than K: the
+  // K - 1 rows above and below are read by the neighbours as well.
+  static Arguments forward_arguments(const Pooling& pooling, int64_t rows = 0) {
+    const int64_t strips = (pooling.width.in + cols - 1) / cols, height = pooling.height.in;
+    if (rows == 0) {
+      rows = choose_rows(pooling.planes() * strips, height, K, 8 * K - 8, 1 << 17);
+    }
+    const WalkArguments walk(pooling, 1, strips, height, rows);
+    return {
+        walk,
+        make_exponent<float>(pooling),
+        Indices<int32_t>(pooling),
+        walk.in_w * walk.step,
+        walk.out_w * walk.step,
+        half - static_cast<int32_t>(pooling.height.padding),
+        half - static_cast<int32_t>(pooling.width.padding),
+        pooling.planes() * pooling.out_plane()};
+  }
+  static Arguments backward_arguments(const Pooling& pooling, int64_t rows = 0) {
+    return forward_arguments(pooling, rows);
+  }
+  // How many images, or planes if the tensor is contiguous, a backward of two steps does at once:
+  // so many that the workspace of the windows, four numbers each, stays in the GPU's cache.
+  static int64_t batch(const Pooling& pooling) {
+    constexpr int64_t outputs = 1 << 21;
+    return std::max<int64_t>(1, outputs / (pooling.channels * pooling.out_plane()));
+  }
+  static int64_t workspace(const Pooling& pooling) {
+    return two_steps ? 4 * pooling.planes() * pooling.out_plane() : 0;
+  }
 
   static bool fits(const Pooling& pooling) {
     for (const Axis* axis : {&pooling.height, &pooling.width}) {
@@ -171,24 +167,15 @@ struct Ring {
     Pooling image = pooling;
     image.batch = 1;
     image.channels = pooling.layout == Layout::channels_last ? pooling.channels : 1;
-    // An alpha near 0 has a unit of its own, see Exponent.
-    return pooling.depth.in == 1 && pooling.depth.out == 1 && pooling.depth.kernel_size == 1 &&
-           make_exponent<float>(pooling).unit == 1 && fits_32_bits(image) &&
-           pooling.width.in * image.channels <= max_row &&
-           pooling.width.out * image.channels <= max_row &&
-           RingArguments(pooling, 1).threads <= UINT32_MAX;
+    constexpr int64_t longest = INT32_MAX / sizeof(TwoSums);
+    return fits_32_bits(image) && pooling.width.in * image.channels <= longest &&
+           pooling.width.out * image.channels <= longest &&
+           forward_arguments(pooling, 1).threads <= UINT32_MAX;
   }
   static bool has_packs(const Pooling& pooling, bool aligned) {
-    return aligned && pooling.layout == Layout::contiguous && pooling.width.in % cols == 0 &&
+    return aligned && pooling.layout == Layout::contiguous && pooling.width.in % whole_pack == 0 &&
            pooling.width.out == pooling.width.in && pooling.width.padding == half;
   }
-
-  // The exact gradient of input i is, with its power p_i = 2^(v_i) and the sum S and mean logarithm
-  // m of the powers of each window around it, the sum of g p_i / S (1 + slope (v_i - m)), which is
-  // p_i (a + b v_i) with the sums of the windows' a and b. For a window out of range a is NaN.
-  struct alignas(8) TwoSums {
-    float a, b;
-  };
 
   // Which rows and columns thread i has. `input` and `output` are where its first column is in
   // row 0, also if no window is there.
@@ -197,15 +184,12 @@ struct Ring {
     int64_t input, output;
 
     MMSOFTPOOL_BODY Place(const Arguments& a, uint32_t i) {
-      const uint32_t c = i % a.channels;
-      i /= a.channels;
-      w = static_cast<int32_t>(i % a.strips) * cols;
-      i /= a.strips;
-      begin = static_cast<int32_t>(i % a.parts) * a.rows;
+      const WalkPlace place = a.find_place(i, 1);
+      w = place.strip * cols;
+      begin = place.row;
       end = begin + a.rows < a.in_h ? begin + a.rows : a.in_h;
-      i /= a.parts;
-      input = i * a.in_size + int64_t(w) * a.step + c;
-      output = i * a.out_size + int64_t(w - a.shift_w) * a.step - int64_t(a.shift_h) * a.out_row + c;
+      input = place.input + int64_t(w) * a.step;
+      output = place.output + int64_t(w - a.shift_w) * a.step - int64_t(a.shift_h) * a.out_row;
     }
 
     // Whether all columns that the thread reads and writes are there.
@@ -216,7 +200,6 @@ struct Ring {
     }
   };
 
-  static constexpr int64_t max_row = INT32_MAX / sizeof(TwoSums);
   // Row h, from where row 0 is. One multiplication of 32 bits to 64.
   template <typename E>
   static MMSOFTPOOL_BODY E* find(E* from, int32_t row, int32_t h) {
@@ -249,9 +232,12 @@ struct Ring {
           }
         }
       };
+      MMSOFTPOOL_UNROLL
+      for (int j = 0; j < cols; j += whole_pack) {
+        read(std::integral_constant<int, whole_pack>(), j);
+      }
       // On either side packs, of the last of which not all numbers may be needed.
-      constexpr int pack = Beside == 0 || Beside > 2 ? cols : Beside;
-      read(std::integral_constant<int, cols>(), 0);
+      constexpr int pack = Beside == 0 || Beside > 2 ? whole_pack : Beside;
       MMSOFTPOOL_UNROLL
       for (int j = 0; j < Beside; j += pack) {
         read(std::integral_constant<int, pack>(), -j - pack);
@@ -283,18 +269,13 @@ struct Ring {
   template <typename E, typename Number, typename Has>
   static MMSOFTPOOL_BODY void write_row(
       const Arguments& a, const Number (&row)[cols], E* to, const Has& has) {
-    if constexpr (Packed) {
-      Pack<E, cols> pack;
-      pack_numbers<cols>(row, pack);
-      *reinterpret_cast<Pack<E, cols>*>(to) = pack;
-    } else {
-      MMSOFTPOOL_UNROLL
-      for (int j = 0; j < cols; ++j) {
-        if (has(j)) {
-          *to = E(row[j]);
-        }
-        to += opaque(a.step);
+    constexpr int count = Packed ? whole_pack : 1;
+    MMSOFTPOOL_UNROLL
+    for (int j = 0; j < cols; j += count) {
+      if (has(j)) {
+        write<count>(row + j, to);
       }
+      to += Packed ? count : opaque(a.step);
     }
   }
   template <typename E, typename Number>
@@ -319,11 +300,14 @@ struct Ring {
       for (const int32_t h : rows) {
         float row[cols];
         read_input<0>(a, input, h, w, x, row);
-        x = fmaxf(fmaxf(fmaxf(row[0], row[1]), fmaxf(row[2], row[3])), x);
+        MMSOFTPOOL_UNROLL
+        for (int j = 0; j < cols; ++j) {
+          x = fmaxf(x, row[j]);
+        }
       }
       x = is_finite(x) ? x : 0;
-      log2 = x * a.exponent.log2e_alpha_per_unit;
-      scale = fabsf(log2) <= 0x1p20f ? a.exponent.log2e_alpha_per_unit : nan;
+      log2 = x * a.log2e_alpha;
+      scale = fabsf(log2) <= 0x1p20f ? a.log2e_alpha : nan;
       outside = x - 200 * a.per_log2e_alpha;
     }
     MMSOFTPOOL_BODY float logarithm(float x) const { return std::fma(x, scale, -log2); }
@@ -333,7 +317,8 @@ struct Ring {
   own_reference(const Arguments& a, const T* input, const Place& place) {
     return Reference(a, input, place.begin, place.end, place.w);
   }
-  static MMSOFTPOOL_BODY Reference common_reference(const Arguments& a, const T* input, const Place& place) {
+  static MMSOFTPOOL_BODY Reference
+  common_reference(const Arguments& a, const T* input, const Place& place) {
     const int32_t w = a.in_w / 2 / cols * cols;
     return Reference(a, input + int64_t(w - place.w) * a.step, 0, a.in_h, w);
   }
@@ -569,7 +554,7 @@ struct Ring {
     }
   }
   // The second step.
-  static MMSOFTPOOL_BODY void backward(
+  static MMSOFTPOOL_BODY void backward_from_windows(
       const Arguments& a, const float* workspace, const T* input, T* grad_input, uint32_t i) {
     const Place place(a, i);
     input += place.input;
@@ -596,8 +581,7 @@ struct Ring {
         });
     if (checked != 0) {
       correct_gradients(a, input, place, grad_input, [&](float x, int32_t h, int32_t w) {
-        const TwoSums* const numbers =
-            find(windows, a.out_row, h) + int64_t(w - place.w) * a.step;
+        const TwoSums* const numbers = find(windows, a.out_row, h) + int64_t(w - place.w) * a.step;
         if (is_finite(numbers->a)) {
           return x == -std::numeric_limits<float>::infinity()
                      ? 0
@@ -646,59 +630,39 @@ struct Ring {
           all_firsts.add(0, first);
           all_seconds.add(0, second);
           if (h > place.begin) {
-            write_gradients(a, reference, input, h - 1, place.w, first, second, grad_input, checked);
+            write_gradients(
+                a, reference, input, h - 1, place.w, first, second, grad_input, checked);
           }
         });
     if (checked != 0) {
       correct_gradients(a, input, place, grad_input, [&](float x, int32_t h, int32_t w) {
         const Window<float> window = general_window(a, input, place.w, h, w);
-        const float grad =
-            float(find(grad_output, a.out_row, h)[int64_t(w - place.w) * a.step]);
+        const float grad = float(find(grad_output, a.out_row, h)[int64_t(w - place.w) * a.step]);
         return window.scale(grad) * window.share(x, window.offset(), a.indices.gradient);
       });
     }
   }
-};
 
-// Calls run(ring) for thread i of a kernel for `ring`, or for the one that does not look for
-// columns.
-template <typename T, int K, Access access, typename Run>
-MMSOFTPOOL_BODY void with_access(
-    Ring<T, K, access> ring, const RingArguments& a, uint32_t i, const Run& run) {
-  if constexpr (access == Access::numbers) {
-    if (typename decltype(ring)::Place(a, i).is_inside(a)) {
-      return run(Ring<T, K, Access::inside>());
+  // `from`: the workspace or, for K = 3, the gradient of the output.
+  template <typename From>
+  static MMSOFTPOOL_BODY void backward(
+      const Arguments& a, const From* from, const T* input, T* grad_input, uint32_t i) {
+    if constexpr (two_steps) {
+      backward_from_windows(a, from, input, grad_input, i);
+    } else {
+      backward_at_once(a, from, input, grad_input, i);
     }
   }
-  run(ring);
-}
+};
 
-// Calls run(ring) with the ring that fits the pooling and returns true, or returns false. `aligned`
-// says that all tensors begin at a multiple of 16 bytes.
-template <typename T, typename Run>
-bool with_ring(const Pooling& pooling, bool aligned, const Run& run) {
-  if (pooling.is_adaptive()) {
-    return false;
-  }
-  if constexpr (sizeof(T) <= 4) {
-    const auto run_if_it_fits = [&](auto kernel_size) {
-      constexpr int K = decltype(kernel_size)::value;
-      if (!Ring<T, K, Access::packs>::fits(pooling)) {
-        return false;
-      }
-      Ring<T, K, Access::packs>::has_packs(pooling, aligned)
-          ? run(Ring<T, K, Access::packs>())
-          : run(Ring<T, K, Access::numbers>());
-      return true;
-    };
-    return run_if_it_fits(std::integral_constant<int, 3>()) ||
-           run_if_it_fits(std::integral_constant<int, 5>()) ||
-           run_if_it_fits(std::integral_constant<int, 7>()) ||
-           run_if_it_fits(std::integral_constant<int, 9>()) ||
-           run_if_it_fits(std::integral_constant<int, 11>()) ||
-           run_if_it_fits(std::integral_constant<int, 13>());
+// Inside a plane a thread runs a copy that does not look for the edges.
+template <typename T, int K, typename Run>
+MMSOFTPOOL_BODY void with_way(
+    Ring<T, K, Access::numbers> ring, const RingArguments& a, uint32_t i, const Run& run) {
+  if (typename decltype(ring)::Place(a, i).is_inside(a)) {
+    run(Ring<T, K, Access::inside>());
   } else {
-    return false;
+    run(ring);
   }
 }
 
