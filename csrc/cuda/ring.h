@@ -72,22 +72,28 @@ MMSOFTPOOL_BODY void add_columns(const float (&x)[N + K - 1], float (&sums)[N]) 
       sums[j] = x[j % 2 == 0 ? j : j + 2] + (x[even + 1] + x[even + 2]);
     }
   } else {
-    float shared = x[N - 1];
+    // Four windows, or eight, share the columns in the middle.
+    constexpr int group = N > K ? 4 : N;
+    static_assert(group <= K && N % group == 0);
     MMSOFTPOOL_UNROLL
-    for (int j = N; j < K; ++j) {
-      shared += x[j];
-    }
-    float left = 0, right = 0;
-    sums[N - 1] = shared;
-    MMSOFTPOOL_UNROLL
-    for (int j = N - 2; j >= 0; --j) {
-      left = j == N - 2 ? x[j] : x[j] + left;
-      sums[j] = left + shared;
-    }
-    MMSOFTPOOL_UNROLL
-    for (int j = 1; j < N; ++j) {
-      right = j == 1 ? x[K] : right + x[K - 1 + j];
-      sums[j] += right;
+    for (int begin = 0; begin < N; begin += group) {
+      const float* const columns = x + begin;
+      float shared = columns[group - 1], left = 0, right = 0;
+      MMSOFTPOOL_UNROLL
+      for (int j = group; j < K; ++j) {
+        shared += columns[j];
+      }
+      sums[begin + group - 1] = shared;
+      MMSOFTPOOL_UNROLL
+      for (int j = group - 2; j >= 0; --j) {
+        left = j == group - 2 ? columns[j] : columns[j] + left;
+        sums[begin + j] = left + shared;
+      }
+      MMSOFTPOOL_UNROLL
+      for (int j = 1; j < group; ++j) {
+        right = j == 1 ? columns[K] : right + columns[K - 1 + j];
+        sums[begin + j] += right;
+      }
     }
   }
 }
@@ -113,9 +119,9 @@ struct Ring {
   using Arguments = RingArguments;
   using Int = uint32_t;
   static constexpr bool two_steps = K > 3, has_slices = false;
-  static constexpr int half = K / 2, whole_pack = 4;
+  static constexpr int half = K / 2, whole_pack = access == Access::packs ? 4 : 1;
   // As many as registers allow: what neighbours share is computed once.
-  static constexpr int cols = K <= 7 || (K == 9 && sizeof(T) == 2) ? 8 : whole_pack;
+  static constexpr int cols = K <= 7 || (K == 9 && sizeof(T) == 2) ? 8 : 4;
   static constexpr bool Packed = access == Access::packs, Inside = access == Access::inside;
   static constexpr float nan = std::numeric_limits<float>::quiet_NaN();
 
@@ -214,75 +220,26 @@ struct Ring {
     return Inside || (Packed ? has_input(a, w) : uint32_t(w - a.shift_w) < uint32_t(a.out_w));
   }
 
-  // Reads the four columns of which the first is at `from`, and `Beside` on either side; `outside`
-  // where there are none. has(j) says whether column j, from the first one on, is there.
-  template <int Beside, typename E, typename Number, typename Has>
-  static MMSOFTPOOL_BODY void read_row(
-      const Arguments& a, const E* from, Number outside, const Has& has,
-      Number (&row)[cols + 2 * Beside]) {
-    if constexpr (Packed) {
-      const auto read = [&](auto count, int first) {
-        constexpr int Count = decltype(count)::value;
-        Number numbers[Count];
-        read_if<Count>(first == 0 || has(first), from + first, outside, numbers);
-        MMSOFTPOOL_UNROLL
-        for (int j = 0; j < Count; ++j) {
-          if (first + j >= -Beside && first + j < cols + Beside) {
-            row[Beside + first + j] = numbers[j];
-          }
-        }
-      };
-      MMSOFTPOOL_UNROLL
-      for (int j = 0; j < cols; j += whole_pack) {
-        read(std::integral_constant<int, whole_pack>(), j);
-      }
-      // On either side packs, of the last of which not all numbers may be needed.
-      constexpr int pack = Beside == 0 || Beside > 2 ? whole_pack : Beside;
-      MMSOFTPOOL_UNROLL
-      for (int j = 0; j < Beside; j += pack) {
-        read(std::integral_constant<int, pack>(), -j - pack);
-        read(std::integral_constant<int, pack>(), cols + j);
-      }
-    } else {
-      from -= int64_t(a.step) * Beside;
-      MMSOFTPOOL_UNROLL
-      for (int j = 0; j < cols + 2 * Beside; ++j) {
-        read_if<1>(has(j - Beside), from, outside, row + j);
-        from += opaque(a.step);
-      }
-    }
-  }
+  // Reads the thread's columns of row h and `Beside` on either side.
   template <int Beside>
   static MMSOFTPOOL_BODY void read_input(
       const Arguments& a, const T* input, int32_t h, int32_t w, float outside,
       float (&row)[cols + 2 * Beside]) {
-    const auto has = [&](int j) { return has_input(a, w + j); };
-    read_row<Beside>(a, find(input, a.in_row, h), outside, has, row);
+    read_row<Beside, cols, Beside, 1, whole_pack>(
+        find(input, a.in_row, h), a.step, outside, [&](int j) { return has_input(a, w + j); }, row);
   }
   template <int Beside, typename E, typename Number>
   static MMSOFTPOOL_BODY void read_output(
       const Arguments& a, const E* plane, int32_t h, int32_t w, Number (&row)[cols + 2 * Beside]) {
-    const auto has = [&](int j) { return has_output(a, w + j); };
-    read_row<Beside>(a, find(plane, a.out_row, h), Number(), has, row);
-  }
-  // Writes the columns of which the first is at `to`, if there are any.
-  template <typename E, typename Number, typename Has>
-  static MMSOFTPOOL_BODY void write_row(
-      const Arguments& a, const Number (&row)[cols], E* to, const Has& has) {
-    constexpr int count = Packed ? whole_pack : 1;
-    MMSOFTPOOL_UNROLL
-    for (int j = 0; j < cols; j += count) {
-      if (has(j)) {
-        write<count>(row + j, to);
-      }
-      to += Packed ? count : opaque(a.step);
-    }
+    read_row<Beside, cols, Beside, 1, whole_pack>(
+        find(plane, a.out_row, h), a.step, Number(), [&](int j) { return has_output(a, w + j); },
+        row);
   }
   template <typename E, typename Number>
   static MMSOFTPOOL_BODY void write_output(
       const Arguments& a, const Number (&row)[cols], int32_t h, int32_t w, E* plane) {
-    const auto has = [&](int j) { return has_output(a, w + j); };
-    write_row(a, row, find(plane, a.out_row, h), has);
+    write_row<1, whole_pack>(
+        row, find(plane, a.out_row, h), a.step, [&](int j) { return has_output(a, w + j); });
   }
 
   // From inputs to the logarithms of their powers.
@@ -291,20 +248,25 @@ struct Ring {
     float log2;     // of the powers
     float outside;  // an input of a power of 0
 
-    // The largest of some inputs in rows [begin, end), as near to the windows' as may be.
+    // From the largest of some inputs in three of the rows [begin, end), as near to the windows' as
+    // may be: for windows of few inputs the mean of the three.
     MMSOFTPOOL_BODY
     Reference(const Arguments& a, const T* input, int32_t begin, int32_t end, int32_t w) {
-      float x = -std::numeric_limits<float>::infinity();
+      float max[3], x = -std::numeric_limits<float>::infinity();
       const int32_t rows[] = {begin, (begin + end) / 2, end - 1};
       MMSOFTPOOL_UNROLL
-      for (const int32_t h : rows) {
+      for (int k = 0; k < 3; ++k) {
         float row[cols];
-        read_input<0>(a, input, h, w, x, row);
+        read_input<0>(a, input, rows[k], w, -std::numeric_limits<float>::infinity(), row);
+        max[k] = row[0];
         MMSOFTPOOL_UNROLL
-        for (int j = 0; j < cols; ++j) {
-          x = fmaxf(x, row[j]);
+        for (int j = 1; j < cols; ++j) {
+          max[k] = fmaxf(max[k], row[j]);
         }
+        x = fmaxf(x, max[k]);
       }
+      const float mean = (max[0] + max[1] + max[2]) / 3;
+      x = K == 3 && is_finite(mean) ? mean : x;
       x = is_finite(x) ? x : 0;
       log2 = x * a.log2e_alpha;
       scale = fabsf(log2) <= 0x1p20f ? a.log2e_alpha : nan;
@@ -332,7 +294,7 @@ struct Ring {
   // Whether taps of a power of 0 do not count in a sum of powers, and whether it has a reciprocal.
   // Logarithms have rounding errors in proportion to them.
   static MMSOFTPOOL_BODY bool is_in_range(float sum) {
-    constexpr float range = 0x1p40f;
+    constexpr float range = K == 3 ? 0x1p24f : 0x1p40f;
     return (sum >= 1 / range) & (sum <= range);
   }
 
@@ -445,7 +407,7 @@ struct Ring {
               y = are_close(y, middle[j]) ? middle[j] : y;
             }
             means[j] = is_in_range(sums[j]) ? y : nan;
-            if (has_output(a, place.w + j)) {
+            if (has_output(a, place.w + j - j % whole_pack)) {
               check(means[j], checked);
             }
           }
@@ -483,10 +445,12 @@ struct Ring {
     MMSOFTPOOL_UNROLL
     for (int j = 0; j < cols; ++j) {
       x[j] = gradient(reference, x[j], first[j], second[j]);
-      check(x[j], checked);
+      if (has_input(a, w + j - j % whole_pack)) {
+        check(x[j], checked);
+      }
     }
-    const auto has = [&](int j) { return Inside || w + j < a.in_w; };
-    write_row(a, x, find(grad_input, a.in_row, h), has);
+    write_row<1, whole_pack>(
+        x, find(grad_input, a.in_row, h), a.step, [&](int j) { return has_input(a, w + j); });
   }
   // Computes the gradients of a thread that are not finite again. share(x, h, w) is what window
   // (h, w) adds to that of the input x.
@@ -535,7 +499,9 @@ struct Ring {
           MMSOFTPOOL_UNROLL
           for (int j = 0; j < cols; ++j) {
             numbers[j] = two_sums(a, grad[j], sums[j], means[j]);
-            check(numbers[j].a, checked);
+            if (has_output(a, place.w + j - j % whole_pack)) {
+              check(numbers[j].a, checked);
+            }
           }
           write_output(a, numbers, h, place.w, windows);
         });

@@ -69,55 +69,35 @@ struct Strip {
            (pooling.out_plane() + beyond) * step <= INT32_MAX;
   }
 
-  // Reads row h of the input from column w on, -inf where there is none: `Numbers` numbers, which
-  // are columns times channels. The strip's own begin at column Own. Checked: the row may be
-  // outside, and columns too with the channels last.
-  template <int Own, bool Checked, int Numbers>
-  static MMSOFTPOOL_BODY void read_row(
+  // Reads row h of the input, -inf where there is none: `Numbers` numbers, columns times channels.
+  // The strip's own begin at column w, the `Before`-th. Checked: the row may be outside, and
+  // columns too with the channels last.
+  template <int Before, bool Checked, int Numbers>
+  static MMSOFTPOOL_BODY void read_input(
       const Arguments& a, const T* input, int32_t h, int32_t w, float (&row)[Numbers]) {
     constexpr float outside = -std::numeric_limits<float>::infinity();
     if (Checked && uint32_t(h) >= uint32_t(a.in_h)) {
       MMSOFTPOOL_UNROLL
-      for (int j = 0; j < Numbers; ++j) {
-        row[j] = outside;
+      for (float& number : row) {
+        number = outside;
       }
       return;
     }
-    const T* const from = input + (h * a.in_w + w) * a.step;
-    if constexpr (Packed) {
-      // Neighbours of the strip: none, one column or two, which are inside together.
-      constexpr int right = Numbers - Own - columns;
-      static_assert(Own <= 2 && right >= 0 && right <= 2);
-      if constexpr (Own > 0) {
-        read_if<Own>(w >= 0, from, outside, row);
-      }
-      read_if<columns>(true, from + Own, outside, row + Own);
-      if constexpr (right > 0) {
-        read_if<right>(
-            w + Own + columns < a.in_w, from + Own + columns, outside, row + Own + columns);
-      }
-    } else {
-      MMSOFTPOOL_UNROLL
-      for (int j = 0; j < Numbers / Channels; ++j) {
-        const bool certain = Channels > 1 && !Checked;
-        read_if<Channels>(
-            certain || uint32_t(w + j) < uint32_t(a.in_w), from + j * a.step, outside,
-            row + j * Channels);
-      }
-    }
+    read_row<
+        Before, columns, Numbers / Channels - Before - columns, Channels, Packed ? columns : 1>(
+        input + (h * a.in_w + w) * a.step, a.step, outside,
+        [&](int j) { return has<Checked>(w, j, a.in_w); }, row);
   }
-  // Writes a row of which the first column is w: with the channels last all columns of it, unless
-  // it is checked.
+  // Whether column j of a strip that begins at w is there.
+  template <bool Checked>
+  static MMSOFTPOOL_BODY bool has(int32_t w, int j, int32_t size_w) {
+    return (Channels > 1 && !Checked) || uint32_t(w + j) < uint32_t(size_w);
+  }
   template <bool AsPack, bool Checked, int Numbers>
-  static MMSOFTPOOL_BODY void write_row(
+  static MMSOFTPOOL_BODY void write_columns(
       const Arguments& a, const float (&row)[Numbers], T* to, int32_t w, int32_t size_w) {
-    constexpr int count = AsPack ? Numbers : Channels;
-    MMSOFTPOOL_UNROLL
-    for (int j = 0; j < Numbers / count; ++j) {
-      if (AsPack || (Channels > 1 && !Checked) || w + j < size_w) {
-        write<count>(row + j * count, to + j * a.step);
-      }
-    }
+    write_row<Channels, AsPack ? Numbers : 1>(
+        row, to, a.step, [&](int j) { return has<Checked>(w, j, size_w); });
   }
   // Moves what a window row shares with the next one to its place there.
   template <int Numbers>
@@ -181,7 +161,7 @@ struct Strip {
       float (&rows)[K][read_forward * Channels]) {
     MMSOFTPOOL_UNROLL
     for (int k = K - S; k < K; ++k) {
-      read_row<Pad, Checked>(a, input, S * oh - Pad + k, S * ow - Pad, rows[k]);
+      read_input<Pad, Checked>(a, input, S * oh - Pad + k, S * ow, rows[k]);
     }
     float highest[read_forward * Channels], result[Cols * Channels];
     find_highest(rows, highest);
@@ -190,7 +170,8 @@ struct Strip {
       const StripWindow window(a, rows, highest, S * Channels * (j / Channels) + j % Channels);
       result[j] = window.max + window.mean * window.per_sum() * a.per_log2e_alpha;
     }
-    write_row<out_packed, Checked>(a, result, output + (oh * a.out_w + ow) * a.step, ow, a.out_w);
+    write_columns<out_packed, Checked>(
+        a, result, output + (oh * a.out_w + ow) * a.step, ow, a.out_w);
     slide(rows);
   }
 
@@ -209,7 +190,7 @@ struct Strip {
     float rows[K][read_forward * Channels];
     MMSOFTPOOL_UNROLL
     for (int k = 0; k < K - S; ++k) {
-      read_row<Pad, true>(a, input, S * place.row - Pad + k, w, rows[k]);
+      read_input<Pad, true>(a, input, S * place.row - Pad + k, S * ow, rows[k]);
     }
     int32_t oh = place.row;
     while (oh < end) {
@@ -234,7 +215,7 @@ struct Strip {
     const int32_t h = S * oh - Pad;
     MMSOFTPOOL_UNROLL
     for (int k = K - S; k < K; ++k) {
-      read_row<own, Checked>(a, input, h + k, S * (ow + first) - Pad, rows[k]);
+      read_input<own, Checked>(a, input, h + k, S * ow, rows[k]);
       MMSOFTPOOL_UNROLL
       for (float& grad : grads[k]) {
         grad = 0;
@@ -287,7 +268,7 @@ struct Strip {
           row[j] = grads[k][own * Channels + j];
         }
         T* const to = grad_input + ((h + k) * a.in_w + S * ow) * a.step;
-        write_row<Packed, Checked>(a, row, to, S * ow, a.in_w);
+        write_columns<Packed, Checked>(a, row, to, S * ow, a.in_w);
       }
     }
     slide(rows);
@@ -315,7 +296,7 @@ struct Strip {
     float rows[K][read_backward * Channels], grads[K][read_backward * Channels] = {};
     MMSOFTPOOL_UNROLL
     for (int k = 0; k < K - S; ++k) {
-      read_row<own, true>(a, input, S * oh - Pad + k, w, rows[k]);
+      read_input<own, true>(a, input, S * oh - Pad + k, S * ow, rows[k]);
     }
     while (oh <= last) {
       if (oh >= 0) {

@@ -112,6 +112,66 @@ MMSOFTPOOL_BODY void write(const Number* numbers, T* to) {
   *reinterpret_cast<Pack<T, Count>*>(to) = pack;
 }
 
+// Reads a row: `Before` columns, `Columns` of which the first is at `from`, and `After`, of
+// `Channels` numbers each; `outside` where there are none. has(j) says whether column j, from the
+// first one on, is there. Packed: the `Columns` are whole, aligned packs of `Whole` numbers, which
+// are there or not; so is what lies on either side.
+template <
+    int Before, int Columns, int After, int Channels, int Whole, typename T, typename Number,
+    typename Has>
+MMSOFTPOOL_BODY void read_row(
+    const T* from, int32_t step, Number outside, const Has& has,
+    Number (&row)[(Before + Columns + After) * Channels]) {
+  if constexpr (Whole > 1) {
+    static_assert(Channels == 1);
+    const auto read = [&](auto count, int first) {
+      constexpr int Count = decltype(count)::value;
+      Number numbers[Count];
+      read_if<Count>(first == 0 || has(first), from + first, outside, numbers);
+      MMSOFTPOOL_UNROLL
+      for (int j = 0; j < Count; ++j) {
+        if (first + j >= -Before && first + j < Columns + After) {
+          row[Before + first + j] = numbers[j];
+        }
+      }
+    };
+    MMSOFTPOOL_UNROLL
+    for (int j = 0; j < Columns; j += Whole) {
+      read(std::integral_constant<int, Whole>(), j);
+    }
+    // On either side packs, of the last of which not all numbers may be needed.
+    constexpr int before = Before == 0 || Before > 2 ? Whole : Before;
+    constexpr int after = After == 0 || After > 2 ? Whole : After;
+    MMSOFTPOOL_UNROLL
+    for (int j = 0; j < Before; j += before) {
+      read(std::integral_constant<int, before>(), -j - before);
+    }
+    MMSOFTPOOL_UNROLL
+    for (int j = 0; j < After; j += after) {
+      read(std::integral_constant<int, after>(), Columns + j);
+    }
+  } else {
+    from -= int64_t(step) * Before;
+    MMSOFTPOOL_UNROLL
+    for (int j = 0; j < Before + Columns + After; ++j) {
+      read_if<Channels>(has(j - Before), from, outside, row + j * Channels);
+      from += opaque(step);
+    }
+  }
+}
+// Writes the columns of a row that are there.
+template <int Channels, int Whole, typename T, typename Number, int Numbers, typename Has>
+MMSOFTPOOL_BODY void write_row(const Number (&row)[Numbers], T* to, int32_t step, const Has& has) {
+  constexpr int count = Whole > 1 ? Whole : Channels;
+  MMSOFTPOOL_UNROLL
+  for (int j = 0; j < Numbers / count; ++j) {
+    if ((Whole > 1 && j == 0) || has(j * count / Channels)) {
+      write<count>(row + j * count, to);
+    }
+    to += Whole > 1 ? Whole : opaque(step);
+  }
+}
+
 // Which strip of columns thread i walks down, of which channel and plane, and from which row on.
 struct WalkPlace {
   int32_t row, strip;
