@@ -77,7 +77,7 @@ def build(folder, arch, every, change=None):
     sources.append(FOLDER / "machine.cpp")
 
     def compile_source(path):
-        flags = ["-std=c++17", "-O1", "-fPIC", "-mfma", "-mf16c", "-ffp-contract=off", "-w"]
+        flags = ["-std=c++17", "-O0", "-fPIC", "-mfma", "-mf16c", "-ffp-contract=off", "-w"]
         flags += [f"-I{FOLDER}", "-fno-strict-aliasing"]
         made = folder / f"{path.stem}.o"
         subprocess.run([CXX, *flags, "-c", path, "-o", made], check=True)
