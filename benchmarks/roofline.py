@@ -242,7 +242,7 @@ def _width(instruction: Instruction) -> int:
 def _describe(name: str) -> dict[str, object] | None:
     """What a kernel is, by its demangled name; None if that is not one of the operator's."""
     match = re.search(
-        r"(forward|backward)_strip_kernel<mmsoftpool::cuda::"
+        r"(forward|backward)_kernel<mmsoftpool::cuda::"
         r"Strip<(\w+), (\d), (\d), (\d), \d, (\d), (true|false)>",
         name,
     )
@@ -257,7 +257,7 @@ def _describe(name: str) -> dict[str, object] | None:
             stride=int(stride),
         )
     match = re.search(
-        r"(\w+)_ring_kernel<mmsoftpool::cuda::Ring<(\w+), (\d+), \(mmsoftpool::cuda::Access\)(\d)>",
+        r"(\w+)_kernel<mmsoftpool::cuda::Ring<(\w+), (\d+), \(mmsoftpool::cuda::Access\)(\d)>",
         name,
     )
     if match:
@@ -270,8 +270,8 @@ def _describe(name: str) -> dict[str, object] | None:
             stride=1,
             summarizes=step == "summarize",
         )
-    match = re.search(r"(\w+)_kernel<(\w+), (int|long)>", name)
-    if match is None or match.group(2) not in _DTYPES:
+    match = re.search(r"(\w+)_kernel<mmsoftpool::cuda::General<(\w+), (int|long)>", name)
+    if match is None:
         return None
     return dict(
         direction=match.group(1),

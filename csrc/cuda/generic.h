@@ -188,14 +188,6 @@ MMSOFTPOOL_BODY Window<Compute<T>> window_of(
   return window;
 }
 
-// Thread i makes output i.
-template <typename T, typename Int>
-MMSOFTPOOL_BODY void forward_generic(
-    const Indices<Int>& indices, const Exponent<Compute<T>>& exponent, const T* input, T* output,
-    Int i) {
-  output[i] = T(window_of(indices, exponent, input, output_position(indices, i)).output());
-}
-
 // How many slices a window is divided into: 1 unless taps are many and windows few.
 inline int64_t count_slices(const Pooling& pooling) {
   constexpr int64_t wanted = 1 << 18, most = 256, taps_of_slice = 32;  // threads; the last two
@@ -245,71 +237,6 @@ MMSOFTPOOL_BODY void for_each_tap_of_slice(
   }
 }
 
-// Thread i writes maximum, sum and mean of a slice to the workspace. Neighbouring threads have
-// neighbouring inputs: slices of a window, or with the channels last a slice of several windows.
-template <typename T, typename Int>
-MMSOFTPOOL_BODY void summarize_slice(
-    const Indices<Int>& indices, const Exponent<Compute<T>>& exponent, const T* input,
-    Compute<T>* workspace, Int outputs, Int slices, Int i) {
-  using A = Compute<T>;
-  const Int slice = indices.channels_last ? i / outputs : i % slices;
-  const Int output = indices.channels_last ? i % outputs : i / slices;
-  const Position<Int> position = output_position(indices, output);
-  A max = Window<A>::lowest;
-  for_each_tap_of_slice(
-      indices, input, position, slice, slices, [&](A x) { max = Window<A>::update_max(max, x); });
-  Window<A> window(exponent, max * exponent.unit);
-  for_each_tap_of_slice(indices, input, position, slice, slices, [&](A x) { window.add(x); });
-  workspace += 3 * (int64_t(output) * slices + slice);
-  workspace[0] = window.max;
-  workspace[1] = window.sum;
-  workspace[2] = window.mean;
-}
-// The window of an output from those of its slices.
-template <typename A>
-MMSOFTPOOL_BODY Window<A> merge_slices(
-    const Exponent<A>& exponent, const A* workspace, int64_t output, int64_t slices) {
-  const A* const begin = workspace + 3 * output * slices;
-  A max = Window<A>::lowest * exponent.unit;
-  for (const A* slice = begin; slice < begin + 3 * slices; slice += 3) {
-    max = Window<A>::update_max(max, slice[0]);
-  }
-  Window<A> window(exponent, max);
-  for (const A* slice = begin; slice < begin + 3 * slices; slice += 3) {
-    window.add_window(slice[0], slice[1], slice[2]);
-  }
-  return window;
-}
-template <typename T>
-MMSOFTPOOL_BODY void forward_of_slices(
-    const Exponent<Compute<T>>& exponent, const Compute<T>* workspace, T* output, int64_t slices,
-    int64_t i) {
-  output[i] = T(merge_slices(exponent, workspace, i, slices).output());
-}
-
-// The backward takes two steps, so that no two threads add to the same number. First thread i
-// writes what the gradients of the taps of window i need, three numbers, to the workspace.
-template <typename A>
-MMSOFTPOOL_BODY void write_summary(const Window<A>& window, A grad_output, A* summary) {
-  summary[0] = window.max;
-  summary[1] = window.scale(grad_output);
-  summary[2] = window.offset();
-}
-template <typename T, typename Int>
-MMSOFTPOOL_BODY void summarize_window(
-    const Indices<Int>& indices, const Exponent<Compute<T>>& exponent, const T* grad_output,
-    const T* input, Compute<T>* workspace, Int i) {
-  const auto window = window_of(indices, exponent, input, output_position(indices, i));
-  write_summary(window, Compute<T>(grad_output[i]), workspace + 3 * int64_t(i));
-}
-template <typename T>
-MMSOFTPOOL_BODY void summarize_slices(
-    const Exponent<Compute<T>>& exponent, const T* grad_output, const Compute<T>* slices_of_windows,
-    Compute<T>* workspace, int64_t slices, int64_t i) {
-  const auto window = merge_slices(exponent, slices_of_windows, i, slices);
-  write_summary(window, Compute<T>(grad_output[i]), workspace + 3 * i);
-}
-
 // The outputs o of an axis that have input i as a tap are those of a range with
 // (i + padding - o * stride) divisible by the dilation. In adaptive pooling o and i change places:
 // from o in / out < i + 1 and (o + 1) in / out > i.
@@ -331,39 +258,126 @@ MMSOFTPOOL_BODY bool is_tap(const IndexAxis<Int>& axis, Int o, Int i) {
   return axis.dilation == 1 || (i - axis.first_input(o)) % axis.dilation == 0;
 }
 
-// Then thread i gathers the gradient of input i from the windows around it.
-template <typename T, typename Int>
-MMSOFTPOOL_BODY void backward_generic(
-    const Indices<Int>& indices, const Exponent<Compute<T>>& exponent, const Compute<T>* workspace,
-    const T* input, T* grad_input, Int i) {
+template <typename T, typename Integer>
+struct General {
   using A = Compute<T>;
-  const Position<Int> position = input_position(indices, i);
-  const Range<Int> rd = outputs_around(indices.depth, position.d);
-  const Range<Int> rh = outputs_around(indices.height, position.h);
-  const Range<Int> rw = outputs_around(indices.width, position.w);
-  const A x = A(input[i]);
-  A grad = 0;
-  const int64_t step = 3 * int64_t(column_step(indices));
-  Position<Int> first;
-  first.p = position.p;
-  first.w = rw.begin;
-  for (first.d = rd.begin; first.d < rd.end; ++first.d) {
-    for (first.h = rh.begin; first.h < rh.end; ++first.h) {
-      if (!is_tap(indices.depth, first.d, position.d) ||
-          !is_tap(indices.height, first.h, position.h)) {
-        continue;
-      }
-      const A* summary = workspace + 3 * int64_t(output_offset(indices, first));
-      for (Int w = rw.begin; w < rw.end; ++w) {
-        if (is_tap(indices.width, w, position.w)) {
-          const Window<A> window(exponent, summary[0]);
-          grad += summary[1] * window.share(x, summary[2], indices.gradient);
+  using Int = Integer;
+  static constexpr bool two_steps = true, has_slices = true;
+
+  struct Arguments {
+    Indices<Int> indices;
+    Exponent<A> exponent;
+    Int outputs, slices;
+    A* slices_of_windows;  // for more than one: the maximum, the sum and the mean of each
+    int64_t threads;
+  };
+  static Arguments arguments(const Pooling& pooling, int64_t threads) {
+    const int64_t outputs = pooling.planes() * pooling.out_plane();
+    return {
+        Indices<Int>(pooling),
+        make_exponent<A>(pooling),
+        Int(outputs),
+        Int(count_slices(pooling)),
+        nullptr,
+        threads};
+  }
+  static Arguments forward_arguments(const Pooling& pooling, int64_t = 0) {
+    return arguments(pooling, pooling.planes() * pooling.out_plane());
+  }
+  static Arguments backward_arguments(const Pooling& pooling, int64_t = 0) {
+    return arguments(pooling, pooling.planes() * pooling.in_plane());
+  }
+  static int64_t batch(const Pooling& pooling) { return pooling.batch; }
+  static int64_t workspace(const Pooling& pooling) {
+    return 3 * pooling.planes() * pooling.out_plane();
+  }
+
+  // Thread i summarizes a slice. Neighbouring threads have neighbouring inputs: slices of a window,
+  // or with the channels last a slice of several windows.
+  static MMSOFTPOOL_BODY void summarize_slice(const Arguments& a, const T* input, Int i) {
+    const Int slice = a.indices.channels_last ? i / a.outputs : i % a.slices;
+    const Int output = a.indices.channels_last ? i % a.outputs : i / a.slices;
+    const Position<Int> position = output_position(a.indices, output);
+    A max = Window<A>::lowest;
+    for_each_tap_of_slice(a.indices, input, position, slice, a.slices, [&](A x) {
+      max = Window<A>::update_max(max, x);
+    });
+    Window<A> window(a.exponent, max * a.exponent.unit);
+    for_each_tap_of_slice(a.indices, input, position, slice, a.slices, [&](A x) { window.add(x); });
+    A* const numbers = a.slices_of_windows + 3 * (int64_t(output) * a.slices + slice);
+    numbers[0] = window.max;
+    numbers[1] = window.sum;
+    numbers[2] = window.mean;
+  }
+  // The window of output i, from those of its slices if there are any.
+  static MMSOFTPOOL_BODY Window<A> find_window(const Arguments& a, const T* input, Int i) {
+    const Position<Int> position = output_position(a.indices, i);
+    const A* const begin = a.slices_of_windows + 3 * int64_t(i) * a.slices;
+    const A* const end = begin + (a.slices > 1 ? 3 * int64_t(a.slices) : 0);
+    A max = Window<A>::lowest;
+    if (a.slices == 1) {
+      for_each_tap(a.indices, input, position, [&](A x) { max = Window<A>::update_max(max, x); });
+    }
+    max *= a.exponent.unit;
+    for (const A* slice = begin; slice < end; slice += 3) {
+      max = Window<A>::update_max(max, slice[0]);
+    }
+    Window<A> window(a.exponent, max);
+    if (a.slices == 1) {
+      for_each_tap(a.indices, input, position, [&](A x) { window.add(x); });
+    }
+    for (const A* slice = begin; slice < end; slice += 3) {
+      window.add_window(slice[0], slice[1], slice[2]);
+    }
+    return window;
+  }
+
+  static MMSOFTPOOL_BODY void forward(const Arguments& a, const T* input, T* output, Int i) {
+    output[i] = T(find_window(a, input, i).output());
+  }
+
+  // The backward takes two steps, so that no two threads add to the same number. First thread i
+  // writes what the gradients of the taps of window i need, three numbers, to the workspace.
+  static MMSOFTPOOL_BODY void summarize(
+      const Arguments& a, const T* grad_output, const T* input, A* workspace, Int i) {
+    const Window<A> window = find_window(a, input, i);
+    workspace += 3 * int64_t(i);
+    workspace[0] = window.max;
+    workspace[1] = window.scale(A(grad_output[i]));
+    workspace[2] = window.offset();
+  }
+  // Then thread i gathers the gradient of input i from the windows around it.
+  static MMSOFTPOOL_BODY void backward(
+      const Arguments& a, const A* workspace, const T* input, T* grad_input, Int i) {
+    const Indices<Int>& indices = a.indices;
+    const Position<Int> position = input_position(indices, i);
+    const Range<Int> rd = outputs_around(indices.depth, position.d);
+    const Range<Int> rh = outputs_around(indices.height, position.h);
+    const Range<Int> rw = outputs_around(indices.width, position.w);
+    const A x = A(input[i]);
+    A grad = 0;
+    const int64_t step = 3 * int64_t(column_step(indices));
+    Position<Int> first;
+    first.p = position.p;
+    first.w = rw.begin;
+    for (first.d = rd.begin; first.d < rd.end; ++first.d) {
+      for (first.h = rh.begin; first.h < rh.end; ++first.h) {
+        if (!is_tap(indices.depth, first.d, position.d) ||
+            !is_tap(indices.height, first.h, position.h)) {
+          continue;
         }
-        summary += step;
+        const A* summary = workspace + 3 * int64_t(output_offset(indices, first));
+        for (Int w = rw.begin; w < rw.end; ++w) {
+          if (is_tap(indices.width, w, position.w)) {
+            const Window<A> window(a.exponent, summary[0]);
+            grad += summary[1] * window.share(x, summary[2], indices.gradient);
+          }
+          summary += step;
+        }
       }
     }
+    grad_input[i] = T(grad);
   }
-  grad_input[i] = T(grad);
-}
+};
 
 }  // namespace mmsoftpool::cuda

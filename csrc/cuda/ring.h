@@ -10,9 +10,8 @@
 // and then over the last K rows.
 #pragma once
 
-#include <algorithm>
-
-#include "pack.h"
+#include "generic.h"
+#include "walk.h"
 
 namespace mmsoftpool::cuda {
 
@@ -73,22 +72,28 @@ MMSOFTPOOL_BODY void add_columns(const float (&x)[N + K - 1], float (&sums)[N]) 
       sums[j] = x[j % 2 == 0 ? j : j + 2] + (x[even + 1] + x[even + 2]);
     }
   } else {
-    float shared = x[N - 1];
+    // Four windows, or eight, share the columns in the middle.
+    constexpr int group = N > K ? 4 : N;
+    static_assert(group <= K && N % group == 0);
     MMSOFTPOOL_UNROLL
-    for (int j = N; j < K; ++j) {
-      shared += x[j];
-    }
-    float left = 0, right = 0;
-    sums[N - 1] = shared;
-    MMSOFTPOOL_UNROLL
-    for (int j = N - 2; j >= 0; --j) {
-      left = j == N - 2 ? x[j] : x[j] + left;
-      sums[j] = left + shared;
-    }
-    MMSOFTPOOL_UNROLL
-    for (int j = 1; j < N; ++j) {
-      right = j == 1 ? x[K] : right + x[K - 1 + j];
-      sums[j] += right;
+    for (int begin = 0; begin < N; begin += group) {
+      const float* const columns = x + begin;
+      float shared = columns[group - 1], left = 0, right = 0;
+      MMSOFTPOOL_UNROLL
+      for (int j = group; j < K; ++j) {
+        shared += columns[j];
+      }
+      sums[begin + group - 1] = shared;
+      MMSOFTPOOL_UNROLL
+      for (int j = group - 2; j >= 0; --j) {
+        left = j == group - 2 ? columns[j] : columns[j] + left;
+        sums[begin + j] = left + shared;
+      }
+      MMSOFTPOOL_UNROLL
+      for (int j = 1; j < group; ++j) {
+        right = j == 1 ? columns[K] : right + columns[K - 1 + j];
+        sums[begin + j] += right;
+      }
     }
   }
 }
@@ -98,74 +103,12 @@ MMSOFTPOOL_BODY void add_columns(const float (&x)[N + K - 1], float (&sums)[N]) 
 // number, in any layout; inside a plane, where all columns are there, without looking.
 enum class Access { packs, numbers, inside };
 
-template <int K>
-struct RingArguments {
-  static constexpr int cols = 4, half = K / 2;
-
+struct RingArguments : WalkArguments {
   Exponent<float> exponent;
-  float per_log2e_alpha;
-  float slope;  // d log(2^t) / dt for the exact gradient, 0 for the paper's
-  Gradient gradient;
-  int32_t in_h, in_w, out_h, out_w;
-  int32_t shift_h, shift_w;          // of the middle of the first window
-  int32_t step;                      // from a column to the next
-  uint32_t channels, strips, parts;  // of an image or plane
-  int32_t rows;                      // that a thread walks down
-  int64_t in_size, out_size;         // from an image or plane to the next
-  int64_t outputs, threads;
-
-  RingArguments(const Pooling& pooling, int64_t rows)
-      : exponent(make_exponent<float>(pooling)),
-        per_log2e_alpha(1 / exponent.log2e_alpha_per_unit),
-        slope(pooling.gradient == Gradient::exact ? 0.6931472f : 0.0f),
-        gradient(pooling.gradient),
-        in_h(static_cast<int32_t>(pooling.height.in)),
-        in_w(static_cast<int32_t>(pooling.width.in)),
-        out_h(static_cast<int32_t>(pooling.height.out)),
-        out_w(static_cast<int32_t>(pooling.width.out)),
-        shift_h(half - static_cast<int32_t>(pooling.height.padding)),
-        shift_w(half - static_cast<int32_t>(pooling.width.padding)),
-        step(pooling.layout == Layout::channels_last ? static_cast<int32_t>(pooling.channels) : 1),
-        channels(static_cast<uint32_t>(step)),
-        strips(static_cast<uint32_t>((in_w + cols - 1) / cols)),
-        parts(static_cast<uint32_t>((in_h + rows - 1) / rows)),
-        rows(static_cast<int32_t>(rows)),
-        in_size(pooling.in_plane() * step),
-        out_size(pooling.out_plane() * step),
-        outputs(pooling.planes() * pooling.out_plane()),
-        threads(pooling.planes() * strips * parts) {}
-
-  // With so many rows a thread that there are enough threads to fill any GPU, but not fewer than K:
-  // the K - 1 rows above and below are read by the neighbours as well.
-  static RingArguments of(const Pooling& pooling) {
-    constexpr int64_t wanted = 1 << 17;
-    int64_t parts = (pooling.height.in + 8 * K - 9) / (8 * K - 8);
-    const int64_t threads = RingArguments(pooling, pooling.height.in).threads;
-    while (threads * parts < wanted && pooling.height.in / (2 * parts) >= K) {
-      parts *= 2;
-    }
-    return RingArguments(pooling, (pooling.height.in + parts - 1) / parts);
-  }
-
-  static bool fits(const Pooling& pooling) {
-    const int64_t step = pooling.layout == Layout::channels_last ? pooling.channels : 1;
-    const int64_t beyond = 4 * K;  // columns and rows whose offsets are computed, not read
-    for (const Axis* axis : {&pooling.height, &pooling.width}) {
-      if (axis->kernel_size != K || axis->stride != 1 || axis->dilation != 1 || axis->in < 1 ||
-          axis->out < 1 || axis->in > INT32_MAX / 8) {
-        return false;
-      }
-    }
-    // An alpha near 0 has a unit of its own, see Exponent.
-    return pooling.depth.in == 1 && pooling.depth.out == 1 && pooling.depth.kernel_size == 1 &&
-           make_exponent<float>(pooling).unit == 1 &&
-           (pooling.height.in + beyond) <= INT32_MAX / (pooling.width.in + beyond) / step &&
-           RingArguments(pooling, 1).threads <= UINT32_MAX;
-  }
-  static bool has_packs(const Pooling& pooling, bool aligned) {
-    return aligned && pooling.layout == Layout::contiguous && pooling.width.in % cols == 0 &&
-           pooling.width.out == pooling.width.in && pooling.width.padding == half;
-  }
+  Indices<int32_t> indices;  // of an image or plane
+  int32_t in_row, out_row;   // from a row to the next
+  int32_t shift_h, shift_w;  // of the middle of the first window
+  int64_t outputs;
 };
 
 // Rows and columns are those of the input; a window has that of its middle.
@@ -173,27 +116,86 @@ template <typename T, int K, Access access>
 struct Ring {
   static_assert(sizeof(T) <= 4 && K % 2 == 1 && K <= 13);
 
-  using Arguments = RingArguments<K>;
-  static constexpr int kernel_size = K;
-  static constexpr int cols = Arguments::cols, half = Arguments::half;
+  using Arguments = RingArguments;
+  using Int = uint32_t;
+  static constexpr bool two_steps = K > 3, has_slices = false;
+  static constexpr int half = K / 2, whole_pack = access == Access::packs ? 4 : 1;
+  // As many as registers allow: what neighbours share is computed once.
+  static constexpr int cols = K <= 7 || (K == 9 && sizeof(T) == 2) ? 8 : 4;
   static constexpr bool Packed = access == Access::packs, Inside = access == Access::inside;
   static constexpr float nan = std::numeric_limits<float>::quiet_NaN();
 
-  // Which rows and columns thread i has, and where its plane begins.
+  // The exact gradient of input i is, with its power p_i = 2^(v_i) and the sum S and mean logarithm
+  // m of the powers of each window around it, the sum of g p_i / S (1 + slope (v_i - m)), which is
+  // p_i (a + b v_i) with the sums of the windows' a and b. For a window out of range a is NaN.
+  struct alignas(8) TwoSums {
+    float a, b;
+  };
+
+  // A thread walks down `rows` rows; 0 for a number that suits the GPU, but not fewer than K: the
+  // K - 1 rows above and below are read by the neighbours as well.
+  static Arguments forward_arguments(const Pooling& pooling, int64_t rows = 0) {
+    const int64_t strips = (pooling.width.in + cols - 1) / cols, height = pooling.height.in;
+    if (rows == 0) {
+      rows = choose_rows(pooling.planes() * strips, height, K, 8 * K - 8, 1 << 17);
+    }
+    const WalkArguments walk(pooling, 1, strips, height, rows);
+    return {
+        walk,
+        make_exponent<float>(pooling),
+        Indices<int32_t>(pooling),
+        walk.in_w * walk.step,
+        walk.out_w * walk.step,
+        half - static_cast<int32_t>(pooling.height.padding),
+        half - static_cast<int32_t>(pooling.width.padding),
+        pooling.planes() * pooling.out_plane()};
+  }
+  static Arguments backward_arguments(const Pooling& pooling, int64_t rows = 0) {
+    return forward_arguments(pooling, rows);
+  }
+  // How many images, or planes if the tensor is contiguous, a backward of two steps does at once:
+  // so many that the workspace of the windows, four numbers each, stays in the GPU's cache.
+  static int64_t batch(const Pooling& pooling) {
+    constexpr int64_t outputs = 1 << 21;
+    return std::max<int64_t>(1, outputs / (pooling.channels * pooling.out_plane()));
+  }
+  static int64_t workspace(const Pooling& pooling) {
+    return two_steps ? 4 * pooling.planes() * pooling.out_plane() : 0;
+  }
+
+  static bool fits(const Pooling& pooling) {
+    for (const Axis* axis : {&pooling.height, &pooling.width}) {
+      if (axis->kernel_size != K || axis->stride != 1 || axis->dilation != 1 || axis->in < 1 ||
+          axis->out < 1) {
+        return false;
+      }
+    }
+    Pooling image = pooling;
+    image.batch = 1;
+    image.channels = pooling.layout == Layout::channels_last ? pooling.channels : 1;
+    constexpr int64_t longest = INT32_MAX / sizeof(TwoSums);
+    return fits_32_bits(image) && pooling.width.in * image.channels <= longest &&
+           pooling.width.out * image.channels <= longest &&
+           forward_arguments(pooling, 1).threads <= UINT32_MAX;
+  }
+  static bool has_packs(const Pooling& pooling, bool aligned) {
+    return aligned && pooling.layout == Layout::contiguous && pooling.width.in % whole_pack == 0 &&
+           pooling.width.out == pooling.width.in && pooling.width.padding == half;
+  }
+
+  // Which rows and columns thread i has. `input` and `output` are where its first column is in
+  // row 0, also if no window is there.
   struct Place {
     int32_t begin, end, w;
     int64_t input, output;
 
     MMSOFTPOOL_BODY Place(const Arguments& a, uint32_t i) {
-      const uint32_t c = i % a.channels;
-      i /= a.channels;
-      w = static_cast<int32_t>(i % a.strips) * cols;
-      i /= a.strips;
-      begin = static_cast<int32_t>(i % a.parts) * a.rows;
+      const WalkPlace place = a.find_place(i, 1);
+      w = place.strip * cols;
+      begin = place.row;
       end = begin + a.rows < a.in_h ? begin + a.rows : a.in_h;
-      i /= a.parts;
-      input = i * a.in_size + c;
-      output = i * a.out_size + c;
+      input = place.input + int64_t(w) * a.step;
+      output = place.output + int64_t(w - a.shift_w) * a.step - int64_t(a.shift_h) * a.out_row;
     }
 
     // Whether all columns that the thread reads and writes are there.
@@ -204,106 +206,40 @@ struct Ring {
     }
   };
 
-  // Offsets of an element in a plane of the input, and of the output; whether the latter has it.
-  static MMSOFTPOOL_BODY int32_t input_at(const Arguments& a, int32_t h, int32_t w) {
-    return (h * a.in_w + w) * (Packed ? 1 : a.step);
+  // Row h, from where row 0 is. One multiplication of 32 bits to 64.
+  template <typename E>
+  static MMSOFTPOOL_BODY E* find(E* from, int32_t row, int32_t h) {
+    using Byte = std::conditional_t<std::is_const_v<E>, const char, char>;
+    return reinterpret_cast<E*>(
+        reinterpret_cast<Byte*>(from) + int64_t(h) * (row * int32_t(sizeof(E))));
   }
-  static MMSOFTPOOL_BODY int32_t output_at(const Arguments& a, int32_t h, int32_t w) {
-    return Packed ? (h - a.shift_h) * a.in_w + w
-                  : ((h - a.shift_h) * a.out_w + w - a.shift_w) * a.step;
-  }
-  static MMSOFTPOOL_BODY bool has_output_row(const Arguments& a, int32_t h) {
-    return uint32_t(h - a.shift_h) < uint32_t(a.out_h);
+  static MMSOFTPOOL_BODY bool has_input(const Arguments& a, int32_t w) {
+    return Inside || uint32_t(w) < uint32_t(a.in_w);
   }
   static MMSOFTPOOL_BODY bool has_output(const Arguments& a, int32_t w) {
-    return Inside ||
-           (Packed ? uint32_t(w) < uint32_t(a.in_w) : uint32_t(w - a.shift_w) < uint32_t(a.out_w));
+    return Inside || (Packed ? has_input(a, w) : uint32_t(w - a.shift_w) < uint32_t(a.out_w));
   }
 
-  // Reads `Count` neighbours if they are inside.
-  template <int Count, typename E>
-  static MMSOFTPOOL_BODY void read_if(bool inside, const E* from, float outside, float* numbers) {
-    MMSOFTPOOL_UNROLL
-    for (int j = 0; j < Count; ++j) {
-      numbers[j] = outside;
-    }
-    if (inside) {
-      const Pack<E, Count> pack = *reinterpret_cast<const Pack<E, Count>*>(from);
-      unpack(pack, numbers);
-    }
-  }
-  // Reads the four columns of which the first is at `from`, and `Beside` on either side; `outside`
-  // where there are none. has(j) says whether column j, from the first one on, is there.
-  template <int Beside, typename E, typename Has>
-  static MMSOFTPOOL_BODY void read_row(
-      const Arguments& a, const E* from, float outside, const Has& has,
-      float (&row)[cols + 2 * Beside]) {
-    if constexpr (Packed) {
-      // On either side a pack, of which one or two numbers may do, and some of another one.
-      constexpr int near = Beside < cols ? Beside : cols, far = Beside - near;
-      constexpr int pack = near == 3 ? 4 : near;
-      read_if<cols>(true, from, outside, row + Beside);
-      if constexpr (near > 0) {
-        float left[pack], right[pack];
-        read_if<pack>(has(-1), from - pack, outside, left);
-        read_if<pack>(has(cols), from + cols, outside, right);
-        MMSOFTPOOL_UNROLL
-        for (int j = 0; j < near; ++j) {
-          row[far + j] = left[pack - near + j];
-          row[Beside + cols + j] = right[j];
-        }
-      }
-      if constexpr (far > 0) {
-        static_assert(far <= 2);
-        read_if<far>(has(-cols - 1), from - cols - far, outside, row);
-        read_if<far>(has(2 * cols), from + 2 * cols, outside, row + Beside + 2 * cols);
-      }
-    } else {
-      MMSOFTPOOL_UNROLL
-      for (int j = -Beside; j < cols + Beside; ++j) {
-        read_if<1>(has(j), from + int64_t(a.step) * j, outside, row + Beside + j);
-      }
-    }
-  }
+  // Reads the thread's columns of row h and `Beside` on either side.
   template <int Beside>
   static MMSOFTPOOL_BODY void read_input(
-      const Arguments& a, const T* plane, int32_t h, int32_t w, float outside,
+      const Arguments& a, const T* input, int32_t h, int32_t w, float outside,
       float (&row)[cols + 2 * Beside]) {
-    read_row<Beside>(
-        a, plane + input_at(a, h, w), outside,
-        [&](int j) { return Inside || uint32_t(w + j) < uint32_t(a.in_w); }, row);
+    read_row<Beside, cols, Beside, 1, whole_pack>(
+        find(input, a.in_row, h), a.step, outside, [&](int j) { return has_input(a, w + j); }, row);
   }
-  template <int Beside, typename E>
+  template <int Beside, typename E, typename Number>
   static MMSOFTPOOL_BODY void read_output(
-      const Arguments& a, const E* plane, int32_t h, int32_t w, float (&row)[cols + 2 * Beside]) {
-    read_row<Beside>(
-        a, plane + output_at(a, h, w), 0, [&](int j) { return has_output(a, w + j); }, row);
+      const Arguments& a, const E* plane, int32_t h, int32_t w, Number (&row)[cols + 2 * Beside]) {
+    read_row<Beside, cols, Beside, 1, whole_pack>(
+        find(plane, a.out_row, h), a.step, Number(), [&](int j) { return has_output(a, w + j); },
+        row);
   }
-  // Writes the columns of which the first is at `to`, if there are any.
-  template <typename E, typename Has>
-  static MMSOFTPOOL_BODY void write_row(
-      const Arguments& a, const float (&row)[cols], E* to, const Has& has) {
-    if constexpr (Packed) {
-      Pack<E, cols> pack;
-      pack_numbers<cols>(row, pack);
-      *reinterpret_cast<Pack<E, cols>*>(to) = pack;
-    } else {
-      MMSOFTPOOL_UNROLL
-      for (int j = 0; j < cols; ++j) {
-        if (has(j)) {
-          to[int64_t(a.step) * j] = E(row[j]);
-        }
-      }
-    }
-  }
-  template <typename E>
+  template <typename E, typename Number>
   static MMSOFTPOOL_BODY void write_output(
-      const Arguments& a, const float (&row)[cols], int32_t h, int32_t w, E* plane) {
-    write_row(a, row, plane + output_at(a, h, w), [&](int j) { return has_output(a, w + j); });
-  }
-  static MMSOFTPOOL_BODY void write_input(
-      const Arguments& a, const float (&row)[cols], int32_t h, int32_t w, T* plane) {
-    write_row(a, row, plane + input_at(a, h, w), [&](int j) { return Inside || w + j < a.in_w; });
+      const Arguments& a, const Number (&row)[cols], int32_t h, int32_t w, E* plane) {
+    write_row<1, whole_pack>(
+        row, find(plane, a.out_row, h), a.step, [&](int j) { return has_output(a, w + j); });
   }
 
   // From inputs to the logarithms of their powers.
@@ -312,39 +248,53 @@ struct Ring {
     float log2;     // of the powers
     float outside;  // an input of a power of 0
 
-    // The largest of some inputs in rows [begin, end), as near to the windows' as may be.
+    // From the largest of some inputs in three of the rows [begin, end), as near to the windows' as
+    // may be: for windows of few inputs the mean of the three.
     MMSOFTPOOL_BODY
-    Reference(const Arguments& a, const T* plane, int32_t begin, int32_t end, int32_t w) {
-      float x = -std::numeric_limits<float>::infinity();
+    Reference(const Arguments& a, const T* input, int32_t begin, int32_t end, int32_t w) {
+      float max[3], x = -std::numeric_limits<float>::infinity();
       const int32_t rows[] = {begin, (begin + end) / 2, end - 1};
       MMSOFTPOOL_UNROLL
-      for (const int32_t h : rows) {
+      for (int k = 0; k < 3; ++k) {
         float row[cols];
-        read_input<0>(a, plane, h, w, x, row);
-        x = fmaxf(fmaxf(fmaxf(row[0], row[1]), fmaxf(row[2], row[3])), x);
+        read_input<0>(a, input, rows[k], w, -std::numeric_limits<float>::infinity(), row);
+        max[k] = row[0];
+        MMSOFTPOOL_UNROLL
+        for (int j = 1; j < cols; ++j) {
+          max[k] = fmaxf(max[k], row[j]);
+        }
+        x = fmaxf(x, max[k]);
       }
+      const float mean = (max[0] + max[1] + max[2]) / 3;
+      x = K == 3 && is_finite(mean) ? mean : x;
       x = is_finite(x) ? x : 0;
-      log2 = x * a.exponent.log2e_alpha_per_unit;
-      scale = fabsf(log2) <= 0x1p20f ? a.exponent.log2e_alpha_per_unit : nan;
+      log2 = x * a.log2e_alpha;
+      scale = fabsf(log2) <= 0x1p20f ? a.log2e_alpha : nan;
       outside = x - 200 * a.per_log2e_alpha;
     }
     MMSOFTPOOL_BODY float logarithm(float x) const { return std::fma(x, scale, -log2); }
   };
   // For what one thread does from input to result, and for what the neighbours do with its sums.
   static MMSOFTPOOL_BODY Reference
-  own_reference(const Arguments& a, const T* plane, const Place& place) {
-    return Reference(a, plane, place.begin, place.end, place.w);
+  own_reference(const Arguments& a, const T* input, const Place& place) {
+    return Reference(a, input, place.begin, place.end, place.w);
   }
-  static MMSOFTPOOL_BODY Reference common_reference(const Arguments& a, const T* plane) {
-    return Reference(a, plane, 0, a.in_h, a.in_w / 2 / cols * cols);
+  static MMSOFTPOOL_BODY Reference
+  common_reference(const Arguments& a, const T* input, const Place& place) {
+    const int32_t w = a.in_w / 2 / cols * cols;
+    return Reference(a, input + int64_t(w - place.w) * a.step, 0, a.in_h, w);
   }
   static MMSOFTPOOL_BODY bool is_finite(float x) {
     return fabsf(x) <= std::numeric_limits<float>::max();
   }
+  // NaN from the first number on that is not finite.
+  static MMSOFTPOOL_BODY void check(float number, float& checked) {
+    checked = std::fma(number, 0.0f, checked);
+  }
   // Whether taps of a power of 0 do not count in a sum of powers, and whether it has a reciprocal.
   // Logarithms have rounding errors in proportion to them.
   static MMSOFTPOOL_BODY bool is_in_range(float sum) {
-    constexpr float range = K == 3 ? 0x1p40f : 0x1p88f;
+    constexpr float range = K == 3 ? 0x1p24f : 0x1p40f;
     return (sum >= 1 / range) & (sum <= range);
   }
 
@@ -353,10 +303,10 @@ struct Ring {
   // logarithms (for differences of inputs).
   template <bool TimesInput, int N>
   static MMSOFTPOOL_BODY void add_powers(
-      const Arguments& a, const Reference& reference, const T* plane, int32_t h, int32_t w,
+      const Arguments& a, const Reference& reference, const T* input, int32_t h, int32_t w,
       float (&sums)[N], float (&means)[N]) {
     float x[N + K - 1], powers[N + K - 1];
-    read_input<(N + K - 1 - cols) / 2>(a, plane, h, w, reference.outside, x);
+    read_input<(N + K - 1 - cols) / 2>(a, input, h, w, reference.outside, x);
     MMSOFTPOOL_UNROLL
     for (int j = 0; j < N + K - 1; ++j) {
       const float v = reference.logarithm(x[j]);
@@ -367,76 +317,69 @@ struct Ring {
     add_columns<K>(x, means);
   }
 
-  // Walks down to the last row that windows of rows [begin, end) reach. add(h, sums, means) gives
-  // the sums over the columns of a row; finish(h, sums, means) gets those over K rows around row h.
-  template <int N, typename Has, typename Add, typename Finish>
-  static MMSOFTPOOL_BODY void walk(
-      int32_t begin, int32_t end, const Has& has, const Add& add, const Finish& finish) {
+  // Rows [begin, end).
+  struct Rows {
+    int32_t begin, end;
+
+    MMSOFTPOOL_BODY bool has(int32_t h) const {
+      return uint32_t(h - begin) < uint32_t(end - begin);
+    }
+  };
+  static MMSOFTPOOL_BODY Rows cut(Rows rows, int32_t begin, int32_t end) {
+    rows.begin = rows.begin > begin ? rows.begin : begin;
+    rows.end = rows.end < end ? rows.end : end;
+    rows.end = rows.end > rows.begin ? rows.end : rows.begin;
+    return rows;
+  }
+  static MMSOFTPOOL_BODY Rows input_rows(const Arguments& a, Rows rows) {
+    return cut(rows, 0, a.in_h);
+  }
+  static MMSOFTPOOL_BODY Rows output_rows(const Arguments& a, Rows rows) {
+    return cut(rows, a.shift_h, a.shift_h + a.out_h);
+  }
+
+  // Gives finish(h, sums, means) the sums over K rows around each of `rows`, of what add(h, sums,
+  // means) gives for the rows that are among `all`.
+  template <int N, typename Add, typename Finish>
+  static MMSOFTPOOL_BODY void walk(Rows rows, Rows all, const Add& add, const Finish& finish) {
     RowSums<K, N> all_sums, all_means;
-    const int32_t last = end + half;
     MMSOFTPOOL_NO_UNROLL
-    for (int32_t turn = begin > half ? begin - half : 0; turn < last; turn += K) {
+    for (int32_t turn = rows.begin - half; turn < rows.end + half; turn += K) {
       all_sums.start_turn();
       all_means.start_turn();
       MMSOFTPOOL_UNROLL
       for (int k = 0; k < K; ++k) {
-        const int32_t h = turn + k;
         float sums[N] = {}, means[N] = {};
-        if (h < last && has(h)) {
-          add(h, sums, means);
+        if (all.has(turn + k)) {
+          add(turn + k, sums, means);
         }
         all_sums.add(k, sums);
         all_means.add(k, means);
-        if (h - half >= begin && h < last) {
-          finish(h - half, sums, means);
+        if (rows.has(turn + k - half)) {
+          finish(turn + k - half, sums, means);
         }
       }
     }
   }
 
-  // The window in the middle of which is (h, w), in the way of generic.h.
+  // Calls visit(h, j) for column j of the thread in each of `rows`.
+  template <typename Visit>
+  static MMSOFTPOOL_BODY void for_each_element(Rows rows, const Visit& visit) {
+    MMSOFTPOOL_NO_UNROLL
+    for (int32_t h = rows.begin; h < rows.end; ++h) {
+      MMSOFTPOOL_NO_UNROLL
+      for (int32_t j = 0; j < cols; ++j) {
+        visit(h, j);
+      }
+    }
+  }
+  // The window in the middle of which is (h, w), in the way of generic.h. `input` is where column
+  // `from` is.
   static MMSOFTPOOL_BODY Window<float> general_window(
-      const Arguments& a, const T* plane, int32_t h, int32_t w) {
-    const auto for_each_tap = [&](const auto& visit) {
-      MMSOFTPOOL_NO_UNROLL
-      for (int32_t i = h > half ? h - half : 0; i <= h + half && i < a.in_h; ++i) {
-        MMSOFTPOOL_NO_UNROLL
-        for (int32_t j = w > half ? w - half : 0; j <= w + half && j < a.in_w; ++j) {
-          visit(float(plane[input_at(a, i, j)]));
-        }
-      }
-    };
-    float max = Window<float>::lowest;
-    for_each_tap([&](float x) { max = Window<float>::update_max(max, x); });
-    Window<float> window(a.exponent, max);
-    for_each_tap([&](float x) { window.add(x); });
-    return window;
-  }
-  // Calls visit(h, w) for the windows around input (h, w).
-  template <typename Visit>
-  static MMSOFTPOOL_BODY void for_each_window(
-      const Arguments& a, int32_t h, int32_t w, const Visit& visit) {
-    MMSOFTPOOL_NO_UNROLL
-    for (int32_t i = h - half; i <= h + half; ++i) {
-      MMSOFTPOOL_NO_UNROLL
-      for (int32_t j = w - half; j <= w + half; ++j) {
-        if (has_output_row(a, i) && has_output(a, j)) {
-          visit(i, j);
-        }
-      }
-    }
-  }
-  // Calls visit(h, w) for all elements of a thread.
-  template <typename Visit>
-  static MMSOFTPOOL_BODY void for_each_element(
-      const Arguments& a, const Place& place, const Visit& visit) {
-    MMSOFTPOOL_NO_UNROLL
-    for (int32_t h = place.begin; h < place.end; ++h) {
-      MMSOFTPOOL_NO_UNROLL
-      for (int32_t w = place.w; w < place.w + cols && w < a.in_w; ++w) {
-        visit(h, w);
-      }
-    }
+      const Arguments& a, const T* input, int32_t from, int32_t h, int32_t w) {
+    return window_of(
+        a.indices, a.exponent, input - int64_t(from) * a.step,
+        Position<int32_t>{0, 0, h - a.shift_h, w - a.shift_w});
   }
 
   static MMSOFTPOOL_BODY void forward(const Arguments& a, const T* input, T* output, uint32_t i) {
@@ -444,16 +387,14 @@ struct Ring {
     input += place.input;
     output += place.output;
     const Reference reference = own_reference(a, input, place);
-    bool is_wrong = false;
+    const Rows rows = output_rows(a, {place.begin, place.end});
+    float checked = 0;
     walk<cols>(
-        place.begin, place.end, [&](int32_t h) { return h < a.in_h; },
+        rows, input_rows(a, {rows.begin - half, rows.end + half}),
         [&](int32_t h, float (&sums)[cols], float (&means)[cols]) {
           add_powers<true>(a, reference, input, h, place.w, sums, means);
         },
         [&](int32_t h, float (&sums)[cols], float (&means)[cols]) {
-          if (!has_output_row(a, h)) {
-            return;
-          }
           float middle[cols];
           if (sizeof(T) == 4) {
             read_input<0>(a, input, h, place.w, 0, middle);
@@ -461,35 +402,29 @@ struct Ring {
           MMSOFTPOOL_UNROLL
           for (int j = 0; j < cols; ++j) {
             float y = means[j] * reciprocal(sums[j]);
-            const bool is_right = is_in_range(sums[j]) & is_finite(y);
             if (sizeof(T) == 4) {
               // Within the rounding error of the middle input it is that: a window of one value.
-              y = fabsf(y - middle[j]) <= 0x1p-21f * fabsf(middle[j]) ? middle[j] : y;
+              y = are_close(y, middle[j]) ? middle[j] : y;
             }
-            means[j] = is_right ? y : nan;
-            is_wrong |= !is_right;
+            means[j] = is_in_range(sums[j]) ? y : nan;
+            if (has_output(a, place.w + j - j % whole_pack)) {
+              check(means[j], checked);
+            }
           }
           write_output(a, means, h, place.w, output);
         });
-    if (is_wrong) {
-      for_each_element(a, place, [&](int32_t h, int32_t w) {
-        if (has_output_row(a, h) && has_output(a, w)) {
-          T& y = output[output_at(a, h, w)];
-          if (!(float(y) == float(y))) {
-            y = T(general_window(a, input, h, w).output());
+    if (checked != 0) {
+      for_each_element(rows, [&](int32_t h, int32_t j) {
+        if (has_output(a, place.w + j)) {
+          T& y = find(output, a.out_row, h)[int64_t(j) * a.step];
+          if (!is_finite(float(y))) {
+            y = T(general_window(a, input, place.w, h, place.w + j).output());
           }
         }
       });
     }
   }
 
-  // The gradient of input i is, with its power p_i = 2^(v_i) and the sum S and mean logarithm m of
-  // the powers of each window around it, the sum of g p_i / S (1 + slope (v_i - m)), which is
-  // p_i (a + b v_i) with the sums over the windows of what two_sums returns.
-  // For a window out of range a is NaN.
-  struct TwoSums {
-    float a, b;
-  };
   static MMSOFTPOOL_BODY TwoSums
   two_sums(const Arguments& a, float grad_output, float sum, float mean) {
     const float per_sum = reciprocal(sum);
@@ -502,110 +437,125 @@ struct Ring {
     const float v = reference.logarithm(x);
     return exp2_or_zero(v) * std::fma(v, second, first);
   }
-
-  // False if there are wrong ones.
-  static MMSOFTPOOL_BODY bool write_gradients(
+  static MMSOFTPOOL_BODY void write_gradients(
       const Arguments& a, const Reference& reference, const T* input, int32_t h, int32_t w,
-      const float (&first)[cols], const float (&second)[cols], T* grad_input) {
+      const float (&first)[cols], const float (&second)[cols], T* grad_input, float& checked) {
     float x[cols];
     read_input<0>(a, input, h, w, 0, x);
-    bool is_right = true;
     MMSOFTPOOL_UNROLL
     for (int j = 0; j < cols; ++j) {
       x[j] = gradient(reference, x[j], first[j], second[j]);
-      is_right &= is_finite(x[j]);
+      if (has_input(a, w + j - j % whole_pack)) {
+        check(x[j], checked);
+      }
     }
-    write_input(a, x, h, w, grad_input);
-    return is_right;
+    write_row<1, whole_pack>(
+        x, find(grad_input, a.in_row, h), a.step, [&](int j) { return has_input(a, w + j); });
+  }
+  // Computes the gradients of a thread that are not finite again. share(x, h, w) is what window
+  // (h, w) adds to that of the input x.
+  template <typename Share>
+  static MMSOFTPOOL_BODY void correct_gradients(
+      const Arguments& a, const T* input, const Place& place, T* grad_input, const Share& share) {
+    for_each_element({place.begin, place.end}, [&](int32_t h, int32_t j) {
+      const int64_t at = int64_t(h) * a.in_row + int64_t(j) * a.step;
+      if (place.w + j < a.in_w && !is_finite(float(grad_input[at]))) {
+        const Range<int32_t> around_h = outputs_around(a.indices.height, h);
+        const Range<int32_t> around_w = outputs_around(a.indices.width, place.w + j);
+        float sum = 0;
+        MMSOFTPOOL_NO_UNROLL
+        for (int32_t oh = around_h.begin; oh < around_h.end; ++oh) {
+          MMSOFTPOOL_NO_UNROLL
+          for (int32_t ow = around_w.begin; ow < around_w.end; ++ow) {
+            sum += share(float(input[at]), oh + a.shift_h, ow + a.shift_w);
+          }
+        }
+        grad_input[at] = T(sum);
+      }
+    });
   }
 
-  // The first step of the backward, for K > 3: writes a and b of each window to the first two
-  // quarters of the workspace; for a window out of range something not finite and three numbers as
-  // summarize_window.
+  // The first step of the backward, for K > 3: writes a and b of each window to the first half of
+  // the workspace; for a window out of range NaN and the maximum, and to the second half the other
+  // two numbers of generic.h's backward.
   static MMSOFTPOOL_BODY void summarize(
       const Arguments& a, const T* grad_output, const T* input, float* workspace, uint32_t i) {
     const Place place(a, i);
     input += place.input;
     grad_output += place.output;
-    workspace += place.output;
-    const Reference reference = common_reference(a, input);
-    bool is_wrong = false;
+    TwoSums* const windows = reinterpret_cast<TwoSums*>(workspace) + place.output;
+    const Reference reference = common_reference(a, input, place);
+    const Rows rows = output_rows(a, {place.begin, place.end});
+    float checked = 0;
     walk<cols>(
-        place.begin, place.end, [&](int32_t h) { return h < a.in_h; },
+        rows, input_rows(a, {rows.begin - half, rows.end + half}),
         [&](int32_t h, float (&sums)[cols], float (&means)[cols]) {
           add_powers<false>(a, reference, input, h, place.w, sums, means);
         },
         [&](int32_t h, float (&sums)[cols], float (&means)[cols]) {
-          if (!has_output_row(a, h)) {
-            return;
-          }
           float grad[cols];
+          TwoSums numbers[cols];
           read_output<0>(a, grad_output, h, place.w, grad);
           MMSOFTPOOL_UNROLL
           for (int j = 0; j < cols; ++j) {
-            const TwoSums numbers = two_sums(a, grad[j], sums[j], means[j]);
-            sums[j] = numbers.a;
-            is_wrong |= !is_finite(numbers.a);
-            means[j] = numbers.b;
+            numbers[j] = two_sums(a, grad[j], sums[j], means[j]);
+            if (has_output(a, place.w + j - j % whole_pack)) {
+              check(numbers[j].a, checked);
+            }
           }
-          write_output(a, sums, h, place.w, workspace);
-          write_output(a, means, h, place.w, workspace + a.outputs);
+          write_output(a, numbers, h, place.w, windows);
         });
-    if (is_wrong) {
-      for_each_element(a, place, [&](int32_t h, int32_t w) {
-        if (has_output_row(a, h) && has_output(a, w)) {
-          float* const numbers = workspace + output_at(a, h, w);
-          if (!is_finite(*numbers)) {
-            const Window<float> window = general_window(a, input, h, w);
-            numbers[a.outputs] = window.max;
-            numbers[2 * a.outputs] = window.scale(float(grad_output[output_at(a, h, w)]));
-            numbers[3 * a.outputs] = window.offset();
+    if (checked != 0) {
+      for_each_element(rows, [&](int32_t h, int32_t j) {
+        if (has_output(a, place.w + j)) {
+          TwoSums* const numbers = find(windows, a.out_row, h) + int64_t(j) * a.step;
+          if (!is_finite(numbers->a)) {
+            const Window<float> window = general_window(a, input, place.w, h, place.w + j);
+            const float grad = float(find(grad_output, a.out_row, h)[int64_t(j) * a.step]);
+            numbers->b = window.max;
+            numbers[a.outputs] = {window.scale(grad), window.offset()};
           }
         }
       });
     }
   }
   // The second step.
-  static MMSOFTPOOL_BODY void backward(
+  static MMSOFTPOOL_BODY void backward_from_windows(
       const Arguments& a, const float* workspace, const T* input, T* grad_input, uint32_t i) {
     const Place place(a, i);
     input += place.input;
     grad_input += place.input;
-    workspace += place.output;
-    const Reference reference = common_reference(a, input);
-    bool is_wrong = false;
+    const TwoSums* const windows = reinterpret_cast<const TwoSums*>(workspace) + place.output;
+    const Reference reference = common_reference(a, input, place);
+    float checked = 0;
     walk<cols>(
-        place.begin, place.end, [&](int32_t h) { return has_output_row(a, h); },
+        {place.begin, place.end}, output_rows(a, {place.begin - half, place.end + half}),
         [&](int32_t h, float (&sums)[cols], float (&means)[cols]) {
-          float row[cols + K - 1];
-          read_output<half>(a, workspace, h, place.w, row);
-          add_columns<K>(row, sums);
-          read_output<half>(a, workspace + a.outputs, h, place.w, row);
-          add_columns<K>(row, means);
+          TwoSums row[cols + K - 1];
+          read_output<half>(a, windows, h, place.w, row);
+          float first[cols + K - 1], second[cols + K - 1];
+          MMSOFTPOOL_UNROLL
+          for (int j = 0; j < cols + K - 1; ++j) {
+            first[j] = row[j].a;
+            second[j] = row[j].b;
+          }
+          add_columns<K>(first, sums);
+          add_columns<K>(second, means);
         },
         [&](int32_t h, float (&sums)[cols], float (&means)[cols]) {
-          is_wrong |= !write_gradients(a, reference, input, h, place.w, sums, means, grad_input);
+          write_gradients(a, reference, input, h, place.w, sums, means, grad_input, checked);
         });
-    if (is_wrong) {
-      for_each_element(a, place, [&](int32_t h, int32_t w) {
-        T& grad = grad_input[input_at(a, h, w)];
-        if (!is_finite(float(grad))) {
-          const float x = float(input[input_at(a, h, w)]);
-          float sum = 0;
-          for_each_window(a, h, w, [&](int32_t oh, int32_t ow) {
-            const float* const numbers = workspace + output_at(a, oh, ow);
-            const float b = numbers[a.outputs];
-            if (is_finite(*numbers)) {
-              sum += x == -std::numeric_limits<float>::infinity()
-                         ? 0
-                         : gradient(reference, x, *numbers, b);
-            } else {
-              sum += numbers[2 * a.outputs] *
-                     Window<float>(a.exponent, b).share(x, numbers[3 * a.outputs], a.gradient);
-            }
-          });
-          grad = T(sum);
+    if (checked != 0) {
+      correct_gradients(a, input, place, grad_input, [&](float x, int32_t h, int32_t w) {
+        const TwoSums* const numbers = find(windows, a.out_row, h) + int64_t(w - place.w) * a.step;
+        if (is_finite(numbers->a)) {
+          return x == -std::numeric_limits<float>::infinity()
+                     ? 0
+                     : gradient(reference, x, numbers->a, numbers->b);
         }
+        const TwoSums& rest = numbers[a.outputs];
+        const Window<float> window(a.exponent, numbers->b);
+        return rest.a * window.share(x, rest.b, a.indices.gradient);
       });
     }
   }
@@ -619,16 +569,17 @@ struct Ring {
     input += place.input;
     grad_input += place.input;
     const Reference reference = own_reference(a, input, place);
-    bool is_wrong = false;
+    const Rows outputs = output_rows(a, {place.begin - 1, place.end + 1});
+    float checked = 0;
     RowSums<3, cols> all_firsts, all_seconds;
     walk<cols + 2>(
-        place.begin - 1, place.end + 1, [&](int32_t h) { return h < a.in_h; },
+        {place.begin - 1, place.end + 1}, input_rows(a, {outputs.begin - 1, outputs.end + 1}),
         [&](int32_t h, float (&sums)[cols + 2], float (&means)[cols + 2]) {
           add_powers<false>(a, reference, input, h, place.w, sums, means);
         },
         [&](int32_t h, float (&sums)[cols + 2], float (&means)[cols + 2]) {
           float first[cols] = {}, second[cols] = {};
-          if (has_output_row(a, h)) {
+          if (outputs.has(h)) {
             float grad[cols + 2];
             read_output<1>(a, grad_output, h, place.w, grad);
             MMSOFTPOOL_UNROLL
@@ -645,66 +596,39 @@ struct Ring {
           all_firsts.add(0, first);
           all_seconds.add(0, second);
           if (h > place.begin) {
-            is_wrong |=
-                !write_gradients(a, reference, input, h - 1, place.w, first, second, grad_input);
+            write_gradients(
+                a, reference, input, h - 1, place.w, first, second, grad_input, checked);
           }
         });
-    if (is_wrong) {
-      for_each_element(a, place, [&](int32_t h, int32_t w) {
-        T& grad = grad_input[input_at(a, h, w)];
-        if (!is_finite(float(grad))) {
-          const float x = float(input[input_at(a, h, w)]);
-          float sum = 0;
-          for_each_window(a, h, w, [&](int32_t oh, int32_t ow) {
-            const Window<float> window = general_window(a, input, oh, ow);
-            sum += window.scale(float(grad_output[output_at(a, oh, ow)])) *
-                   window.share(x, window.offset(), a.gradient);
-          });
-          grad = T(sum);
-        }
+    if (checked != 0) {
+      correct_gradients(a, input, place, grad_input, [&](float x, int32_t h, int32_t w) {
+        const Window<float> window = general_window(a, input, place.w, h, w);
+        const float grad = float(find(grad_output, a.out_row, h)[int64_t(w - place.w) * a.step]);
+        return window.scale(grad) * window.share(x, window.offset(), a.indices.gradient);
       });
+    }
+  }
+
+  // `from`: the workspace or, for K = 3, the gradient of the output.
+  template <typename From>
+  static MMSOFTPOOL_BODY void backward(
+      const Arguments& a, const From* from, const T* input, T* grad_input, uint32_t i) {
+    if constexpr (two_steps) {
+      backward_from_windows(a, from, input, grad_input, i);
+    } else {
+      backward_at_once(a, from, input, grad_input, i);
     }
   }
 };
 
-// Calls run(ring) for thread i of a kernel for `ring`, or for the one that does not look for
-// columns.
-template <typename T, int K, Access access, typename Run>
-MMSOFTPOOL_BODY void with_access(
-    Ring<T, K, access> ring, const RingArguments<K>& a, uint32_t i, const Run& run) {
-  if constexpr (access == Access::numbers) {
-    if (typename decltype(ring)::Place(a, i).is_inside(a)) {
-      return run(Ring<T, K, Access::inside>());
-    }
-  }
-  run(ring);
-}
-
-// Calls run(ring) with the ring that fits the pooling and returns true, or returns false. `aligned`
-// says that all tensors begin at a multiple of 16 bytes.
-template <typename T, typename Run>
-bool with_ring(const Pooling& pooling, bool aligned, const Run& run) {
-  if (pooling.is_adaptive()) {
-    return false;
-  }
-  if constexpr (sizeof(T) <= 4) {
-    const auto run_if_it_fits = [&](auto kernel_size) {
-      constexpr int K = decltype(kernel_size)::value;
-      if (!RingArguments<K>::fits(pooling)) {
-        return false;
-      }
-      RingArguments<K>::has_packs(pooling, aligned) ? run(Ring<T, K, Access::packs>())
-                                                    : run(Ring<T, K, Access::numbers>());
-      return true;
-    };
-    return run_if_it_fits(std::integral_constant<int, 3>()) ||
-           run_if_it_fits(std::integral_constant<int, 5>()) ||
-           run_if_it_fits(std::integral_constant<int, 7>()) ||
-           run_if_it_fits(std::integral_constant<int, 9>()) ||
-           run_if_it_fits(std::integral_constant<int, 11>()) ||
-           run_if_it_fits(std::integral_constant<int, 13>());
+// Inside a plane a thread runs a copy that does not look for the edges.
+template <typename T, int K, typename Run>
+MMSOFTPOOL_BODY void with_way(
+    Ring<T, K, Access::numbers> ring, const RingArguments& a, uint32_t i, const Run& run) {
+  if (typename decltype(ring)::Place(a, i).is_inside(a)) {
+    run(Ring<T, K, Access::inside>());
   } else {
-    return false;
+    run(ring);
   }
 }
 

@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 
@@ -79,6 +80,18 @@ MMSOFTPOOL_BODY float reciprocal(float x) {
 #endif
 }
 MMSOFTPOOL_BODY double reciprocal(double x) { return 1 / x; }
+
+// Whether two numbers are at most 8 units in the last place apart.
+MMSOFTPOOL_BODY bool are_close(float x, float y) {
+#ifdef __CUDA_ARCH__
+  return __float_as_uint(x) - __float_as_uint(y) + 8 <= 16;
+#else
+  uint32_t bits[2];
+  std::memcpy(bits, &x, sizeof(x));
+  std::memcpy(bits + 1, &y, sizeof(y));
+  return bits[0] - bits[1] + 8 <= 16;
+#endif
+}
 
 template <typename A>
 Exponent<A> make_exponent(const Pooling& pooling) {

@@ -74,7 +74,7 @@ def test_occupancy(arch, registers, shared, expected):
 
 def listing(*opcodes):
     """A strip kernel whose loop is these instructions and a branch."""
-    name = "_Z20forward_strip_kernelIN10mmsoftpool4cuda5StripIfLi3ELi2ELi1ELi2ELi1ELb1EEEEvv"
+    name = "_Z14forward_kernelIN10mmsoftpool4cuda5StripIfLi3ELi2ELi1ELi2ELi1ELb1EEEEvv"
     code = [*opcodes, "BRA"]
     instructions = [
         roofline.Instruction(16 * i, opcode, "0x0" if opcode == "BRA" else "")
@@ -128,9 +128,9 @@ def functions(tmp_path_factory):
         pytest.skip(str(error))  # built for the GPU at hand
 
 
-def by_case(functions):
+def by_case(functions, arch="9.0"):
     """What the kernels do, by direction, dtype, layout and window."""
-    rows = roofline.analyse(list(functions), "9.0")
+    rows = roofline.analyse(list(functions), arch)
     return {(r["direction"], r["dtype"], r["layout"], r["kernel"]): r for r in rows}
 
 

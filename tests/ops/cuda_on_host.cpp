@@ -4,9 +4,7 @@
 #include <limits>
 #include <vector>
 
-#include "../../csrc/cuda/generic.h"
-#include "../../csrc/cuda/ring.h"
-#include "../../csrc/cuda/with_strip.h"
+#include "../../csrc/cuda/select.h"
 #include "pooling_argument.h"
 
 using namespace mmsoftpool;
@@ -66,134 +64,57 @@ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 enum Kind { general, strips, rings };
 enum Force { any_kind, general_in_32_bits, general_in_64_bits };
 
-// The slices of windows, if they are divided.
-template <typename T, typename Int>
-std::vector<Compute<T>> run_slices(
-    const Pooling& pooling, const Indices<Int>& indices, const T* input) {
-  const int64_t outputs = pooling.planes() * pooling.out_plane(), slices = count_slices(pooling);
-  std::vector<Compute<T>> workspace(slices > 1 ? 3 * outputs * slices : 0);
-  for (int64_t i = workspace.size() / 3; i-- > 0;) {
-    summarize_slice(
-        indices, make_exponent<Compute<T>>(pooling), input, workspace.data(), Int(outputs),
-        Int(slices), Int(i));
+template <typename K>
+constexpr Kind kind_of = K::has_slices                                           ? general
+                         : std::is_same_v<typename K::Arguments, StripArguments> ? strips
+                                                                                 : rings;
+
+// Calls run(kernel) with that of the pooling, or with the general one if it is forced.
+template <typename T, bool Backward, typename Run>
+Kind with_forced_kernel(const Pooling& pooling, int force, bool aligned, const Run& run) {
+  Kind kind = general;
+  if (force == general_in_32_bits) {
+    run(General<T, int32_t>());
+  } else if (force == general_in_64_bits) {
+    run(General<T, int64_t>());
+  } else {
+    with_kernel<T, Backward>(pooling, aligned, [&](auto kernel) {
+      run(kernel);
+      kind = kind_of<decltype(kernel)>;
+    });
   }
-  return workspace;
+  return kind;
 }
 
-template <typename T, typename Int>
-void run_forward_generally(
-    const Pooling& pooling, const Indices<Int>& indices, const T* input, T* output) {
-  const auto exponent = make_exponent<Compute<T>>(pooling);
-  const auto parts = run_slices(pooling, indices, input);
-  for (Int i = static_cast<Int>(pooling.planes() * pooling.out_plane()); i-- > 0;) {
-    if (parts.empty()) {
-      forward_generic(indices, exponent, input, output, i);
-    } else {
-      forward_of_slices(exponent, parts.data(), output, count_slices(pooling), i);
-    }
-  }
-}
-
-template <typename T, typename Int>
-void run_backward_generally(
-    const Pooling& pooling, const Indices<Int>& indices, const T* grad_output, const T* input,
-    T* grad_input) {
-  const auto exponent = make_exponent<Compute<T>>(pooling);
-  const auto parts = run_slices(pooling, indices, input);
-  const Int outputs = static_cast<Int>(pooling.planes() * pooling.out_plane());
-  std::vector<Compute<T>> workspace(3 * outputs);
-  for (Int i = outputs; i-- > 0;) {
-    if (parts.empty()) {
-      summarize_window(indices, exponent, grad_output, input, workspace.data(), i);
-    } else {
-      summarize_slices(
-          exponent, grad_output, parts.data(), workspace.data(), count_slices(pooling), i);
-    }
-  }
-  const Compute<T>* const summaries = workspace.data();
-  for (Int i = static_cast<Int>(pooling.planes() * pooling.in_plane()); i-- > 0;) {
-    backward_generic(indices, exponent, summaries, input, grad_input, i);
-  }
-}
-
-// Calls thread(ring, i) for all threads of a kernel.
-template <typename R, typename Thread>
-void run_ring(R ring, const typename R::Arguments& arguments, const Thread& thread) {
+// Calls thread(kernel, i) for all threads, the last one first.
+template <typename K, typename Thread>
+void run_threads_of(const typename K::Arguments& arguments, const Thread& thread) {
   for (int64_t i = arguments.threads; i-- > 0;) {
-    const uint32_t number = static_cast<uint32_t>(i);
-    with_access(ring, arguments, number, [&](auto access) { thread(access, number); });
+    const auto number = static_cast<typename K::Int>(i);
+    with_way(K(), arguments, number, [&](auto kernel) { thread(kernel, number); });
   }
 }
 
-template <typename T>
-Kind run_forward(
-    const Pooling& pooling, int64_t rows, int force, bool aligned, const T* input, T* output) {
-  if (force != any_kind) {
-  } else if (with_strip<T, false>(pooling, aligned, [&](auto strip) {
-               using S = decltype(strip);
-               const auto arguments = S::forward_arguments(pooling, rows);
-               for (int64_t i = arguments.threads; i-- > 0;) {
-                 S::forward(arguments, input, output, static_cast<uint32_t>(i));
-               }
-             })) {
-    return strips;
-  } else if (with_ring<T>(pooling, aligned, [&](auto ring) {
-               using R = decltype(ring);
-               const typename R::Arguments arguments(pooling, rows);
-               run_ring(ring, arguments, [&](auto access, uint32_t i) {
-                 access.forward(arguments, input, output, i);
-               });
-             })) {
-    return rings;
-  }
-  if (force == general_in_64_bits) {
-    run_forward_generally(pooling, Indices<int64_t>(pooling), input, output);
-  } else {
-    run_forward_generally(pooling, Indices<int32_t>(pooling), input, output);
-  }
-  return general;
+template <typename A>
+std::vector<A> make_workspace(int64_t numbers) {
+  return std::vector<A>(numbers, std::numeric_limits<A>::quiet_NaN());
 }
 
-template <typename T>
-Kind run_backward(
-    const Pooling& pooling, int64_t rows, int force, bool aligned, const T* grad_output,
-    const T* input, T* grad_input) {
-  if (force != any_kind) {
-  } else if (with_strip<T, true>(pooling, aligned, [&](auto strip) {
-               using S = decltype(strip);
-               const auto arguments = S::backward_arguments(pooling, rows);
-               for (int64_t i = arguments.threads; i-- > 0;) {
-                 S::backward(arguments, grad_output, input, grad_input, static_cast<uint32_t>(i));
-               }
-             })) {
-    return strips;
-  } else if (with_ring<T>(pooling, aligned, [&](auto ring) {
-               using R = decltype(ring);
-               const typename R::Arguments arguments(pooling, rows);
-               std::vector<float> workspace(
-                   4 * arguments.outputs, std::numeric_limits<float>::quiet_NaN());
-               float* const numbers = workspace.data();
-               if constexpr (R::kernel_size > 3) {
-                 run_ring(ring, arguments, [&](auto access, uint32_t i) {
-                   access.summarize(arguments, grad_output, input, numbers, i);
-                 });
-               }
-               run_ring(ring, arguments, [&](auto access, uint32_t i) {
-                 if constexpr (R::kernel_size == 3) {
-                   access.backward_at_once(arguments, grad_output, input, grad_input, i);
-                 } else {
-                   access.backward(arguments, numbers, input, grad_input, i);
-                 }
-               });
-             })) {
-    return rings;
+// The slices of windows, if K has such and they are divided.
+template <typename K, typename T>
+std::vector<Compute<T>> run_slices(typename K::Arguments& arguments, const T* input) {
+  std::vector<Compute<T>> slices;
+  if constexpr (K::has_slices) {
+    if (arguments.slices > 1) {
+      auto of_slices = arguments;
+      of_slices.threads = int64_t(arguments.outputs) * arguments.slices;
+      slices = make_workspace<Compute<T>>(3 * of_slices.threads);
+      arguments.slices_of_windows = of_slices.slices_of_windows = slices.data();
+      run_threads_of<K>(
+          of_slices, [&](auto kernel, auto i) { kernel.summarize_slice(of_slices, input, i); });
+    }
   }
-  if (force == general_in_64_bits) {
-    run_backward_generally(pooling, Indices<int64_t>(pooling), grad_output, input, grad_input);
-  } else {
-    run_backward_generally(pooling, Indices<int32_t>(pooling), grad_output, input, grad_input);
-  }
-  return general;
+  return slices;
 }
 
 template <typename T>
@@ -203,10 +124,34 @@ int run_on(
   const bool aligned =
       is_aligned(grad_output) && is_aligned(input) && is_aligned(output) && is_aligned(grad_input);
   const T* const x = static_cast<const T*>(input);
-  const int forward = run_forward(pooling, rows, force, aligned, x, static_cast<T*>(output));
-  const int backward = run_backward(
-      pooling, rows, force, aligned, static_cast<const T*>(grad_output), x,
-      static_cast<T*>(grad_input));
+  const T* const grad_y = static_cast<const T*>(grad_output);
+  T* const y = static_cast<T*>(output);
+  T* const grad_x = static_cast<T*>(grad_input);
+  const auto run_forward = [&](auto kernel) {
+    using K = decltype(kernel);
+    auto arguments = K::forward_arguments(pooling, rows);
+    const auto slices = run_slices<K>(arguments, x);
+    run_threads_of<K>(arguments, [&](auto way, auto i) { way.forward(arguments, x, y, i); });
+  };
+  const auto run_backward = [&](auto kernel) {
+    using K = decltype(kernel);
+    const auto second = K::backward_arguments(pooling, rows);
+    if constexpr (K::two_steps) {
+      auto first = K::forward_arguments(pooling, rows);
+      const auto slices = run_slices<K>(first, x);
+      auto workspace = make_workspace<Compute<T>>(K::workspace(pooling));
+      Compute<T>* const numbers = workspace.data();
+      run_threads_of<K>(
+          first, [&](auto way, auto i) { way.summarize(first, grad_y, x, numbers, i); });
+      run_threads_of<K>(
+          second, [&](auto way, auto i) { way.backward(second, numbers, x, grad_x, i); });
+    } else {
+      run_threads_of<K>(
+          second, [&](auto way, auto i) { way.backward(second, grad_y, x, grad_x, i); });
+    }
+  };
+  const Kind forward = with_forced_kernel<T, false>(pooling, force, aligned, run_forward);
+  const Kind backward = with_forced_kernel<T, true>(pooling, force, aligned, run_backward);
   return forward == backward ? forward : -1;
 }
 
@@ -220,8 +165,9 @@ extern "C" int count_slices_of(const int64_t* shape) {
 // Whether a pooling of aligned float16 tensors has a strip.
 extern "C" int has_strip(const int64_t* shape) {
   const Pooling pooling = make_pooling(shape, 1, 1);
-  return with_strip<Half, false>(pooling, true, [](auto) {}) &&
-         with_strip<Half, true>(pooling, true, [](auto) {});
+  const auto ignore = [](auto) {};
+  return with_forced_kernel<Half, false>(pooling, any_kind, true, ignore) == strips &&
+         with_forced_kernel<Half, true>(pooling, any_kind, true, ignore) == strips;
 }
 
 // dtype: 0 for float, 1 for float16, 2 for bfloat16, 3 for double. Returns which kernels ran, a

@@ -422,9 +422,9 @@ def check_rings(library, x, pooling, *, alpha=1.0, gradient="exact", rows=6):
     value, grad_input, kind = run_on_host(library, x, pooling, g, rows=rows)
     assert kind == "rings"
     # float32: a sum is wrong by some roundings of its largest term, and in the gradient a
-    # difference of logarithms, up to 100, by some of the logarithm.
+    # difference of logarithms, up to 40, by some of the logarithm.
     rtol = max(EPSILON[x.dtype], 1e-6)
-    for result, expected, error in ((value, y, 5e-7), (grad_input, grad, 1e-5)):
+    for result, expected, error in ((value, y, 5e-7), (grad_input, grad, 3e-6)):
         largest = expected[expected.isfinite()].abs().max().item()
         torch.testing.assert_close(
             result.double(), expected, rtol=rtol, atol=largest * error, equal_nan=True

@@ -8,10 +8,13 @@ sets MMSOFTPOOL_PTX to architectures, and all kernels run for them.
 
 import ctypes
 import math
+import mmap
 import os
+import random
 import re
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,46 +25,59 @@ from mmsoftpool.ops.pooling import Pooling
 
 from ..common import ROOT, randn
 from .ptx.translate import translate
-from .test_cuda_on_host import ALL_DTYPES, check, check_rings, run_on_host
+from .test_cuda_on_host import ALL_DTYPES, check, check_rings, run_on_host, shape_argument
 
 FOLDER = Path(__file__).with_name("ptx")
-CSRC = ROOT / "csrc" / "cuda"
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 CXX = shutil.which("g++")
 ARCHITECTURES = os.environ.get("MMSOFTPOOL_PTX", "").split()
 DTYPES = ALL_DTYPES if ARCHITECTURES else [torch.float32]
 pytestmark = pytest.mark.skipif(NVCC is None or CXX is None, reason="needs nvcc and g++")
+needs_every_kernel = pytest.mark.skipif(not ARCHITECTURES, reason="make test-ptx has every kernel")
 
 
-def build(folder, arch, every, change=lambda source: source):
-    """Compiles the kernels, translates them and links them with the launch code.
+def replace_once(path, old, new):
+    source = path.read_text()
+    assert source.count(old) == 1
+    path.write_text(source.replace(old, new))
 
-    ``change`` makes another kernel of the source of ring.h, for the tests of the checks.
-    """
-    source = (CSRC / "soft_pool.cu").read_text()
-    # A backward of two steps does so many outputs at once: here in several parts.
-    assert source.count("outputs = 1 << 21") == 1
-    source = source.replace("outputs = 1 << 21", "outputs = 1 << 9")
-    ring = change((CSRC / "ring.h").read_text())
-    if not every:
-        source = re.sub(r"MMSOFTPOOL_INSTANTIATE\((double|__half|__nv_bfloat16)\)", "", source)
-        ring = re.sub(
-            r" \|\|\s+run_if_it_fits\(std::integral_constant<int, (7|9|11|13)>\(\)\)", "", ring
-        )
-    (folder / "soft_pool.cu").write_text(source)
-    (folder / "ring.h").write_text(ring.replace('#include "pack.h"', f'#include "{CSRC}/pack.h"'))
+
+def compile_with_nvcc(folder, arch, source, *flags):
     number = arch.replace(".", "")
     nvcc = [NVCC, "-std=c++17", "-O3", "-cudart=static", "--expt-relaxed-constexpr", "-w"]
     nvcc += [f"-gencode=arch=compute_{number},code=compute_{number}", "-Xcompiler=-fPIC"]
-    nvcc += ["--keep", f"--keep-dir={folder}", f"-I{folder}", f"-I{CSRC}"]
-    nvcc += [] if every else ["-DMMSOFTPOOL_FLOAT_ALONE"]
-    driver = folder / "driver.o"
-    subprocess.run([*nvcc, "-c", FOLDER / "driver.cu", "-o", driver], check=True, cwd=folder)
+    nvcc += [f"-I{folder}/csrc", f"-I{folder}/csrc/cuda", f"-I{FOLDER}", *flags]
+    made = folder / f"{source.stem}.o"
+    subprocess.run([*nvcc, "-c", source, "-o", made], check=True, cwd=folder)
+    return made
+
+
+def build(folder, arch, every, change=None):
+    """Compiles the kernels, translates them and links them with the launch code.
+
+    ``change`` is a file of csrc/cuda, a part of its text and another one instead, for the tests of
+    the checks.
+    """
+    csrc = shutil.copytree(ROOT / "csrc", folder / "csrc") / "cuda"
+    # A backward of two steps does so many outputs at once: here in several parts.
+    replace_once(csrc / "ring.h", "outputs = 1 << 21", "outputs = 1 << 9")
+    if change is not None:
+        replace_once(csrc / change[0], *change[1:])
+    if not every:
+        for name, pattern in (
+            ("soft_pool.cu", r"MMSOFTPOOL_INSTANTIATE\((double|__half|__nv_bfloat16)\)"),
+            ("select.h", r"\|\|\s+run_ring<T, (7|9|11|13)>\(pooling, aligned, run\)"),
+        ):
+            source, count = re.subn(pattern, "", (csrc / name).read_text())
+            assert count > 2
+            (csrc / name).write_text(source)
+    flags = ["--keep", f"--keep-dir={folder}"] + ["-DMMSOFTPOOL_FLOAT_ALONE"] * (not every)
+    driver = compile_with_nvcc(folder, arch, FOLDER / "driver.cu", *flags)
     sources = translate((folder / "driver.ptx").read_text(), folder, 8 if every else 2)
     sources.append(FOLDER / "machine.cpp")
 
     def compile_source(path):
-        flags = ["-std=c++17", "-O1", "-fPIC", "-mfma", "-mf16c", "-ffp-contract=off", "-w"]
+        flags = ["-std=c++17", "-O0", "-fPIC", "-mfma", "-mf16c", "-ffp-contract=off", "-w"]
         flags += [f"-I{FOLDER}", "-fno-strict-aliasing"]
         made = folder / f"{path.stem}.o"
         subprocess.run([CXX, *flags, "-c", path, "-o", made], check=True)
@@ -69,25 +85,36 @@ def build(folder, arch, every, change=lambda source: source):
 
     with ThreadPoolExecutor(2 if every else 1) as pool:
         objects = list(pool.map(compile_source, sources))
-    library = folder / "kernels.so"
     # The driver registers its kernels when it is loaded: the machine has to be there.
-    link = [CXX, "-shared", "-Wl,-Bsymbolic", "-o", library, *objects, driver]
-    subprocess.run(link, check=True)
+    return link(folder / "kernels.so", [*objects, driver])
+
+
+def link(library, objects, *flags):
+    subprocess.run([CXX, "-shared", "-Wl,-Bsymbolic", "-o", library, *objects, *flags], check=True)
     loaded = ctypes.CDLL(str(library))
     loaded.take_faults.restype = loaded.get_last_kernel.restype = ctypes.c_char_p
+    loaded.count_launches.restype = ctypes.c_int64
+    loaded.folder = library.parent
     return loaded
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES or ["8.0"])
 def library(request, tmp_path_factory):
     library = build(tmp_path_factory.mktemp("ptx"), request.param, bool(ARCHITECTURES))
+    library.arch = request.param
     yield library
     assert library.take_faults() == b""
+    kernels, all_kernels = library.count_launched(), library.count_kernels()
+    print(f"\n{request.param}: {library.count_launches()} launches of {kernels} kernels")
+    assert kernels == all_kernels or not ARCHITECTURES
 
 
 def no_faults(library):
     assert library.take_faults().decode() == ""
 
+
+# What counts threads, memory or time, or looks into the library of the CPU.
+NOT_OF_THIS_BINDING = "not thread and not memory and not fork and not capability and not reference"
 
 STEMS = [(2, 2), (3, 2, 1), (3, 2), (3, 1, 1), (3, 2, 1, 1, True)]
 LARGE = [(5, 1, 2), (5, 1, ((2, 1), (2, 2)))] + [(k, 1, k // 2) for k in (7, 9, 11, 13)] * bool(
@@ -101,7 +128,7 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pooling", [*STEMS, (3, 3), (4, 1, 2), (5, 2, 2, 2, True)])
 def test_values_and_accesses(library, pooling, dtype, layout, gradient):
-    for size in ((8, 16), (9, 13), (5, 40), (12, 11)):
+    for size in ((8, 16), (9, 13), (5, 40)):
         x = randn(2, 8, *size)
         x[0, 0, 1, 1], x[1, 2, 1, 2], x[1, 3, 3, 3] = math.nan, -math.inf, math.inf
         x = x.to(dtype).contiguous(memory_format=layout)
@@ -165,22 +192,211 @@ def test_ordinary_maps_that_were_refused(library, size, pooling, dtype, layout):
     no_faults(library)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6 if ARCHITECTURES else 1))
+def test_random_poolings(library, seed):
+    numbers = random.Random(seed)
+    for case in range(100 if ARCHITECTURES else 25):
+        dims = numbers.choice([1, 2, 2, 2, 3])
+        kernel_size = [numbers.choice([1, 2, 3, 3, 4, 5, 6]) for _ in range(dims)]
+        stride = [numbers.randint(1, 3) for _ in range(dims)]
+        dilation = [numbers.choice([1, 1, 2]) for _ in range(dims)]
+        if numbers.random() < 0.5:  # as strips and rings have them
+            kernel_size = [numbers.choice([2, 3, 5, 9] if ARCHITECTURES else [2, 3, 5])] * dims
+            stride = [1 if kernel_size[0] > 3 else numbers.choice([1, 2])] * dims
+            dilation = [1] * dims
+        padding = [tuple(numbers.randint(0, k // 2) for _ in range(2)) for k in kernel_size]
+        size = [numbers.randint(1, 12 if dims == 3 else 30) for _ in range(dims)]
+        pooling = (kernel_size, stride, padding, dilation, numbers.random() < 0.3)
+        if min(Pooling.check(dims, *pooling).output_sizes(size)) < 1:
+            continue
+        x = randn(numbers.choice([1, 2]), numbers.choice([1, 3, 4, 8]), *size, seed=case)
+        x *= numbers.choice([1, 3])
+        for value in (math.nan, math.inf, -math.inf) if numbers.random() < 0.3 else ():
+            x.view(-1)[numbers.randrange(x.numel())] = value
+        x = x.to(numbers.choice(DTYPES))
+        if dims > 1 and numbers.random() < 0.5:
+            x = x.contiguous(
+                memory_format=getattr(torch, ["channels_last", "channels_last_3d"][dims - 2])
+            )
+        library.set_rounding(numbers.choice([0, seed + 1]), numbers.random() < 0.5)
+        options = dict(
+            gradient=numbers.choice(["exact", "paper"]), alpha=numbers.choice([0.0, 0.3, 1.0, 4.0])
+        )
+        is_ring = {*kernel_size} <= {5, 9} and {*stride, *dilation} == {1} and dims == 2
+        if (
+            is_ring
+            and len({*kernel_size}) == 1
+            and options["alpha"] > 0
+            and x.dtype != torch.float64
+        ):
+            check_rings(library, x, pooling, **options)
+        else:
+            check(library, x, pooling, shift=numbers.choice([0, 0, 1, 4]), **options)
+        no_faults(library)
+
+
+def sparse(count, dtype):
+    """Memory that is 0 and of which only what somebody touches is there."""
+    size = count * torch.empty(0, dtype=dtype).element_size()
+    no_reserve = 0x4000
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    return torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=dtype, count=count)
+
+
+@needs_every_kernel
+@pytest.mark.parametrize("pooling", [(2, 2), (3, 2, 1), (3, 1, 1), (3, 3), (5, 1, 2)])
 @pytest.mark.parametrize(
-    ("old", "new", "fault"),
+    ("shape", "last"),
     [
-        # The columns right of a row; the columns of the output; the rows of a thread.
-        ("(has(cols), from + cols", "(true, from + cols", "load out of bounds"),
-        ("Inside || w + j < a.in_w;", "true;", "store o"),
-        ("h - half >= begin && h < last", "h - half >= begin", "store o"),
+        ((1, 2, 2**20, 1032), False),
+        ((1, 2, 2**20, 1030), False),
+        ((2, 8, 2**17 + 2, 1032), True),
     ],
 )
-def test_the_checks_find_a_kernel_without_its_bounds(tmp_path, old, new, fault):
-    def change(source):
-        assert source.count(old) == 1
-        return source.replace(old, new)
+def test_more_than_2_31_elements(library, shape, last, pooling):
+    """The last blocks of a grid alone run, on tensors that are 0 but for their last rows."""
+    assert math.prod(shape) > 2**31
+    *_, height, width = shape
+    channels = shape[1] if last else 1
+    pooling = Pooling.check(2, *pooling)
+    step = pooling.stride[0]
+    out_height, out_width = pooling.output_sizes((height, width))
+    rows = 304  # a multiple of all strides above the last one
+    assert (height - rows) % 6 == 0
+    out_rows = out_height - (height - rows) // step
+    sizes = {"x": height * width, "y": out_height * out_width}
+    planes = shape[0] * shape[1]
+    x, grad_x = (sparse(planes * sizes["x"], torch.float16) for _ in range(2))
+    y, grad_y = (sparse(planes * sizes["y"], torch.float16) for _ in range(2))
+    row, out_row = width * channels, out_width * channels
+    x[-rows * row :] = randn(rows * row).half()
+    grad_y[-out_rows * out_row :] = randn(out_rows * out_row, seed=1).half()
+    # A backward of two steps needs more than the last windows.
+    only_forward = pooling.kernel_size[0] == 5
+    library.set_rounding(0, False)
+    library.set_last_blocks(40)
+    try:
+        library.run_threads(
+            *(1, shape_argument(shape, (*shape[:2], out_height, out_width), pooling, last)),
+            *(ctypes.c_double(1.0), 1, ctypes.c_int64(0), only_forward),
+            *(ctypes.c_void_p(t.data_ptr()) for t in (grad_y, x, y, grad_x)),
+        )
+    finally:
+        library.set_last_blocks(0)
+    no_faults(library)
 
-    library = build(tmp_path, "8.0", False, change)
+    def crop(numbers, height, width):
+        numbers = numbers[-height * width * channels :].double().view(height, width, channels)
+        return numbers.permute(2, 0, 1)[None]
+
+    part, part_grad = crop(x, rows, width), crop(grad_y, out_rows, out_width)
+    expected = torch.ops.mmsoftpool.soft_pool(part, *pooling)
+    results = [(y, expected)]
+    if not only_forward:
+        backward = torch.ops.mmsoftpool.soft_pool_backward
+        results.append((grad_x, backward(part_grad, part, *pooling)))
+    for result, expected in results:
+        in_memory = expected[0].permute(1, 2, 0).flatten()[-4000:]
+        torch.testing.assert_close(result[-4000:].double(), in_memory, rtol=2e-3, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def package(library, tmp_path_factory):
+    """A folder with the package and its tests, where the binding for CUDA serves the CPU.
+
+    It calls the kernels of ``library``, and fails if they do what they must not.
+    """
+    torch_folder = Path(torch.__file__).parent
+    binding = library.folder / "csrc" / "cuda" / "binding.cu"
+    for old, new in (
+        ('#include "../binding.h"', '#include "cpu_device.h"'),
+        ("check(pool_forward(", "check(checked_forward("),
+        ("check(pool_backward(", "check(checked_backward("),
+        ("(mmsoftpool, CUDA, library)", "(mmsoftpool, CPU, library)"),
+        (
+            "void check(cudaError_t error) {",
+            "void check(cudaError_t error) { error = check_faults(error);",
+        ),
+    ):
+        replace_once(binding, old, new)
+    flags = [f"-DTORCH_TARGET_VERSION={2 << 56 | 10 << 48:#x}", "-DTORCH_STABLE_ONLY"]
+    made = compile_with_nvcc(
+        library.folder, library.arch, binding, *flags, f"-isystem={torch_folder}/include"
+    )
+    folder = tmp_path_factory.mktemp("package")
+    ignore = shutil.ignore_patterns("*.so", ".mim", "__pycache__")
+    objects = [path for path in library.folder.glob("*.o") if path != made]
+    shutil.copytree(ROOT / "mmsoftpool", folder / "mmsoftpool", ignore=ignore)
+    shutil.copytree(ROOT / "tests" / "ops", folder / "tests" / "ops", ignore=ignore)
+    for path in (*(ROOT / "tests").glob("*.py"), ROOT / "pyproject.toml"):
+        if not path.name.startswith("test_"):
+            shutil.copy(
+                path, folder / (path.name if path.suffix == ".toml" else f"tests/{path.name}")
+            )
+    libraries = [f"-L{torch_folder}/lib", "-ltorch", "-ltorch_cpu", "-lc10"]
+    subprocess.run(
+        [
+            *(CXX, "-shared", "-Wl,-Bsymbolic", f"-Wl,-rpath,{torch_folder}/lib"),
+            *("-o", folder / "mmsoftpool" / "libmmsoftpool_cpu.so"),
+            *(*objects, made, *libraries),
+        ],
+        check=True,
+    )
+    return folder
+
+
+def run_in(package, *args):
+    result = subprocess.run([sys.executable, *args], cwd=package, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-3000:]
+    return result.stdout
+
+
+@needs_every_kernel
+def test_the_operators_own_tests_on_the_binding(package):
+    tests = ("functional", "windows", "autograd", "adaptive", "properties", "raw_operator")
+    out = run_in(
+        package,
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", NOT_OF_THIS_BINDING),
+        *(f"tests/ops/test_{name}.py" for name in tests),
+    )
+    print(out.splitlines()[-1])
+
+
+# The tensor's device is the CPU here, which has the number -1.
+ON_ITS_DEVICE = """
+import ctypes, torch, mmsoftpool
+library = ctypes.CDLL("mmsoftpool/libmmsoftpool_cpu.so")
+y = None
+for run in (lambda: mmsoftpool.soft_pool2d(x, 2), lambda: y.sum().backward()):
+    x = torch.ones(1, 1, 4, 4, requires_grad=True) if y is None else x
+    library.cudaSetDevice(5)
+    y = run()
+    print(library.get_launch_device(), end=" ")
+"""
+
+
+@needs_every_kernel
+def test_kernels_are_launched_on_the_tensors_device(package):
+    assert run_in(package, "-c", ON_ITS_DEVICE).split() == ["-1", "-1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "old", "new", "fault"),
+    [
+        # The packs beside a row; the columns of the output; the rows of a thread.
+        ("walk.h", "(first == 0 || has(first), from", "(true, from", "load out of bounds"),
+        ("walk.h", "(Whole > 1 && j == 0) || has(j * count / Channels)", "true", "store o"),
+        (
+            "ring.h",
+            "if (rows.has(turn + k - half)) {",
+            "if (turn + k - half >= rows.begin) {",
+            "store o",
+        ),
+    ],
+)
+def test_the_checks_find_a_kernel_without_its_bounds(tmp_path, file, old, new, fault):
+    library = build(tmp_path, "8.0", False, (file, old, new))
     for size in ((1, 2, 5, 16), (1, 2, 40, 9)):
         x = randn(*size)
         run_on_host(library, x, Pooling.check(2, 3, 1, 1), x)

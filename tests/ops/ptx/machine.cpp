@@ -5,6 +5,7 @@
 #include "machine.h"
 
 #include <immintrin.h>
+#include <sys/mman.h>
 
 #include <cstdio>
 #include <map>
@@ -16,6 +17,8 @@ namespace {
 
 int rounding = 0;  // 0: right; else pseudo-random errors up to the documented ones
 bool descending = false;
+uint32_t last_blocks = 0;  // of a grid that run: 0 for all
+int device = 0, launch_device = 0;
 
 // y off by up to `ulps` units in the last place.
 float approximate(float y, uint32_t key, int ulps) {
@@ -56,11 +59,48 @@ uint16_t to_bfloat16(float x) {
 
 namespace {
 
+// Numbers that are 0 at first. Those that nobody touches take no memory.
+template <typename Number>
+class Zeros {
+ public:
+  explicit Zeros(size_t count)
+      : size_(count * sizeof(Number)),
+        numbers_(
+            count == 0 ? nullptr
+                       : static_cast<Number*>(mmap(
+                             nullptr, size_, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0))) {}
+  Zeros(Zeros&& other) : size_(other.size_), numbers_(std::exchange(other.numbers_, nullptr)) {}
+  ~Zeros() {
+    if (numbers_ != nullptr) {
+      munmap(numbers_, size_);
+    }
+  }
+  Number& operator[](size_t i) { return numbers_[i]; }
+  const Number& operator[](size_t i) const { return numbers_[i]; }
+  void clear() {
+    if (numbers_ != nullptr) {
+      madvise(numbers_, size_, MADV_DONTNEED);
+    }
+  }
+
+ private:
+  size_t size_;
+  Number* numbers_;
+};
+
 struct Tensor {
   uint64_t begin, size;
-  bool is_written;                // by kernels
-  std::vector<uint32_t> writers;  // of its bytes: 0 for none, or the thread + 1
-  std::vector<bool> has_value;
+  bool is_written;          // by kernels
+  Zeros<uint32_t> writers;  // of its bytes: 0 for none, or the thread + 1
+  Zeros<bool> has_value;
+
+  Tensor(uint64_t begin, uint64_t size, bool is_written)
+      : begin(begin),
+        size(size),
+        is_written(is_written),
+        writers(is_written ? size : 0),
+        has_value(is_written ? size : 0) {}
 };
 std::vector<Tensor> tensors;
 std::string faults;
@@ -144,16 +184,28 @@ extern "C" {
 // What tests call: forget the tensors, declare one, and say how kernels run.
 void clear_tensors() { tensors.clear(); }
 void add_tensor(const void* begin, uint64_t size, bool is_written) {
-  tensors.push_back({reinterpret_cast<uint64_t>(begin), size, is_written, {}, {}});
-  if (is_written) {
-    tensors.back().writers.resize(size);
-    tensors.back().has_value.resize(size);
-  }
+  tensors.emplace_back(reinterpret_cast<uint64_t>(begin), size, is_written);
 }
 void set_rounding(int seed, bool threads_descend) { rounding = seed, descending = threads_descend; }
+// So many blocks at the end of each grid run, and outputs need not be written; 0 for all.
+void set_last_blocks(uint32_t count) { last_blocks = count; }
+// How many launches there were, by kernel and in all.
+int64_t count_launches() {
+  int64_t count = 0;
+  for (const auto& [name, number] : launches) {
+    count += number;
+  }
+  return count;
+}
+// The device of the last launch.
+int get_launch_device() { return launch_device; }
 int64_t count_unwritten(int tensor) {
-  const auto& has_value = tensors[static_cast<size_t>(tensor)].has_value;
-  return std::count(has_value.begin(), has_value.end(), false);
+  const Tensor& written = tensors[static_cast<size_t>(tensor)];
+  int64_t count = 0;
+  for (uint64_t i = 0; last_blocks == 0 && i < written.size; ++i) {
+    count += !written.has_value[i];
+  }
+  return count;
 }
 // The faults since the last call.
 const char* take_faults() {
@@ -208,6 +260,10 @@ int __cudaGetKernel(void** kernel, const void* function) {
   *kernel = const_cast<Kernel*>(functions.at(function));
   return 0;
 }
+int cudaSetDevice(int number) {
+  device = number;
+  return 0;
+}
 int cudaGetLastError() { return std::exchange(last_error, 0); }
 const char* cudaGetErrorString(int error) { return error == 0 ? "no error" : "invalid launch"; }
 
@@ -218,6 +274,7 @@ int __cudaLaunchKernel(
   current = static_cast<const Kernel*>(function);
   last_kernel = current->name;
   ++launches[last_kernel];
+  launch_device = device;
   // The kernels have grids of one dimension and no shared memory.
   if (grid.x == 0 || grid.x > INT32_MAX || grid.y != 1 || grid.z != 1 || block.x == 0 ||
       block.x > 1024 || block.y != 1 || block.z != 1 || shared != 0) {
@@ -230,11 +287,12 @@ int __cudaLaunchKernel(
     std::memcpy(parameters.data() + span.at, arguments[i], span.size);
   }
   for (Tensor& tensor : tensors) {
-    std::fill(tensor.writers.begin(), tensor.writers.end(), 0);
+    tensor.writers.clear();
   }
   const uint32_t threads = grid.x * block.x;
-  for (uint32_t i = 0; i < threads; ++i) {
-    thread_number = descending ? threads - 1 - i : i;
+  const bool few = last_blocks != 0 && last_blocks < grid.x;
+  for (uint32_t i = few ? threads - last_blocks * block.x : 0; i < threads; ++i) {
+    thread_number = descending && !few ? threads - 1 - i : i;
     Thread thread{
         thread_number % block.x, thread_number / block.x, block.x, parameters.data(),
         current->parameters_size};
