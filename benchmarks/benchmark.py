@@ -1,6 +1,7 @@
 #!/usr/bin/env python
-"""Measures the time and memory of SoftPool's operator, of the paper's pooling methods or of
-detectors, side by side in one run; or predicts the operator's time on a GPU from the machine code.
+"""Measures the time and memory of SoftPool's operator, of the paper's pooling methods, of
+detectors or of exported files, side by side in one run; or predicts the operator's time on a GPU
+from the machine code.
 
 The methods take turns in every round, so that noise of the machine affects all of them alike;
 results are medians over the rounds, and their ratios.
@@ -11,20 +12,26 @@ Examples:
   python benchmarks/benchmark.py op --methods soft_pool2d F.avg_pool2d F.max_pool2d
   python benchmarks/benchmark.py pooling --kernel 2,2,0
   python benchmarks/benchmark.py model configs/retinanet_r50_softpool.py --size 800 1344
+  python benchmarks/benchmark.py deploy --threads 2 --json deploy.json
   python benchmarks/benchmark.py sass --arch 9.0 8.0 --json sass.json
 """
 
 import argparse
+import functools
 import gc
+import importlib.metadata
 import importlib.util
 import itertools
 import json
+import logging
 import os
 import platform
 import random
 import statistics
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -68,6 +75,19 @@ PAPER = {
     "s3": dict(cpu=(233, 410), cuda=(345, 486)),
     "softpool": dict(cpu=(31, 156), cuda=(56, 234)),
 }
+# What `deploy` measures: pools with the input that a detector has there, and networks as a config's
+# name, the exported part and the image size.
+DEPLOYED_POOLS = [
+    ((1, 64, 400, 608), (3, 2, 1)),
+    ((1, 256, 40, 40), (5, 1, 2)),
+    ((1, 256, 20, 20), (13, 1, 6)),
+]
+DEPLOYED_NETWORKS = {
+    "ResNet-50": ("retinanet_r50", True, (800, 1216)),
+    "YOLOX-s": ("yolox_s", False, (640, 640)),
+}
+#: Of the inputs of a pool: as activations are, and so large that the file takes its exact form.
+DEPLOYED_SCALES = {"fast": 1.0, "exact": 1000.0}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -390,6 +410,115 @@ def benchmark_models(
     return rows
 
 
+def onnxruntime_session(path: str, threads: int) -> Callable[..., list]:
+    """An ONNX file in ONNX Runtime, on the CPU, as a function of a NumPy array."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # it names every constant that is not used
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda image: session.run(None, {name: image})
+
+
+def openvino_session(path: str, threads: int) -> Callable[..., list]:
+    """An ONNX file in OpenVINO, on the CPU and in float32, as a function of a NumPy array."""
+    import openvino
+
+    config = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    request = openvino.Core().compile_model(path, "CPU", config).create_infer_request()
+    return lambda image: list(
+        request.infer({0: image}, share_inputs=True, share_outputs=True).values()
+    )
+
+
+#: Inference engines by the names of their packages.
+ENGINES = {"onnxruntime": onnxruntime_session, "openvino": openvino_session}
+
+
+def export_pool(pool: nn.Module, shape: Sequence[int], path: str) -> None:
+    """Writes a pool as an ONNX file with dynamic batch and image size."""
+    dynamic = torch.export.Dim.DYNAMIC
+    torch.onnx.export(
+        pool,
+        (torch.randn(*shape),),
+        path,
+        dynamo=True,
+        dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
+        external_data=False,
+        verbose=False,
+    )
+
+
+def export_detector(config: str, backbone: bool, path: str) -> nn.Module:
+    """Writes a detector with random weights as ``mmsoftpool export`` does; returns its network."""
+    from mmsoftpool import export
+    from mmsoftpool.config import load_config
+    from mmsoftpool.runner import build_model
+
+    cfg = load_config(config)
+    cfg.model.backbone.pop("init_cfg", None)
+    torch.manual_seed(0)
+    network = export.Network(build_model(cfg), backbone).eval()
+    export.export(network, "onnx", path)
+    return network
+
+
+def benchmark_deploy(
+    case: str,
+    networks: dict[str, nn.Module],
+    folder: str,
+    images: dict[str, Tensor],
+    engines: Sequence[str] = tuple(ENGINES),
+    threads: int = 2,
+    rounds: int = 15,
+) -> list[dict]:
+    """Measures exported networks in inference engines; they take turns.
+
+    Args:
+        case: The name of the case.
+        networks: The network with max pooling as ``"max"`` and its twin as ``"soft"``, in eval
+            mode; each is in ``folder`` as an ONNX file of that name.
+        folder: Where the files are.
+        images: Inputs by a name.
+        engines: Keys of :data:`ENGINES`. Defaults to all.
+        threads: CPU threads of an engine. Defaults to 2.
+        rounds: Rounds of the medians. Defaults to 15.
+
+    Returns:
+        A row per image and engine: ``max`` and ``soft``, the median times in seconds; ``ratio``,
+        soft / max; ``difference``, the largest one of an output of ``soft`` from PyTorch, relative
+        to the largest value of that output.
+    """
+    sessions = {
+        (engine, name): ENGINES[engine](f"{folder}/{name}.onnx", threads)
+        for engine in engines
+        for name in networks
+    }
+    rows = []
+    for form, image in images.items():
+        with torch.no_grad():
+            expected = networks["soft"](image)
+        expected = [expected] if isinstance(expected, Tensor) else expected
+        run = {key: functools.partial(session, image.numpy()) for key, session in sessions.items()}
+        times = medians(run, "cpu", rounds)
+        for engine in engines:
+            outputs = run[engine, "soft"]()
+            difference = max(
+                ((torch.from_numpy(got) - want).abs().max() / want.abs().max()).item()
+                for got, want in zip(outputs, expected, strict=True)
+            )
+            row = dict(case=case, input=form, engine=engine, difference=difference)
+            row.update({name: times[engine, name] for name in networks})
+            rows.append(row | dict(ratio=row["soft"] / row["max"]))
+    return rows
+
+
 def plot(rows: list[dict], path) -> None:
     """Draws forward and backward times as bars, one panel per case.
 
@@ -549,6 +678,44 @@ def run_model(args) -> list[dict]:
     return rows
 
 
+def run_deploy(args) -> list[dict]:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports every step
+    warnings.simplefilter("ignore")
+    rows = []
+
+    def measure(case, networks, folder, images):
+        rounds = args.rounds if case in DEPLOYED_NETWORKS else 3 * args.rounds
+        part = benchmark_deploy(
+            case, networks, folder, images, args.engines, torch.get_num_threads(), rounds
+        )
+        columns = {
+            "input": "form",
+            "engine": "engine",
+            "max": "max ms",
+            "soft": "soft ms",
+            "ratio": "soft / max",
+            "difference": "difference",
+        }
+        show(case, part, columns, base={})
+        rows.extend(part)
+
+    for shape, (k, s, p) in DEPLOYED_POOLS:
+        networks = {"max": nn.MaxPool2d(k, s, p), "soft": mmsoftpool.SoftPool2d(k, s, p)}
+        images = {name: scale * torch.randn(shape) for name, scale in DEPLOYED_SCALES.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            for name, pool in networks.items():
+                export_pool(pool, shape, f"{folder}/{name}.onnx")
+            measure(f"k{k} s{s} p{p} of {shape}", networks, folder, images)
+    for case, (config, backbone, size) in DEPLOYED_NETWORKS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            networks = {
+                name: export_detector(f"{config}_{name}pool", backbone, f"{folder}/{name}.onnx")
+                for name in ("max", "soft")
+            }
+            measure(case, networks, folder, {"fast": torch.randn(1, 3, *size)})
+    return rows
+
+
 def run_sass(args) -> dict:
     unknown = set(args.arch) - set(roofline.LIMITS)
     if unknown:
@@ -652,6 +819,17 @@ def make_parser():
         metavar="N",
         help="the number of images of an iteration (default: %(default)s)",
     )
+    deploy = commands.add_parser(
+        "deploy", help="exported ONNX files in inference engines, on the CPU; takes 8 minutes"
+    )
+    deploy.add_argument(
+        "--engines",
+        nargs="+",
+        choices=list(ENGINES),
+        default=list(ENGINES),
+        help=f"the engines (default: {' '.join(ENGINES)})",
+    )
+    deploy.set_defaults(device="cpu", capability=None)
     sass = commands.add_parser("sass", help="the CUDA kernels' machine code; needs no GPU")
     sass.add_argument(
         "--arch",
@@ -683,6 +861,7 @@ def make_parser():
             help="the instruction set of the CPU, for SoftPool and for torch (default: the widest "
             "that the machine has)",
         )
+    for command, rounds in ((op, 15), (pooling, 15), (model, 15), (deploy, 5)):
         command.add_argument(
             "--threads",
             type=int,
@@ -692,11 +871,11 @@ def make_parser():
         command.add_argument(
             "--rounds",
             type=int,
-            default=15,
+            default=rounds,
             metavar="N",
             help="the number of rounds; the results are medians over them (default: %(default)s)",
         )
-    for command in (op, pooling, model, sass):
+    for command in (op, pooling, model, deploy, sass):
         command.add_argument("--json", metavar="FILE", help="save all numbers to this JSON file")
     return parser
 
@@ -721,14 +900,17 @@ def main(args):
         raise UserError(f"threads must be from 1 to 1024, got {args.threads}")
     if args.json:
         check_output(args.json)
-    if args.command != "model" and args.plot:
+    if plotted := args.command in ("op", "pooling") and args.plot:
         check_picture(args.plot)
     if args.threads:
         torch.set_num_threads(args.threads)
-    run = {"op": run_op, "pooling": run_pooling, "model": run_model}[args.command]
-    rows = run(args)
-    save(args.json, dict(environment=environment(args.device), rows=rows))
-    if args.command != "model" and args.plot:
+    used = environment(args.device)
+    if args.command == "deploy":
+        used |= {name: importlib.metadata.version(name) for name in ("onnx", *args.engines)}
+    run = {"op": run_op, "pooling": run_pooling, "model": run_model, "deploy": run_deploy}
+    rows = run[args.command](args)
+    save(args.json, dict(environment=used, rows=rows))
+    if plotted:
         plot(rows, args.plot)
         print(f"wrote {args.plot}")
 

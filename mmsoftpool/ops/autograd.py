@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import reference
+from . import onnx, reference
 from .backends import TORCH_VERSION
 from .pooling import AdaptivePooling, Pooling
 
@@ -178,13 +178,13 @@ def register(library: torch.library.Library, fakes: dict[str, Callable[..., Tens
                 f"mmsoftpool::{name}", _batched(operator, formulas.tensors), lib=library
             )
         if not is_backward:
-            _register_decomposition(operator.default, getattr(reference, name), fake)
+            _register_decomposition(operator.default, getattr(onnx, name), fake)
 
 
 def _register_decomposition(
     operator: Any, function: Callable[..., Tensor], fake: Callable[..., Tensor]
 ) -> None:
-    """For exporters that know no such operator (ONNX): the reference."""
+    """For exporters that know no such operator: ONNX."""
     try:
         from torch._decomp import register_decomposition
     except ImportError:  # private; ONNX then names the operator that it cannot convert

@@ -9,7 +9,15 @@ from . import functional as F
 from .pooling import Gradient, Ints, OutputSize, Padding, Pooling, check_sizes
 
 
-class _SoftPoolNd(nn.Module):
+class _Pool(nn.Module):
+    def __prepare_scriptable__(self) -> None:  # torch.jit.script calls it first
+        raise RuntimeError(
+            f"torch.jit.script cannot compile {type(self).__name__}, whose arguments are checked in "
+            "Python: use torch.jit.trace or torch.export.export"
+        )
+
+
+class _SoftPoolNd(_Pool):
     _axes: ClassVar[int]
     _function: ClassVar[Callable[..., Tensor]]
 
@@ -95,7 +103,7 @@ class SoftPool3d(_SoftPoolNd):
     _function = staticmethod(F.soft_pool3d)
 
 
-class _AdaptiveSoftPoolNd(nn.Module):
+class _AdaptiveSoftPoolNd(_Pool):
     _axes: ClassVar[int]
     _function: ClassVar[Callable[..., Tensor]]
 

@@ -27,9 +27,6 @@ OPERATORS = (
     "adaptive_soft_pool_backward",
 )
 
-# Of an exported graph, which would take minutes to build with more.
-_MOST_SLICES = 256
-
 
 class Windows:
     """The windows of a pooling over (N, C, spatial...) tensors, as a stack of strided slices."""
@@ -53,14 +50,6 @@ class Windows:
             # A slice ends where the last tap of the window leaves room for the other taps. Ends
             # that count from the back do not depend on the size: exporters need no guard for them.
             last.append(-(kept - 1) * d)
-        if any(isinstance(size, torch.SymInt) for size in sizes):
-            count = math.prod(map(len, taps))
-            if count > _MOST_SLICES:
-                raise ValueError(
-                    f"kernel_size={tuple(pooling.kernel_size)} has {count} taps, at most "
-                    f"{_MOST_SLICES} are exported for a map of dynamic size: fix the size, or use "
-                    "an adaptive pool"
-                )
         #: Offset of every tap of a window from the window's first one.
         self.offsets = [
             tuple(i * d for i, d in zip(tap, pooling.dilation, strict=True))

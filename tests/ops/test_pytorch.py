@@ -1,4 +1,4 @@
-"""opcheck, compile, export, ONNX, fx, FLOP counters: the rest of PyTorch."""
+"""opcheck, compile, export, fx, FLOP counters: the rest of PyTorch."""
 
 import pytest
 import torch
@@ -72,71 +72,6 @@ class TestPyTorch:
         assert torch.ops.mmsoftpool.soft_pool.default in [n.target for n in program.graph.nodes]
         x = torch.randn(3, 3, 33, 27)
         assert program.module()(x).equal(Net()(x))
-
-    @since(2, 6)
-    @pytest.mark.filterwarnings("ignore")
-    def test_onnx_has_standard_operators_and_agrees(self, tmp_path):
-        import onnx
-        import onnxruntime
-
-        path = str(tmp_path / "net.onnx")
-        torch.onnx.export(
-            Net(),
-            (torch.randn(2, 3, 16, 20),),
-            path,
-            dynamo=True,
-            dynamic_shapes=dynamic_shapes(),
-            verbose=False,
-        )
-        model = onnx.load(path)
-        assert {node.domain for node in model.graph.node} == {""} and not model.functions
-        # TensorRT and QNN refuse axes of a reduction that another node computes.
-        constants = {tensor.name for tensor in model.graph.initializer}
-        axes = [node.input[1] for node in model.graph.node if node.op_type.startswith("Reduce")]
-        assert len(axes) >= 2 and set(axes) <= constants
-        session = onnxruntime.InferenceSession(path)
-        for size, scale in (((33, 27), 1.0), ((16, 20), 100.0)):
-            x = torch.randn(3, 3, *size) * scale
-            (y,) = session.run(None, {"x": x.numpy()})
-            torch.testing.assert_close(torch.from_numpy(y), Net()(x), rtol=1e-5, atol=1e-5 * scale)
-
-    @since(2, 6)
-    @pytest.mark.filterwarnings("ignore")
-    @pytest.mark.parametrize("example", [(2, 2, 14, 20), (2, 2, 15, 21)])
-    @pytest.mark.parametrize(
-        "pool",
-        [
-            SoftPool2d(3, 3, 1, ceil_mode=True),
-            SoftPool2d(3, 2, 1, ceil_mode=True),
-            AdaptiveSoftPool2d((3, 5)),
-            AdaptiveSoftPool2d((1, None)),
-        ],
-    )
-    def test_onnx_has_the_right_shape_at_every_size(self, pool, example, tmp_path):
-        onnxruntime = pytest.importorskip("onnxruntime")
-        dynamic, path = torch.export.Dim.DYNAMIC, str(tmp_path / "pool.onnx")
-        axes = ({0: dynamic, 2: dynamic, 3: dynamic},)
-        torch.onnx.export(
-            pool, (randn(*example),), path, dynamo=True, dynamic_shapes=axes, verbose=False
-        )
-        session = onnxruntime.InferenceSession(path)
-        for size in (example[2:], (15, 20), (16, 21), (9, 30), (31, 7), (8, 8)):
-            x = randn(3, 2, *size)
-            (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-            torch.testing.assert_close(torch.from_numpy(y), pool(x), rtol=1e-5, atol=1e-5)
-
-    @since(2, 6)
-    @pytest.mark.filterwarnings("ignore")
-    def test_onnx_refuses_a_large_kernel_on_a_dynamic_map_by_name(self):
-        dynamic = torch.export.Dim.DYNAMIC
-        pool, x = SoftPool2d(64, ceil_mode=True), randn(1, 2, 8, 9)
-        with pytest.raises(Exception, match=r"conver|decompos") as info:
-            torch.onnx.export(pool, (x,), dynamo=True, dynamic_shapes=({2: dynamic, 3: dynamic},))
-        causes, error = [], info.value
-        while error is not None:
-            causes.append(str(error))
-            error = error.__cause__
-        assert "kernel_size=(64, 64) has" in "".join(causes)
 
     def test_compiles_with_another_alpha(self):
         torch._dynamo.reset()
