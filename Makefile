@@ -122,7 +122,8 @@ sanitize: env
 # What nvcc makes of all CUDA kernels, run on the CPU; a test has some of them. About 20 minutes for
 # each architecture.
 test-ptx: env
-	MMSOFTPOOL_PTX="8.0 9.0" OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) tests/ops/test_ptx.py
+	MMSOFTPOOL_PTX="8.0 9.0" OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist loadgroup \
+	  tests/ops/test_ptx.py
 
 aarch64: env
 	command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64 || { \

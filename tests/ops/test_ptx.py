@@ -98,7 +98,11 @@ def link(library, objects, *flags):
     return loaded
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES or ["8.0"])
+# An architecture is built by one worker of pytest-xdist.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(a, marks=pytest.mark.xdist_group(a)) for a in ARCHITECTURES or ["8.0"]],
+)
 def library(request, tmp_path_factory):
     library = build(tmp_path_factory.mktemp("ptx"), request.param, bool(ARCHITECTURES))
     library.arch = request.param
@@ -320,12 +324,15 @@ def package(library, tmp_path_factory):
     ):
         replace_once(binding, old, new)
     flags = [f"-DTORCH_TARGET_VERSION={2 << 56 | 10 << 48:#x}", "-DTORCH_STABLE_ONLY"]
-    made = compile_with_nvcc(
+    compile_with_nvcc(
         library.folder, library.arch, binding, *flags, f"-isystem={torch_folder}/include"
     )
     folder = tmp_path_factory.mktemp("package")
     ignore = shutil.ignore_patterns("*.so", ".mim", "__pycache__")
-    objects = [path for path in library.folder.glob("*.o") if path != made]
+    # The driver and the binding register kernels when they are loaded: the machine comes first.
+    objects = sorted(
+        library.folder.glob("*.o"), key=lambda path: path.stem in ("driver", "binding")
+    )
     shutil.copytree(ROOT / "mmsoftpool", folder / "mmsoftpool", ignore=ignore)
     shutil.copytree(ROOT / "tests" / "ops", folder / "tests" / "ops", ignore=ignore)
     for path in (*(ROOT / "tests").glob("*.py"), ROOT / "pyproject.toml"):
@@ -338,7 +345,7 @@ def package(library, tmp_path_factory):
         [
             *(CXX, "-shared", "-Wl,-Bsymbolic", f"-Wl,-rpath,{torch_folder}/lib"),
             *("-o", folder / "mmsoftpool" / "libmmsoftpool_cpu.so"),
-            *(*objects, made, *libraries),
+            *(*objects, *libraries),
         ],
         check=True,
     )
