@@ -26,7 +26,8 @@ struct FastSimd : Simd<Compute<T>, Bytes> {
       using Bits = typename Simd<float, Bytes>::Bits;
       constexpr float magic = 12583039.0f;  // as in Simd::exp2
       const Vec shifted = x + magic, f = x - (shifted - magic);
-      // 2^f = 1 + f q(f) for |f| <= 1/2, the q of degree 4, 3 or 2 with the smallest relative error.
+      // 2^f = 1 + f q(f) for |f| <= 1/2, the q of degree 4, 3 or 2 with the smallest relative
+      // error.
       Vec p;
       if constexpr (std::is_same_v<T, float>) {
         p = f * 1.3264727e-3f + 9.6715130e-3f;
@@ -250,9 +251,7 @@ class Rows {
         height(pooling.height),
         width(pooling.width) {
     taps_.resize(pooling.taps());
-    from_.resize(pooling.taps());
-    weights_.resize(pooling.taps() * S::lanes);
-    zeros_.resize(std::max(block, pooling.channels));
+    before_.resize(pooling.taps() * S::lanes);
   }
 
   // The outputs of the windows of row (od, oh). Position p of the map is at x + p * step, where
@@ -299,27 +298,32 @@ class Rows {
   MMSOFTPOOL_INLINE void backward(
       int64_t od, int64_t oh, const Row& row, const A* x, int64_t step, int64_t channels,
       const A* grad_y, A* sums) {
+    const auto is_new = [&](int64_t d, int64_t h) INLINED {
+      return d >= depth.end_before(od) && h >= height.end_before(oh);
+    };
     for (size_t ow = 0; ow < width.begin.size(); ++ow, grad_y += step) {
+      // The taps that windows before have reached come first.
+      const int64_t begin = width.begin[ow], end = width.end[ow];
+      const int64_t first_new = std::clamp(width.end_before(ow), begin, end);
       int64_t n = 0;
+      const auto add = [&](int64_t from, int64_t to) INLINED {
+        for (; from < to; ++from) {
+          taps_[n++] = from * step;
+        }
+      };
       for_each_row(od, oh, [&](int64_t d, int64_t h) INLINED {
-        const bool is_new = d >= depth.end_before(od) && h >= height.end_before(oh);
-        const int64_t end = is_new ? width.end_before(ow) : width.end.back();
-        for (int64_t w = width.begin[ow], p = row(d, h) + w; w < width.end[ow]; ++w, ++p) {
-          taps_[n] = p * step;
-          from_[n++] = w < end ? sums + p * step : zeros_.data();
+        const int64_t start = row(d, h);
+        add(start + begin, start + (is_new(d, h) ? first_new : end));
+      });
+      const int64_t reached = n;
+      for_each_row(od, oh, [&](int64_t d, int64_t h) INLINED {
+        if (is_new(d, h)) {
+          add(row(d, h) + first_new, row(d, h) + end);
         }
       });
       with_taps(n, [&](auto constant) INLINED {
         for (int64_t c = 0; c < channels; c += S::lanes) {
-          const int64_t* const tap = taps_.data();
-          const A* const* const from = from_.data();
-          window_gradients<constant.value, S>(
-              OneVector(), n, exponents_, gradient_,
-              [&](int64_t) INLINED { return S::load(grad_y + c); }, weights_.data(),
-              [&](int64_t t, int64_t) INLINED { return S::load(x + tap[t] + c); },
-              [&](int64_t t, int64_t, Vec v) INLINED {
-                S::store(S::load(from[t] + c) + v, sums + tap[t] + c);
-              });
+          add_gradients<constant.value>(n, reached, x + c, grad_y + c, sums + c);
         }
       });
     }
@@ -339,6 +343,45 @@ class Rows {
     }
   }
 
+  // A weight waits for the sum of all in the place of its gradient: windows may be large. What was
+  // there before, in the first `reached` places, is kept beside.
+  template <int K>
+  MMSOFTPOOL_INLINE void add_gradients(
+      int64_t taps, int64_t reached, const A* x, const A* grad_y, A* sums) {
+    const int64_t n = K ? K : taps;
+    const int64_t* const tap = taps_.data();
+    A* const before = before_.data();
+    Vec max = S::splat(-std::numeric_limits<A>::infinity());
+    for (int64_t t = 0; t < n; ++t) {
+      const Vec v = S::load(x + tap[t]);
+      max = v > max ? v : max;  // ignores NaN
+    }
+    for (int64_t t = 0; t < reached; ++t) {
+      S::store(S::load(sums + tap[t]), before + t * S::lanes);
+    }
+    Softmax<S> softmax(exponents_, max);
+    for (int64_t t = 0; t < n; ++t) {
+      if constexpr (K == 0) {
+        softmax.carry_before(t);
+      }
+      S::store(softmax.add(S::load(x + tap[t])), sums + tap[t]);
+    }
+    if constexpr (K == 0) {
+      softmax.complete(n);
+    }
+    const Vec scale = softmax.scale(S::load(grad_y)), offset = softmax.offset();
+    const auto gradient = [&](int64_t t) INLINED {
+      const Vec g = scale * S::load(sums + tap[t]);
+      return gradient_ == Gradient::paper ? g : g * softmax.slope(S::load(x + tap[t]), offset);
+    };
+    for (int64_t t = 0; t < reached; ++t) {
+      S::store(S::load(before + t * S::lanes) + gradient(t), sums + tap[t]);
+    }
+    for (int64_t t = reached; t < n; ++t) {
+      S::store(gradient(t), sums + tap[t]);
+    }
+  }
+
   template <typename Visit>
   MMSOFTPOOL_INLINE void for_each_row(int64_t od, int64_t oh, Visit&& visit) const {
     for (int64_t d = depth.begin[od]; d < depth.end[od]; ++d) {
@@ -351,9 +394,7 @@ class Rows {
   Exponents<S> exponents_;
   Gradient gradient_;
   std::vector<int64_t> taps_;
-  std::vector<const A*> from_;  // what is there already
-  std::vector<A> weights_;
-  std::vector<A> zeros_;
+  std::vector<A> before_;
 
  public:
   Windows depth, height, width;
@@ -416,8 +457,7 @@ MMSOFTPOOL_INLINE void forward(
     rows.forward(
         od, oh, [&](int64_t d, int64_t h) INLINED { return ring.row(d, h); }, x.data(), block,
         block, y.data());
-    from_lanes<S>(
-        y.data(), row * width, width, block_of(pooling, output, pooling.out_plane(), b));
+    from_lanes<S>(y.data(), row * width, width, block_of(pooling, output, pooling.out_plane(), b));
   }
 }
 
