@@ -90,11 +90,15 @@ def detr():
 def rt_detr():
     package = importlib.import_module("transformers")
     backbone = package.RTDetrResNetConfig(
-        **SMALL_RESNET, out_features=["stage2", "stage3", "stage4"], layer_type="basic"
+        hidden_sizes=[8, 16, 32, 64],
+        depths=[1, 1, 1, 1],
+        embedding_size=8,
+        out_features=["stage2", "stage3", "stage4"],
+        layer_type="basic",
     )
     return transformers(
         *("RTDetr", "AutoModel"),
-        **dict(backbone_config=backbone, encoder_in_channels=[16, 32, 32], d_model=32),
+        **dict(backbone_config=backbone, encoder_in_channels=[16, 32, 64], d_model=32),
         **dict(encoder_hidden_dim=32, encoder_ffn_dim=32, decoder_ffn_dim=32, decoder_layers=1),
         **dict(decoder_in_channels=[32, 32, 32], num_queries=5, anchor_image_size=None),
     )
@@ -134,7 +138,6 @@ NETWORKS = {
     "timm VoVNet": (lambda: timm("ese_vovnet19b_dw"), None, (3, 64, 64)),
     "timm ResNeSt-14-D": (lambda: timm("resnest14d"), None, (3, 64, 64)),
     "timm SK-ResNet-18": (lambda: timm("skresnet18"), None, (3, 64, 64)),
-    "timm Res2Net-50": (lambda: timm("res2net50_14w_8s"), None, (3, 64, 64)),
     "timm CSPResNet-50": (lambda: timm("cspresnet50"), None, (3, 64, 64)),
     "timm PoolFormer-S12": (lambda: timm("poolformer_s12"), None, (3, 64, 64)),
     "segmentation_models_pytorch U-Net": (lambda: smp("Unet"), None, (3, 64, 64)),
@@ -157,16 +160,16 @@ NETWORKS = {
     ),
     "transformers DETR": (detr, None, (3, 64, 64)),
     "transformers RT-DETR": (rt_detr, None, (3, 64, 64)),
-    "Ultralytics YOLOv3-tiny": (lambda: ultralytics("yolov3-tiny.yaml"), None, (3, 64, 96)),
-    "Ultralytics YOLOv8n": (lambda: ultralytics("yolov8n.yaml"), None, (3, 64, 96)),
-    "Ultralytics YOLO11n": (lambda: ultralytics("yolo11n.yaml"), None, (3, 64, 96)),
+    "Ultralytics YOLOv3-tiny": (lambda: ultralytics("yolov3-tiny.yaml"), None, (3, 64, 128)),
+    "Ultralytics YOLOv8n": (lambda: ultralytics("yolov8n.yaml"), None, (3, 64, 128)),
+    "Ultralytics YOLO11n": (lambda: ultralytics("yolo11n.yaml"), None, (3, 64, 128)),
     "pytorchcv Xception": (lambda: pytorchcv("xception"), None, (3, 96, 96)),
     "pytorchcv DPN-68": (lambda: pytorchcv("dpn68"), None, (3, 64, 64)),
 }
 # Without a pool but a global one, which stays unless it is named.
 NO_POOLS = {
     "torchvision Swin": lambda: torchvision("swin_t"),
-    "torchvision ViT": lambda: torchvision("vit_b_16"),
+    "torchvision ViT": lambda: torchvision("vit_b_32"),
     "torchvision ConvNeXt": lambda: torchvision("convnext_tiny"),
     "torchvision EfficientNet": lambda: torchvision("efficientnet_b0"),
     "torchvision MobileNetV3": lambda: torchvision("mobilenet_v3_small"),
@@ -229,7 +232,7 @@ def run_by_onnx_runtime(net, x, x2, path):
 
 
 def works(check, net, original, *args):
-    """Whether a check passes; where it does not, it must not with the network's own pools, either."""
+    """Whether a check passes. Where it does not, it must fail with the network's own pools too."""
     try:
         check(net, *args)
     except Exception as error:
@@ -280,8 +283,7 @@ def test_replaced_run_differentiated_and_exported(name, tmp_path):
 
 @pytest.mark.parametrize("name", NO_POOLS)
 def test_nothing_to_replace(name):
-    with torch.device("meta"):
-        net = built(NO_POOLS[name])
+    net = built(NO_POOLS[name])
     with pytest.raises(ValueError, match="no pool to replace"):
         replace_pooling(net)
     package, _, network = name.partition(" ")
