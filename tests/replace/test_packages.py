@@ -73,7 +73,7 @@ def ultralytics(name):
 def pytorchcv(name):
     provider = importlib.import_module("pytorchcv.model_provider")
     # Their heads pool a map of one size; all but them take any.
-    return provider.get_model(name, pretrained=False).features[:-1]
+    return Output(provider.get_model(name, pretrained=False).features[:-1])
 
 
 def detr():
