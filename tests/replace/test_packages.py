@@ -73,7 +73,7 @@ def ultralytics(name):
 def pytorchcv(name):
     provider = importlib.import_module("pytorchcv.model_provider")
     # Their heads pool a map of one size; all but them take any.
-    return Output(provider.get_model(name, pretrained=False).features[:-1])
+    return provider.get_model(name, pretrained=False).features[:-1]
 
 
 def detr():
@@ -164,7 +164,6 @@ NETWORKS = {
     "Ultralytics YOLOv8n": (lambda: ultralytics("yolov8n.yaml"), None, (3, 64, 128)),
     "Ultralytics YOLO11n": (lambda: ultralytics("yolo11n.yaml"), None, (3, 64, 128)),
     "pytorchcv Xception": (lambda: pytorchcv("xception"), None, (3, 96, 96)),
-    "pytorchcv DPN-68": (lambda: pytorchcv("dpn68"), None, (3, 64, 64)),
 }
 # Without a pool but a global one, which stays unless it is named.
 NO_POOLS = {
