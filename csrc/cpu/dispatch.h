@@ -30,6 +30,7 @@ MMSOFTPOOL_DECLARE_KERNEL(contiguous_shared)
 MMSOFTPOOL_DECLARE_KERNEL(channels_last_shared)
 // Only for contiguous tensors:
 MMSOFTPOOL_DECLARE_KERNEL(one_window)
+// Only for adaptive pooling:
 MMSOFTPOOL_DECLARE_KERNEL(adaptive)
 
 // How many planes the last one pools together; a multiple of all vector lengths.

@@ -45,15 +45,16 @@ bool has_f16c() {
 }
 #endif
 
-// Whether planes are pooled side by side: some at least, which fit the cache. Large windows fill
-// the vectors in the other ways.
+// Whether planes are pooled side by side: where there are some, and what a row of windows reaches
+// of them fits a cache.
 bool use_adaptive(const Pooling& pooling) {
-  return pooling.is_adaptive() && pooling.layout == Layout::contiguous &&
-         pooling.planes() >= planes_side_by_side / 2 && pooling.taps() <= 128 &&
-         std::max(pooling.in_plane(), pooling.out_plane()) <= 1 << 13;
+  const Axis& outer = pooling.depth.in * pooling.depth.out > 1 ? pooling.depth : pooling.height;
+  const bool last = pooling.layout == Layout::channels_last;
+  return pooling.is_adaptive() && (last || pooling.planes() >= planes_side_by_side / 2) &&
+         pooling.in_plane() / outer.in * outer.kernel_size <= 1 << (last ? 16 : 14);
 }
 
-int64_t adaptive_items(const Pooling& pooling) {
+int64_t adaptive_blocks(const Pooling& pooling) {
   return (pooling.planes() + planes_side_by_side - 1) / planes_side_by_side;
 }
 
@@ -98,10 +99,10 @@ int64_t vector_bytes(const Pooling& pooling) {
 }
 
 int64_t forward_items(const Pooling& pooling) {
-  if (use_adaptive(pooling)) {
-    return adaptive_items(pooling);
-  }
   const int64_t rows = pooling.depth.out * pooling.height.out;
+  if (pooling.layout == Layout::contiguous && use_adaptive(pooling)) {
+    return adaptive_blocks(pooling) * rows;
+  }
   return pooling.layout == Layout::contiguous ? pooling.planes() * rows : pooling.batch * rows;
 }
 
@@ -111,8 +112,8 @@ int64_t channel_block(const Pooling& pooling, int64_t threads) {
 }
 
 int64_t backward_items(const Pooling& pooling, int64_t channel_block) {
-  if (use_adaptive(pooling)) {
-    return adaptive_items(pooling);
+  if (pooling.layout == Layout::contiguous && use_adaptive(pooling)) {
+    return adaptive_blocks(pooling);
   }
   const int64_t blocks = (pooling.channels + channel_block - 1) / channel_block;
   return pooling.layout == Layout::contiguous ? pooling.planes() : pooling.batch * blocks;
