@@ -100,9 +100,9 @@ def _soft_pool(x: Tensor, pooling: Pooling) -> Tensor:
             mean = moment / total
             return mean / alpha if alpha > 1 else mean
 
-    # Branches with sizes that torch does not know to be positive cannot return them.
-    shape = (*x.shape[:2], *pooling.output_sizes(x.shape[2:]))
-    flat = not all(isinstance(size, int) for size in shape[2:])
+    # Branches cannot return a tensor whose sizes torch does not know to be positive: its strides
+    # have a maximum of the size and 1.
+    flat = "Max" in str(operands[0].stride())
 
     def branch(form: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
         def run(x: Tensor, *operands: Tensor) -> tuple[Tensor]:
@@ -115,7 +115,7 @@ def _soft_pool(x: Tensor, pooling: Pooling) -> Tensor:
     (y,) = torch.ops.higher_order.cond(
         holds, branch(fast), branch(lambda x, *_: exact(x, pooling)), (x, *operands)
     )
-    return y.view(shape) if flat else y
+    return y.view(operands[0].shape) if flat else y
 
 
 def _is_finite(x: Tensor) -> Tensor:

@@ -166,7 +166,7 @@ def test_the_input_is_sliced_only_where_the_fast_form_does_not_hold(file):
 def test_the_right_shape_at_every_size(example, tmp_path):
     pools = [
         SoftPool2d(3, 3, 1, ceil_mode=True),
-        SoftPool2d((3, 2), 2, 1, ceil_mode=True),
+        SoftPool2d((5, 2), 2, 1),  # torch cannot prove that its output is not empty
         AdaptiveSoftPool2d((3, 5)),
         AdaptiveSoftPool2d((1, None)),
     ]
