@@ -51,8 +51,8 @@ def _run(
         library.register_sharding()
     if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
         raise RuntimeError(
-            "torch.onnx.export with dynamo=False cannot convert SoftPool, whose operator is not one "
-            "of torch's own: call it with dynamo=True"
+            "torch.onnx.export with dynamo=False cannot convert SoftPool, whose operator is not "
+            "one of torch's own: call it with dynamo=True"
         )
     if input.dim() == axes + 1:
         return operator(input.unsqueeze(0), *pooling).squeeze(0)

@@ -12,8 +12,8 @@ from .pooling import Gradient, Ints, OutputSize, Padding, Pooling, check_sizes
 class _Pool(nn.Module):
     def __prepare_scriptable__(self) -> None:  # torch.jit.script calls it first
         raise RuntimeError(
-            f"torch.jit.script cannot compile {type(self).__name__}, whose arguments are checked in "
-            "Python: use torch.jit.trace or torch.export.export"
+            f"torch.jit.script cannot compile {type(self).__name__}, whose arguments are checked "
+            "in Python: use torch.jit.trace or torch.export.export"
         )
 
 

@@ -28,8 +28,9 @@ MAX_POOLING = 1e9
 # six nodes, and in the fast form, where engines add up taps in float32 and round after each.
 _MOST_TAPS_EXACT, _MOST_TAPS_FAST = 9, 32
 # What stands for -inf and for padding in the exact form, of which no difference overflows, and the
-# smallest alpha with which it weighs 0.
-_ABSENT = {torch.float32: (-1e30, 1e-27), torch.float64: (-1e290, 1e-287)}
+# smallest alpha with which it weighs 0. Exporters write constants as float32, for float64 too.
+_ABSENT, _SMALLEST_ALPHA = -1e30, 1e-27
+_FLOAT32 = torch.finfo(torch.float32)
 
 
 def soft_pool(input: Tensor, *args: Any) -> Tensor:
@@ -74,7 +75,7 @@ def _soft_pool(x: Tensor, pooling: Pooling) -> Tensor:
     dims = list(range(x.dim()))
     alpha, taps = pooling.alpha, math.prod(pooling.kernel_size)
     operands: tuple[Tensor, ...]
-    fast: Callable[..., tuple[Tensor]]
+    fast: Callable[..., Tensor]
     if x.dtype == torch.float64 or any(d != 1 for d in pooling.dilation):
         # ONNX Runtime has no average pool of float64, opset 18 none with dilation.
         return exact(x, pooling)
@@ -82,8 +83,8 @@ def _soft_pool(x: Tensor, pooling: Pooling) -> Tensor:
         pooled = _pool("MaxPool" if alpha else "AveragePool", x, pooling)
         holds, operands = _is_finite(pooled.sum(dims)), (pooled,)
 
-        def fast(x: Tensor, pooled: Tensor) -> tuple[Tensor]:
-            return (pooled.clone(),)
+        def fast(x: Tensor, pooled: Tensor) -> Tensor:
+            return pooled.clone()
     else:
         scaled = x if alpha == 1 else alpha * x
         exponentials = scaled.exp()
@@ -95,19 +96,30 @@ def _soft_pool(x: Tensor, pooling: Pooling) -> Tensor:
         holds = _is_finite(moment.sum(dims)) & (total.amin(dims) >= _SMALLEST_MEAN)
         operands = (moment, total)
 
-        def fast(x: Tensor, moment: Tensor, total: Tensor) -> tuple[Tensor]:
+        def fast(x: Tensor, moment: Tensor, total: Tensor) -> Tensor:
             mean = moment / total
-            return (mean / alpha if alpha > 1 else mean,)
+            return mean / alpha if alpha > 1 else mean
+
+    # Branches cannot return a tensor whose sizes torch does not know to be positive: its strides
+    # have a maximum of the size and 1.
+    flat = "Max" in str(operands[0].stride())
+
+    def branch(form: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
+        def run(x: Tensor, *operands: Tensor) -> tuple[Tensor]:
+            y = form(x, *operands)
+            return (y.flatten() if flat else y,)
+
+        return run
 
     # torch.cond compiles the branches first, which is not possible here.
     (y,) = torch.ops.higher_order.cond(
-        holds, fast, lambda x, *_: (exact(x, pooling),), (x, *operands)
+        holds, branch(fast), branch(lambda x, *_: exact(x, pooling)), (x, *operands)
     )
-    return y
+    return y.view(operands[0].shape) if flat else y
 
 
 def _is_finite(x: Tensor) -> Tensor:
-    return x.abs() <= torch.finfo(x.dtype).max
+    return x.abs() <= _FLOAT32.max
 
 
 def _mean(x: Tensor, pooling: Pooling) -> Tensor:
@@ -153,8 +165,8 @@ def exact(x: Tensor, pooling: Pooling) -> Tensor:
         pooling: The pooling, without ``ceil_mode``.
     """
     axes = len(pooling.kernel_size)
-    absent, smallest_alpha = _ABSENT[x.dtype]
-    alpha = min(max(pooling.alpha, smallest_alpha), torch.finfo(x.dtype).max)
+    absent = _ABSENT
+    alpha = min(max(pooling.alpha, _SMALLEST_ALPHA), _FLOAT32.max)
     maximum = torch.where(x < absent, absent, x)
     if any(pooling.padding):
         pairs = [pooling.padding[2 * i : 2 * i + 2] for i in reversed(range(axes))]
@@ -181,9 +193,8 @@ def exact(x: Tensor, pooling: Pooling) -> Tensor:
         total, moment = sum(totals[1:], totals[0]), sum(moments[1:], moments[0])
     # Windows of nothing that is larger have their maximum. Max pooling starts at the smallest
     # number in some engines, at -inf in others.
-    smallest = torch.finfo(x.dtype).min
     largest = _pool("MaxPool", x, pooling)
-    largest = torch.where(largest > smallest, largest - absent, -math.inf)
+    largest = torch.where(largest > _FLOAT32.min, largest - absent, -math.inf)
     return maximum + moment / total + torch.where(maximum > absent, 0, largest)
 
 

@@ -124,3 +124,33 @@ class TestCommands:
         assert len(rows) == 2
         for row in rows:
             assert min(row["train"], row["inference"], row["train_memory"]) > 0
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_deploy_runs_exported_files_in_every_engine(self, tmp_path, monkeypatch):
+        for package in benchmark.ENGINES:
+            pytest.importorskip(package)
+        monkeypatch.setattr(benchmark, "DEPLOYED_POOLS", [((1, 2, 8, 8), (2, 2, 0))])
+        monkeypatch.setattr(benchmark, "DEPLOYED_NETWORKS", {})
+        output = tmp_path / "deploy.json"
+        arguments = ["deploy", "--threads", "1", "--rounds", "1", "--json", str(output)]
+        benchmark.main(benchmark.make_parser().parse_args(arguments))
+        result = json.loads(output.read_text())
+        assert {"onnx", "onnxruntime", "openvino"} <= result["environment"].keys()
+        assert [(row["input"], row["engine"]) for row in result["rows"]] == [
+            (form, engine) for form in ("fast", "exact") for engine in benchmark.ENGINES
+        ]
+        for row in result["rows"]:
+            assert row["ratio"] == row["soft"] / row["max"] > 0
+            assert row["difference"] < 1e-6
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore")
+    def test_deploy_exports_detectors(self, tmp_path, monkeypatch):
+        demo = ("demo_retinanet", False, (96, 128))
+        monkeypatch.setattr(benchmark, "DEPLOYED_POOLS", [])
+        monkeypatch.setattr(benchmark, "DEPLOYED_NETWORKS", {"demo": demo})
+        output = tmp_path / "deploy.json"
+        arguments = ["deploy", "--threads", "1", "--rounds", "1", "--json", str(output)]
+        benchmark.main(benchmark.make_parser().parse_args(arguments))
+        for row in json.loads(output.read_text())["rows"]:
+            assert row["ratio"] > 0 and row["difference"] < 1e-4

@@ -50,12 +50,13 @@ class Side(nn.Module):
 
 
 class Kinds(nn.Module):
-    """Other dtypes and other numbers of axes than float32 and two; dilation."""
+    """Other dtypes and other numbers of axes than float32 and two; dilation; adaptive pools."""
 
     def forward(self, x):
         half, double = SoftPool2d(3, 2, 1)(x.half()), SoftPool2d(2)(x.double())
         line, volume = SoftPool1d(3, 2, 1)(x.flatten(2)), SoftPool3d(2)(x.unflatten(2, (4, -1)))
-        return half, double, line, volume, SoftPool2d(3, 2, 1, dilation=2)(x)
+        dilated, adaptive = SoftPool2d(3, 2, 1, dilation=2)(x), AdaptiveSoftPool2d((4, 3))(x)
+        return half, line, volume, adaptive, double, dilated
 
 
 def export(net, path, example, axes=None):
@@ -123,15 +124,15 @@ def test_a_value_is_accurate_at_the_scale_of_its_own_window(engine, name):
         assert (error <= 1e-6 * largest(pool, x.double())[~special]).all(), pool
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_other_dtypes_axes_and_dilation(engine, tmp_path):
-    x = randn(2, 3, 16, 12)
-    run = session(engine, export(Kinds(), tmp_path / "kinds.onnx", x))
-    for scale in (1.0, 1000.0):
-        for y, expected in zip(run(x * scale), Kinds()(x * scale), strict=True):
-            torch.testing.assert_close(
-                y, expected, rtol=1e-6 if y.dtype != torch.half else 1e-3, atol=1e-6 * scale
-            )
+def test_other_dtypes_axes_and_dilation(tmp_path):
+    example = randn(2, 3, 16, 12)
+    path = export(Kinds(), tmp_path / "kinds.onnx", example)
+    assert len(graphs(path)) == 1 + 2 * 4  # no fast form for float64 and dilation
+    run = session("onnxruntime", path)
+    for x in (example, example * 1000, torch.where(example < 1, example, -math.inf)):
+        for y, expected in zip(run(x), Kinds()(x), strict=True):
+            rtol = {torch.half: 1e-3, torch.float: 1e-6, torch.double: 1e-14}[y.dtype]
+            torch.testing.assert_close(y, expected, rtol=rtol, atol=rtol)
 
 
 def graphs(path):
@@ -165,7 +166,7 @@ def test_the_input_is_sliced_only_where_the_fast_form_does_not_hold(file):
 def test_the_right_shape_at_every_size(example, tmp_path):
     pools = [
         SoftPool2d(3, 3, 1, ceil_mode=True),
-        SoftPool2d((7, 3), 2, 1, ceil_mode=True),
+        SoftPool2d((5, 2), 2, 1),  # torch cannot prove that its output is not empty
         AdaptiveSoftPool2d((3, 5)),
         AdaptiveSoftPool2d((1, None)),
     ]
@@ -187,15 +188,6 @@ def test_a_large_kernel_on_a_map_of_dynamic_size(tmp_path):
     run = session("onnxruntime", export(pool, tmp_path / "x.onnx", randn(1, 2, 80, 90), axes))
     for x in (randn(1, 2, 130, 70), randn(1, 2, 65, 66) * 1000):
         torch.testing.assert_close(run(x)[0], pool(x), rtol=1e-5, atol=1e-5)
-
-
-def test_adaptive_windows_of_one_size_take_the_fast_form(tmp_path):
-    pools, x = [AdaptiveSoftPool2d((4, 3)), AdaptiveSoftPool2d(1)], randn(2, 3, 8, 6)
-    path = export(Side(pools), tmp_path / "adaptive.onnx", x)
-    graph, *branches = graphs(path)
-    assert len(branches) == 4 and ("", "AveragePool") in graph
-    for y, pool in zip(session("onnxruntime", path)(x), pools, strict=True):
-        torch.testing.assert_close(y, pool(x), rtol=1e-6, atol=1e-6)
 
 
 def test_the_old_exporter_and_torchscript_are_refused_with_the_way_that_works(tmp_path):
