@@ -89,9 +89,9 @@ class Preprocessing(nn.Module):
 
     def __init__(self, cfg: Config):
         super().__init__()
-        pipeline = {step["type"]: step for step in get_test_pipeline_cfg(cfg)}
+        pipeline = {step.type.removeprefix("mmdet."): step for step in get_test_pipeline_cfg(cfg)}
         resize, pad = pipeline.pop("Resize", {}), pipeline.pop("Pad", None)
-        others = pipeline.keys() - {"LoadImageFromFile", "LoadAnnotations", "PackDetInputs"}
+        others = {name for name in pipeline if not name.startswith(("Load", "Pack"))}
         #: The longer and the shorter side that an image is resized to fit.
         self.scale = sorted(resize.get("scale") or (), reverse=True)
         if others or len(self.scale) != 2 or not resize.get("keep_ratio"):
