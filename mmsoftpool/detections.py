@@ -39,12 +39,14 @@ def _batched_nms(
     An operator of its own, because its result has a fixed shape: the scores, with 0 for each box
     that is suppressed. In ONNX it is a ``NonMaxSuppression``.
     """
-    kept = torch.zeros_like(scores)
+    kept = []
     cfg = dict(type="nms", iou_threshold=iou_threshold)
-    for row, *image in zip(kept, boxes, scores, labels, strict=True):
+    for image in zip(boxes, scores, labels, strict=True):
         dets, index = batched_nms(*image, cfg)
+        row = torch.zeros_like(image[1])
         row[index[:max_per_img]] = dets[:max_per_img, 4]
-    return kept
+        kept.append(row)
+    return torch.stack(kept)
 
 
 @torch.library.impl(_library, "batched_nms", "Meta")
