@@ -91,23 +91,30 @@ class Preprocessing(nn.Module):
 
     def __init__(self, cfg: Config):
         super().__init__()
-        pipeline = {step.type.removeprefix("mmdet."): step for step in get_test_pipeline_cfg(cfg)}
-        resize, pad = pipeline.pop("Resize", {}), pipeline.pop("Pad", None)
-        others = {name for name in pipeline if not name.startswith(("Load", "Pack"))}
+        steps = [(step.type.removeprefix("mmdet."), step) for step in get_test_pipeline_cfg(cfg)]
+        steps = {name: dict(step) for name, step in steps if not name.startswith(("Load", "Pack"))}
+        resize, pad = steps.get("Resize", {}), steps.get("Pad")
         #: The longer and the shorter side that an image is resized to fit.
         self.scale = sorted(resize.get("scale") or (), reverse=True)
-        if others or len(self.scale) != 2 or not resize.get("keep_ratio"):
+        if (
+            list(steps) not in (["Resize"], ["Resize", "Pad"])
+            or resize.keys() != {"type", "scale", "keep_ratio"}
+            or len(self.scale) != 2
+            or not resize["keep_ratio"]
+        ):
             raise UserError(
-                "with_nms needs a test pipeline with one Resize with scale and keep_ratio=True, "
-                f"and at most a Pad beside it, got {resize} and {', '.join(sorted(others)) or pad}"
+                "with_nms needs a test pipeline with Resize(scale=..., keep_ratio=True) and at "
+                f"most a Pad after it, got {list(steps.values())}"
             )
         self.size, self.fill = None, 0.0
         if pad is not None:
-            size = pad.get("size") or (pad.get("pad_to_square") and self.scale)
+            square = pad.get("pad_to_square")
+            size = self.scale if square else pad.get("size")
             fill = pad.get("pad_val", 0)
             fill = fill.get("img", 0) if isinstance(fill, dict) else fill
             fill = set(fill) if isinstance(fill, (list, tuple)) else {fill}
-            if not size or len(fill) > 1 or (pad.get("pad_to_square") and len(set(size)) > 1):
+            others = pad.keys() - {"type", "size", "pad_to_square", "pad_val"}
+            if others or len(fill) > 1 or not size or (square and len(set(size)) > 1):
                 raise UserError(
                     "with_nms needs a Pad to a fixed size, or to a square that Resize fills, with "
                     f"the same pad_val for each channel, got {pad}"
@@ -174,7 +181,8 @@ class Detections(nn.Module):
                 f"{type(head).__name__}; without it, the file ends at the head's raw outputs"
             )
         cfg = head.test_cfg
-        known = cfg.nms.get("type") == "nms" and not cfg.nms.keys() - {"type", "iou_threshold"}
+        nms = cfg.get("nms") or {}
+        known = nms.get("type") == "nms" and nms.keys() == {"type", "iou_threshold"}
         if not known or cfg.get("min_bbox_size", 0) > 0:
             raise UserError(
                 "with_nms needs test_cfg.nms=dict(type='nms', iou_threshold=...) and no "
@@ -182,7 +190,7 @@ class Detections(nn.Module):
             )
         self.head = [head]  # no child: it is one of the network's
         self.nms_pre = cfg.get("nms_pre", -1)
-        self.iou_threshold = float(cfg.nms.iou_threshold)
+        self.iou_threshold = float(nms.iou_threshold)
         self.max_per_img = cfg.get("max_per_img", MAX_PER_IMG)
 
     def forward(self, outputs: tuple[list[Tensor], ...], size) -> tuple[Tensor, Tensor]:
@@ -200,8 +208,10 @@ class Detections(nn.Module):
         )
         scores, index = _largest(kept, self.max_per_img)
         index = index.clamp(max=kept.shape[1] - 1)
-        dets = torch.cat([_take(boxes, index), scores[..., None]], -1)
-        return dets, torch.where(scores > 0, _take(labels[..., None], index)[..., 0], -1)
+        found = scores > 0
+        boxes = torch.where(found[..., None], _take(boxes, index), 0)
+        labels = torch.where(found, labels.gather(1, index), -1)
+        return torch.cat([boxes, scores[..., None]], -1), labels
 
     def _dense(self, cls_scores, bbox_preds, score_factors=None, *, size):
         head = self.head[0]
