@@ -91,20 +91,20 @@ class Preprocessing(nn.Module):
 
     def __init__(self, cfg: Config):
         super().__init__()
-        steps = [(step.type.removeprefix("mmdet."), step) for step in get_test_pipeline_cfg(cfg)]
-        steps = {name: dict(step) for name, step in steps if not name.startswith(("Load", "Pack"))}
-        resize, pad = steps.get("Resize", {}), steps.get("Pad")
+        steps = [(s.type.removeprefix("mmdet."), dict(s)) for s in get_test_pipeline_cfg(cfg)]
+        steps = [(name, s) for name, s in steps if not name.startswith(("Load", "Pack"))]
+        resize, pad = dict(steps).get("Resize", {}), dict(steps).get("Pad")
         #: The longer and the shorter side that an image is resized to fit.
         self.scale = sorted(resize.get("scale") or (), reverse=True)
         if (
-            list(steps) not in (["Resize"], ["Resize", "Pad"])
+            [name for name, _ in steps] not in (["Resize"], ["Resize", "Pad"])
             or resize.keys() != {"type", "scale", "keep_ratio"}
             or len(self.scale) != 2
             or not resize["keep_ratio"]
         ):
             raise UserError(
                 "with_nms needs a test pipeline with Resize(scale=..., keep_ratio=True) and at "
-                f"most a Pad after it, got {list(steps.values())}"
+                f"most a Pad after it, got {[step for _, step in steps]}"
             )
         self.size, self.fill = None, 0.0
         if pad is not None:

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from mmsoftpool.config import load_config
 from mmsoftpool.detections import Preprocessing
-from mmsoftpool.export import NetworkWithNMS, export
+from mmsoftpool.export import TOLERANCE, NetworkWithNMS, export
 from mmsoftpool.runner import build_model
 
 from .common import ROOT, blocks
@@ -123,6 +123,26 @@ def test_fewer_boxes_than_the_file_has_rows():
     found = labels[0] >= 0
     assert 10 < found.sum() < 3000 and not (~found[: found.sum()]).any()
     assert (dets[0, found, 4] > 0).all() and not dets[0, ~found].any()
+
+
+def test_a_file_whose_detections_differ_is_noticed():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(1, 100, 1, generator=generator).sort(1, descending=True).values
+    dets = torch.cat([100 * torch.rand(1, 100, 4, generator=generator), scores], -1)
+    labels = torch.arange(100)[None] % 3
+    expected = {"dets": dets, "labels": labels}
+
+    def largest(dets, labels):
+        found = list(NetworkWithNMS.differences([dets, labels], expected))
+        assert [name for name, *_ in found] == ["scores", "boxes"]
+        return [difference for _, difference, _ in found]
+
+    assert largest(dets, labels) == [0, 0]
+    swapped = torch.tensor([1, 0, *range(2, 100)])  # as for equal scores
+    assert largest(torch.cat([dets[:, swapped, :4], scores], -1), labels[:, swapped]) == [0, 0]
+    assert largest(dets + 0.001, labels)[0] > TOLERANCE
+    assert largest(torch.cat([dets[..., :4] + 0.1, scores], -1), labels)[1] > TOLERANCE
+    assert largest(dets, (labels + 1) % 3)[1] > TOLERANCE
 
 
 @pytest.fixture
@@ -242,7 +262,7 @@ def test_heads_that_predict_in_their_own_way_are_refused(tmp_path):
         NetworkWithNMS(model, cfg)
 
 
-IMAGES = 16
+IMAGES = 8
 #: The scale of RetinaNet's photos, for a test of minutes.
 SCALE = {"retinanet_r50_softpool": (512, 384)}
 
