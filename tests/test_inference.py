@@ -24,8 +24,6 @@ from .common import ROOT, blocks
 PAGE = ROOT / "docs" / "inference.md"
 DEMO = "configs/demo/demo_retinanet_softpool.py"
 PHOTO = "data/shapes/val/000000.jpg"
-#: Options by which a config pads to a fixed size: its export is quicker.
-SQUARE = {"test_dataloader.dataset.pipeline.2": dict(type="Pad", size=(160, 160))}
 SMALL = {
     "test_dataloader.dataset.pipeline.1.scale": (160, 128),
     "model.backbone.init_cfg": None,
@@ -214,7 +212,9 @@ def test_the_page(page, tmp_path, run_tool):
     exec(openvino, namespace)
     assert_same(namespace["detect"](photo), expected)
 
-    cfg = load_config(DEMO, SQUARE)
+    # Padded to a fixed size, for a quicker export.
+    cfg = load_config(DEMO)
+    cfg.test_dataloader.dataset.pipeline.insert(2, dict(type="Pad", size=(160, 160)))
     export(NetworkWithNMS(model, cfg).eval(), "pt2", "detector.pt2")
     exec(pt2, namespace)
     assert namespace["about"] == dict(
@@ -233,18 +233,15 @@ def test_the_page(page, tmp_path, run_tool):
             {"test_dataloader.dataset.pipeline.1.keep_ratio": False},
             r"keep_ratio=True\) and at most a Pad after it, got .*'keep_ratio': False",
         ),
-        (
-            {"test_dataloader.dataset.pipeline.2": dict(type="RandomFlip", prob=1.0)},
-            "at most a Pad after it, got .*RandomFlip",
-        ),
-        (
-            {"test_dataloader.dataset.pipeline.2": dict(type="Pad", size_divisor=32)},
-            "Pad to a fixed size, .* got .*'size_divisor': 32",
-        ),
+        (dict(type="RandomFlip", prob=1.0), "at most a Pad after it, got .*RandomFlip"),
+        (dict(type="Resize", scale=9, keep_ratio=True), "at most a Pad after it, got .*Resize.*9"),
+        (dict(type="Pad", size_divisor=32), "Pad to a fixed size, .* got .*'size_divisor': 32"),
     ],
 )
 def test_what_cannot_be_exported_is_named(change, message):
-    cfg = load_config(str(ROOT / DEMO), change)
+    cfg = load_config(str(ROOT / DEMO), {} if "type" in change else change)
+    if "type" in change:
+        cfg.test_dataloader.dataset.pipeline.insert(2, change)
     model = build_model(cfg)
     with pytest.raises(ValueError, match=message):
         NetworkWithNMS(model, cfg)
@@ -322,11 +319,11 @@ def test_the_files_have_the_ap_of_tools_test(name, coco_root, page, run_tool, tm
     annotations, rng = [], np.random.default_rng(0)
     for predicted in pickle.loads((tmp_path / "predictions.pkl").read_bytes()):
         found = predicted["pred_instances"]
-        chosen = [i for i in range(0, 40, 3) if i < len(found["scores"])]
+        chosen = [i for i in range(0, 40, 2) if i < len(found["scores"])]
         for box, label in zip(found["bboxes"][chosen], found["labels"][chosen], strict=True):
             x1, y1, x2, y2 = box.tolist()
             width, height = x2 - x1, y2 - y1
-            x, y = rng.uniform(-0.15, 0.15, 2) * (width, height) + (x1, y1)
+            x, y = rng.uniform(-0.1, 0.1, 2) * (width, height) + (x1, y1)
             annotations.append(
                 dict(
                     id=len(annotations) + 1,
@@ -338,7 +335,7 @@ def test_the_files_have_the_ap_of_tools_test(name, coco_root, page, run_tool, tm
                 )
             )
     expected = evaluate(annotations)
-    assert 0.1 < expected < 0.9
+    assert 0.05 < expected < 0.9
 
     truth = COCO(str(tmp_path / "annotations.json"))
     network = NetworkWithNMS(model, cfg).eval()
