@@ -6,7 +6,7 @@ project = "mmsoftpool"
 release = metadata.version("mmsoftpool")
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
@@ -27,6 +27,8 @@ html_css_files = ["wide.css"]
 
 # The same anchors as GitHub's, so that links between pages work in both places.
 myst_heading_anchors = 3
+# The notebook is shown with the outputs that are in its file.
+nb_execution_mode = "off"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

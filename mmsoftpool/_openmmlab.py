@@ -33,3 +33,13 @@ def end_workers(loader) -> None:
     depend on all earlier epochs.
     """
     loader._iterator = None
+
+
+def decodes_as(head, base) -> bool:
+    """Whether an mmdet head turns its raw outputs into boxes with the methods of ``base``.
+
+    Without it, a head that overrides one of them would be exported with wrong boxes.
+    """
+    names = ("predict", "predict_by_feat", "_predict_by_feat_single", "_bbox_post_process")
+    methods = (*names, "_bbox_decode")  # the last is YOLOX's
+    return all(getattr(type(head), name, None) is getattr(base, name, None) for name in methods)

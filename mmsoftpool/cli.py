@@ -452,7 +452,13 @@ def _export_arguments(parser):
         "torch.export program, which needs 'import mmsoftpool' before it is loaded (default: "
         "%(default)s)",
     )
-    parser.add_argument("--backbone", action="store_true", help="export only the backbone")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--backbone", action="store_true", help="export only the backbone")
+    part.add_argument(
+        "--with-nms",
+        action="store_true",
+        help="export the whole detector, from the pixels of an image to the boxes after NMS",
+    )
     parser.add_argument(
         "--out",
         metavar="FILE",
@@ -466,9 +472,12 @@ def _export(args):
 
     The exported network goes from the normalised image to the raw outputs of the head, before
     anchors and NMS; of a two-stage detector, to the features of the neck and the outputs of the
-    RPN. The file is compared with PyTorch before it is kept.
+    RPN. With --with-nms it goes from the resized image to the boxes. The file is compared with
+    PyTorch before it is kept.
 
-    Example: mmsoftpool export retinanet_r50_softpool epoch_12.pth --format onnx
+    Examples:
+      mmsoftpool export retinanet_r50_softpool epoch_12.pth --format onnx
+      mmsoftpool export retinanet_r50_softpool epoch_12.pth --with-nms --out detector.onnx
     """
     import logging
     import warnings
@@ -480,7 +489,7 @@ def _export(args):
     out = args.out or str(Path(args.checkpoint).with_suffix(f".{args.format}"))
     check_output(out)
     cfg = load_config(args.config, args.cfg_options)
-    network = build_network(cfg, args.checkpoint, args.backbone)
+    network = build_network(cfg, args.checkpoint, args.backbone, args.with_nms)
     print(f"exporting to {out}; a ResNet-50 detector takes a minute or two")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports every step
     with warnings.catch_warnings():

@@ -65,9 +65,11 @@ def test_the_readme_is_read_in_a_minute():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 130
 
 
-# tests/test_own_data.py runs the tutorial, which needs data.
+# tests/test_own_data.py and test_inference.py run these two, which need data.
 @pytest.mark.parametrize(
-    "path", [page for page in PAGES if page.name != "own_data.md"], ids=lambda path: path.name
+    "path",
+    [page for page in PAGES if page.name not in ("own_data.md", "inference.md")],
+    ids=lambda path: path.name,
 )
 def test_python_runs_and_configs_build(path, tmp_path):
     namespace = {}  # the blocks of a page follow each other

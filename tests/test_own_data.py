@@ -3,7 +3,6 @@
 import json
 
 import cv2
-import mmdet.apis
 import numpy as np
 import pytest
 import torch
@@ -11,7 +10,6 @@ from mmengine.registry import DATASETS, METRICS, init_default_scope
 
 from mmsoftpool.checks import check_dataset
 from mmsoftpool.config import load_config
-from mmsoftpool.export import build_network, export
 from mmsoftpool.runner import build_model
 
 from .common import ROOT, SHARED, blocks
@@ -109,27 +107,6 @@ def test_the_smoke_test_runs(run_tool, tmp_path):
     options += [f"data_root={SHARED / 'data' / 'bccd'}", f"visualizer.name={tmp_path.name}"]
     status, out, _ = run_tool("train", ROOT / CONFIG, "--work-dir", tmp_path, *options)
     assert status == 0 and "Epoch(val)" in out and (tmp_path / "epoch_3.pth").exists()
-
-
-def test_the_exported_file_detects_what_the_detector_detects(page, capsys):
-    cfg = load_config(CONFIG)
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    torch.nn.init.normal_(model.bbox_head.retina_cls.weight, std=0.5)
-    torch.save(dict(state_dict=model.state_dict()), "weights.pth")
-    export(build_network(cfg, "weights.pth"), "onnx", "cells.onnx")
-
-    namespace = {}
-    exec(page[-1], namespace)
-    model.cfg = cfg
-    (expected,) = mmdet.apis.inference_detector(
-        model.eval(), [f"data/bccd/test/{PHOTOS['test']}.jpg"]
-    )
-    expected, found = expected.pred_instances, namespace["cells"]
-    assert len(found) == len(expected) > 10
-    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.bboxes, expected.bboxes, rtol=0, atol=1e-2)
-    assert len(capsys.readouterr().out.splitlines()) == (expected.scores > 0.5).sum() > 0
 
 
 @pytest.mark.skipif(not (SHARED / "data" / "bccd").exists(), reason="no BCCD photos there")
