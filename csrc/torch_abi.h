@@ -14,7 +14,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 #ifdef USE_CUDA
@@ -35,9 +35,10 @@ using Device = at::Device;
 
 inline Tensor contiguous(const Tensor& t, MemoryFormat format) { return t.contiguous(format); }
 
-inline Tensor empty(
-    const std::vector<int64_t>& sizes, ScalarType dtype, Device device, MemoryFormat format) {
-  return at::empty(sizes, at::TensorOptions().dtype(dtype).device(device), format);
+// A tensor of the dtype and on the device of another.
+inline Tensor empty_strided(
+    const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
+  return at::empty_strided(sizes, strides, like.options());
 }
 
 template <typename Body>
@@ -58,6 +59,7 @@ inline cudaStream_t current_stream(Device device) {
 #else
 
 #include <dlfcn.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -65,7 +67,6 @@ inline cudaStream_t current_stream(Device device) {
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 #ifdef USE_CUDA
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #endif
 
@@ -112,10 +113,18 @@ inline Tensor contiguous(const Tensor& t, MemoryFormat format) {
   return allocate([&] { return torch::stable::contiguous(t, format); });
 }
 
-inline Tensor empty(
-    const std::vector<int64_t>& sizes, ScalarType dtype, Device device, MemoryFormat format) {
+inline Tensor empty_strided(
+    const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
   return allocate([&] {
-    return torch::stable::empty(sizes, dtype, std::nullopt, device, std::nullopt, format);
+    const AtenTensorHandle t = like.get();
+    int32_t dtype, device, index;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t, &dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t, &device));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t, &index));
+    AtenTensorHandle empty;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        sizes.size(), sizes.data(), strides.data(), dtype, device, index, &empty));
+    return Tensor(empty);
   });
 }
 

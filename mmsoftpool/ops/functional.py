@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from . import library
+from . import autograd, library
 from .pooling import Gradient, Ints, OutputSize, Padding, check_adaptive, check_input
 
 
@@ -25,7 +25,7 @@ def _soft_pool(
             function, (input,), input, *args, alpha=alpha, gradient=gradient
         )
     pooling = check_input(axes, input, *args, alpha, gradient)
-    return _run(torch.ops.mmsoftpool.soft_pool, axes, input, pooling)
+    return _run("soft_pool", axes, input, pooling)
 
 
 def _adaptive_soft_pool(
@@ -41,17 +41,15 @@ def _adaptive_soft_pool(
             function, (input,), input, output_size, alpha=alpha, gradient=gradient
         )
     pooling = check_adaptive(axes, input, output_size, alpha, gradient)
-    return _run(torch.ops.mmsoftpool.adaptive_soft_pool, axes, input, pooling)
+    return _run("adaptive_soft_pool", axes, input, pooling)
 
 
-def _run(
-    operator: Callable[..., Tensor], axes: int, input: Tensor, pooling: tuple[Any, ...]
-) -> Tensor:
+def _run(operator: str, axes: int, input: Tensor, pooling: tuple[Any, ...]) -> Tensor:
     if type(input) is not Tensor:
         library.register_sharding()
     if input.dim() == axes + 1:
-        return operator(input.unsqueeze(0), *pooling).squeeze(0)
-    return operator(input, *pooling)
+        return autograd.call(operator, input.unsqueeze(0), *pooling).squeeze(0)
+    return autograd.call(operator, input, *pooling)
 
 
 def soft_pool1d(
