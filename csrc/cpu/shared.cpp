@@ -370,6 +370,7 @@ class SharedGradients {
     last_ = std::min((tile.last - 1 + place) / width.stride + 1, rows_.layout->part - slack) * step;
     a_.assign(before_ + rows_.part + 2 * S::lanes, 0.0f);
     b_ = a_;
+    spread_.resize(2 * rows_.part);
   }
 
   // Pointers to the first of `number` channels.
@@ -445,19 +446,25 @@ class SharedGradients {
 
   // Adds the shares along the width, then to each row.
   MMSOFTPOOL_INLINE void spread(int64_t c) {
-    const int64_t size = rows_.size;
+    float *const sum_a = spread_.data(), *const sum_b = sum_a + rows_.part;
     for (size_t p = 0; p < distances_.size(); ++p) {
       for (int64_t i = first_; i < last_; i += S::lanes) {
-        Vec sum_a{}, sum_b{};
+        Vec a{}, b{};
         for (const int64_t distance : distances_[p]) {
-          sum_a += S::load(a_.data() + before_ + i - distance);
-          sum_b += S::load(b_.data() + before_ + i - distance);
+          a += S::load(a_.data() + before_ + i - distance);
+          b += S::load(b_.data() + before_ + i - distance);
         }
-        for (size_t r = 0; r < sums_.size(); ++r) {
-          const Vec ratio = rows_.ratio(r), difference = slope_ * rows_.difference(r);
-          float* const to = sums_[r] + in_row(c) + p * rows_.part + i;
-          S::store(S::load(to) + ratio * (sum_a + difference * sum_b), to);
-          S::store(S::load(to + size) + ratio * sum_b, to + size);
+        S::store(a, sum_a + i);
+        S::store(b, sum_b + i);
+      }
+      for (size_t r = 0; r < sums_.size(); ++r) {
+        const Vec ratio = rows_.ratio(r), difference = slope_ * rows_.difference(r);
+        float *const row_a = sums_[r] + in_row(c) + p * rows_.part, *const row_b =
+                                                                        row_a + rows_.size;
+        for (int64_t i = first_; i < last_; i += S::lanes) {
+          const Vec b = S::load(sum_b + i);
+          S::store(S::load(row_a + i) + ratio * (S::load(sum_a + i) + difference * b), row_a + i);
+          S::store(S::load(row_b + i) + ratio * b, row_b + i);
         }
       }
     }
@@ -516,7 +523,7 @@ class SharedGradients {
   std::vector<float> scratch_;
   // The shares of a row of windows, with zeros around: as many before as a tap can be away. For
   // each part of a split row, how far its taps are from the window.
-  std::vector<float> a_, b_;
+  std::vector<float> a_, b_, spread_;
   std::vector<std::vector<int64_t>> distances_;
   int64_t before_ = 0, first_ = 0, last_ = 0;
 };
