@@ -130,8 +130,8 @@ def _autograd_kernel(operator: Any, formulas: _Formulas) -> Callable[..., Tensor
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-            ctx.modes, *args = inputs
-            formulas.setup_context(ctx, tuple(args), output)
+            ctx.modes, args = inputs[0], inputs[1:]
+            formulas.setup_context(ctx, args, output)
             ctx.save_for_forward(*args[: formulas.tensors])
 
         @staticmethod
@@ -157,8 +157,9 @@ def _autograd_kernel(operator: Any, formulas: _Formulas) -> Callable[..., Tensor
             modes = (torch.is_grad_enabled(), _forward_mode_is_enabled())
             with enable_single_level_autograd_function():
                 return apply(modes, *args)
-        needs_grad = torch.is_grad_enabled() and any(
-            tensor.requires_grad for tensor in args[: formulas.tensors]
+        # args[1] is the other tensor, or the pooling's first argument.
+        needs_grad = torch.is_grad_enabled() and (
+            args[0].requires_grad or (formulas.tensors == 2 and args[1].requires_grad)
         )
         if needs_grad or forward_ad._current_level >= 0:
             return apply(None, *args)
