@@ -14,6 +14,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
@@ -34,6 +35,11 @@ using c10::DeviceGuard;
 using Device = at::Device;
 
 inline Tensor contiguous(const Tensor& t, MemoryFormat format) { return t.contiguous(format); }
+
+inline Tensor empty(
+    const std::vector<int64_t>& sizes, ScalarType dtype, Device device, MemoryFormat format) {
+  return at::empty(sizes, at::TensorOptions().dtype(dtype).device(device), format);
+}
 
 // A tensor of the dtype and on the device of another.
 inline Tensor empty_strided(
@@ -113,6 +119,15 @@ inline Tensor contiguous(const Tensor& t, MemoryFormat format) {
   return allocate([&] { return torch::stable::contiguous(t, format); });
 }
 
+inline Tensor empty(
+    const std::vector<int64_t>& sizes, ScalarType dtype, Device device, MemoryFormat format) {
+  return allocate([&] {
+    return torch::stable::empty(sizes, dtype, std::nullopt, device, std::nullopt, format);
+  });
+}
+
+// A tensor of the dtype and on the device of another. Calls torch directly: looking the operator up
+// by name takes several times as long.
 inline Tensor empty_strided(
     const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
   return allocate([&] {

@@ -46,7 +46,7 @@ except (ImportError, AttributeError) as error:
 
 
 _kernels: dict[str, Callable[..., Tensor]] = {}  # for the dispatch key Autograd, by operator
-_is_compiling = getattr(torch.compiler, "is_compiling", lambda: True)  # torch 2.1 has it not
+_is_compiling = getattr(torch.compiler, "is_compiling", lambda: True)  # not in torch 2.1
 
 
 def call(name: str, *args: Any) -> Tensor:
