@@ -13,6 +13,11 @@ namespace mmsoftpool {
 
 using Ints = std::vector<int64_t>;
 
+// The axis that varies fastest but i, channels last: C, W, H, (D,) N.
+inline int64_t channels_last_axis(int64_t dims, int64_t i) {
+  return i == 0 ? 1 : i == dims - 1 ? 0 : dims - i;
+}
+
 // Whether the channels vary fastest, (N, H, W, C) or (N, D, H, W, C) without gaps. Axes of size 1
 // do not count; a tensor that is contiguous in the usual order as well counts as that.
 inline bool is_channels_last(const Tensor& t) {
@@ -22,7 +27,7 @@ inline bool is_channels_last(const Tensor& t) {
   }
   int64_t expected = 1;
   for (int64_t i = 0; i < dims; ++i) {
-    const int64_t axis = i == 0 ? 1 : i == dims - 1 ? 0 : dims - i;  // C, W, H, (D,) N
+    const int64_t axis = channels_last_axis(dims, i);
     if (t.size(axis) != 1) {
       if (t.stride(axis) != expected) {
         return false;
@@ -111,10 +116,25 @@ class PoolArguments {
     return sizes;
   }
 
-  Tensor in_layout(const Tensor& t) const { return mmsoftpool::contiguous(t, memory_format()); }
+  // Looked at first: the call of torch takes as long as the pooling of a small map.
+  Tensor in_layout(const Tensor& t) const {
+    const bool last = pooling.layout == Layout::channels_last;
+    return (last ? is_channels_last(t) : t.is_contiguous())
+               ? t
+               : mmsoftpool::contiguous(t, memory_format());
+  }
 
   Tensor empty(const Ints& sizes) const {
-    return mmsoftpool::empty(sizes, input_.scalar_type(), input_.device(), memory_format());
+    const int64_t dims = input_.dim();
+    Ints strides(sizes);
+    int64_t stride = 1;
+    for (int64_t i = 0; i < dims; ++i) {
+      const bool last = pooling.layout == Layout::channels_last;
+      const int64_t axis = last ? channels_last_axis(dims, i) : dims - 1 - i;
+      strides[axis] = stride;
+      stride *= std::max<int64_t>(sizes[axis], 1);
+    }
+    return empty_strided(input_, sizes, strides);
   }
   Tensor empty_output() const { return empty(output_sizes()); }
   Tensor empty_input() const { return empty(Ints(input_.sizes().begin(), input_.sizes().end())); }

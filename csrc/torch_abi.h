@@ -15,6 +15,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 #ifdef USE_CUDA
@@ -40,6 +41,12 @@ inline Tensor empty(
   return at::empty(sizes, at::TensorOptions().dtype(dtype).device(device), format);
 }
 
+// A tensor of the dtype and on the device of another.
+inline Tensor empty_strided(
+    const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
+  return at::empty_strided(sizes, strides, like.options());
+}
+
 template <typename Body>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
   at::parallel_for(begin, end, grain, body);
@@ -58,6 +65,7 @@ inline cudaStream_t current_stream(Device device) {
 #else
 
 #include <dlfcn.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -65,7 +73,6 @@ inline cudaStream_t current_stream(Device device) {
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 #ifdef USE_CUDA
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #endif
 
@@ -116,6 +123,23 @@ inline Tensor empty(
     const std::vector<int64_t>& sizes, ScalarType dtype, Device device, MemoryFormat format) {
   return allocate([&] {
     return torch::stable::empty(sizes, dtype, std::nullopt, device, std::nullopt, format);
+  });
+}
+
+// A tensor of the dtype and on the device of another. Calls torch directly: looking the operator up
+// by name takes several times as long.
+inline Tensor empty_strided(
+    const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
+  return allocate([&] {
+    const AtenTensorHandle t = like.get();
+    int32_t dtype, device, index;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t, &dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t, &device));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t, &index));
+    AtenTensorHandle empty;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        sizes.size(), sizes.data(), strides.data(), dtype, device, index, &empty));
+    return Tensor(empty);
   });
 }
 

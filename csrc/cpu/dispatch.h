@@ -26,8 +26,7 @@ int64_t vector_bytes(const Pooling& pooling);
 MMSOFTPOOL_DECLARE_KERNEL(contiguous)
 MMSOFTPOOL_DECLARE_KERNEL(channels_last)
 // Not for double:
-MMSOFTPOOL_DECLARE_KERNEL(contiguous_shared)
-MMSOFTPOOL_DECLARE_KERNEL(channels_last_shared)
+MMSOFTPOOL_DECLARE_KERNEL(shared)
 // Only for contiguous tensors:
 MMSOFTPOOL_DECLARE_KERNEL(one_window)
 // Only for adaptive pooling:

@@ -31,6 +31,22 @@ MMSOFTPOOL_INLINE void for_each_row(const Pooling& pooling, int64_t od, int64_t 
   }
 }
 
+// Calls visit(row, plane, od, oh) for the rows of outputs [begin, end), without divisions for each.
+template <typename Visit>
+MMSOFTPOOL_INLINE void for_each_output_row(
+    const Pooling& pooling, int64_t begin, int64_t end, Visit&& visit) {
+  const int64_t depth = pooling.depth.out, height = pooling.height.out;
+  int64_t plane = begin / height / depth, od = begin / height % depth, oh = begin % height;
+  for (int64_t row = begin; row < end; ++row) {
+    visit(row, plane, od, oh);
+    if (++oh == height) {
+      oh = 0;
+      od = od + 1 == depth ? 0 : od + 1;
+      plane += od == 0 ? 1 : 0;
+    }
+  }
+}
+
 // Calls visit(w) for the columns of the input that window ow reaches.
 template <typename Visit>
 MMSOFTPOOL_INLINE void for_each_column(const Axis& width, int64_t ow, Visit&& visit) {
@@ -57,18 +73,27 @@ class RowCache {
         owners_(slots_d_ * slots_h_, -1),
         values_(slots_d_ * slots_h_ * row_size_, fill) {}
 
-  bool contains(int64_t plane, int64_t d, int64_t h) const {
-    return owners_[slot(d, h)] == number(plane, d, h);
+  // The values of a row; where its slot contained another's, claim(values) is called before.
+  template <typename Claim>
+  MMSOFTPOOL_INLINE A* get(int64_t plane, int64_t d, int64_t h, Claim&& claim) {
+    const int64_t slot = this->slot(d, h), number = this->number(plane, d, h);
+    A* const row = values_.data() + slot * row_size_;
+    if (owners_[slot] != number) {
+      owners_[slot] = number;
+      claim(row);
+    }
+    return row;
   }
-  // Gives the slot to the row; what it contains is what the last owner has left there.
-  A* claim(int64_t plane, int64_t d, int64_t h) {
-    owners_[slot(d, h)] = number(plane, d, h);
-    return row(d, h);
+  // The same, or null where the slot contains another row.
+  A* find(int64_t plane, int64_t d, int64_t h) {
+    const int64_t slot = this->slot(d, h);
+    return owners_[slot] == number(plane, d, h) ? values_.data() + slot * row_size_ : nullptr;
   }
-  A* row(int64_t d, int64_t h) { return values_.data() + slot(d, h) * row_size_; }
 
  private:
-  int64_t slot(int64_t d, int64_t h) const { return d % slots_d_ * slots_h_ + h % slots_h_; }
+  int64_t slot(int64_t d, int64_t h) const {
+    return (d < slots_d_ ? d : d % slots_d_) * slots_h_ + (h < slots_h_ ? h : h % slots_h_);
+  }
   int64_t number(int64_t plane, int64_t d, int64_t h) const {
     return plane * rows_per_plane_ + d * height_ + h;
   }
@@ -90,7 +115,9 @@ class GradientRows {
   static bool keeps_slices(const Pooling& pooling) { return pooling.depth.kernel_size > 1; }
 
   // The sums of a row, which an output row is about to add to.
-  A* claim(int64_t plane, int64_t d, int64_t h) { return rows_.claim(plane, d, h); }
+  MMSOFTPOOL_INLINE A* claim(int64_t plane, int64_t d, int64_t h) {
+    return rows_.get(plane, d, h, [](A*) INLINED {});
+  }
 
   // Calls add(od, oh) for every row of outputs of a plane, and write(d, h, sums) for every row of
   // inputs as soon as it is complete; sums is null for a row that no window reaches, and write sets
@@ -101,8 +128,8 @@ class GradientRows {
     int64_t written = 0;
     const auto write_until = [&](int64_t end) INLINED {
       for (; written < end; ++written) {
-        const int64_t d = written / height.in, h = written % height.in;
-        write(d, h, rows_.contains(plane, d, h) ? rows_.row(d, h) : nullptr);
+        const int64_t d = depth.in == 1 ? 0 : written / height.in, h = written - d * height.in;
+        write(d, h, rows_.find(plane, d, h));
       }
     };
     for (int64_t od = 0; od < depth.out; ++od) {

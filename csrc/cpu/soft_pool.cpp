@@ -128,7 +128,7 @@ void pool_forward(const Pooling& pooling, const T* input, T* output, int64_t beg
   }
   if constexpr (!std::is_same_v<T, double>) {
     if (shares_powers<T>(pooling, false)) {
-      return run(last ? forward_channels_last_shared<T> : forward_contiguous_shared<T>);
+      return run(forward_shared<T>);
     }
   }
   if (last) {
@@ -151,7 +151,7 @@ void pool_backward(
   }
   if constexpr (!std::is_same_v<T, double>) {
     if (shares_powers<T>(pooling, true)) {
-      return run(last ? backward_channels_last_shared<T> : backward_contiguous_shared<T>);
+      return run(backward_shared<T>);
     }
   }
   if (last) {

@@ -55,6 +55,19 @@ struct SplitRow {
     std::sort(phases.begin(), phases.end());
     phases.erase(std::unique(phases.begin(), phases.end()), phases.end());
     size = part * phases.size();
+    for (size_t i = 0; i < phases.size(); ++i) {
+      int64_t column = (phases[i] - width.padding) % width.stride;
+      column += column < 0 ? width.stride : 0;
+      if (column < width.in) {
+        const int64_t place = i * part + (column + width.padding) / width.stride;
+        runs.push_back({column, place, (width.in - 1 - column) / width.stride + 1});
+      }
+    }
+    if (has_pairs()) {
+      for (int column : {0, 1}) {
+        pairs[column] = (column + width.padding) % 2 * part + (column + width.padding) / 2;
+      }
+    }
   }
 
   // Whether some columns are in no part.
@@ -62,11 +75,6 @@ struct SplitRow {
 
   // Whether the stride is 2 and columns of both parities are in a part.
   bool has_pairs() const { return width.stride == 2 && !has_gaps(); }
-
-  // Of a column, where there are no gaps.
-  int64_t place(int64_t column) const {
-    return (column + width.padding) % width.stride * part + (column + width.padding) / width.stride;
-  }
 
   // Where tap k of the first window is; that of the next window follows it.
   int64_t offset(int64_t k) const {
@@ -78,25 +86,16 @@ struct SplitRow {
     return (phase - phases.begin()) * part + place / width.stride;
   }
 
-  // The largest distance, in its part, of a tap from the first one of a window.
-  int64_t offset_in_part(int64_t k) const { return k * width.dilation / width.stride; }
+  // Columns `stride` apart are neighbours in a part: `number` of them, from `column` at `place` on.
+  struct Run {
+    int64_t column, place, number;
+  };
 
-  // Calls visit(first column, its place in the split row, number) for the columns of every part.
-  template <typename Visit>
-  MMSOFTPOOL_INLINE void for_each_run(Visit&& visit) const {
-    for (size_t i = 0; i < phases.size(); ++i) {
-      int64_t column = (phases[i] - width.padding) % width.stride;
-      column += column < 0 ? width.stride : 0;
-      if (column < width.in) {
-        const int64_t number = (width.in - 1 - column) / width.stride + 1;
-        visit(column, i * part + (column + width.padding) / width.stride, number);
-      }
-    }
-  }
-
-  const Axis& width;
+  Axis width;
   int64_t part, size;
   std::vector<int64_t> phases;  // places modulo the stride, ascending
+  std::vector<Run> runs;
+  int64_t pairs[2] = {};  // of has_pairs(): where the columns 0 and 1 are
   // Of adaptive pooling: the first column of each window, the places without a tap, and where
   // merge_row() adds up the parts.
   std::vector<int64_t> firsts, absent;
@@ -175,15 +174,15 @@ MMSOFTPOOL_INLINE void split_row(const SplitRow& layout, const T* row, Compute<T
   }
   const int64_t stride = layout.width.stride;
   if (layout.has_pairs()) {
-    return split_pairs<S>(row, layout.width.in, split + layout.place(0), split + layout.place(1));
+    return split_pairs<S>(row, layout.width.in, split + layout.pairs[0], split + layout.pairs[1]);
   }
-  layout.for_each_run([&](int64_t column, int64_t place, int64_t number) INLINED {
+  for (const auto& [column, place, number] : layout.runs) {
     Compute<T>* const to = split + place;
     const T* const from = row + column;
     if constexpr (std::is_same_v<T, Compute<T>>) {
       if (stride == 1) {
         std::copy_n(from, number, to);
-        return;
+        continue;
       }
     }
     T buffer[S::lanes];
@@ -198,7 +197,7 @@ MMSOFTPOOL_INLINE void split_row(const SplitRow& layout, const T* row, Compute<T
       }
       S::store_first(S::load_first(buffer, n), to + i, n);
     }
-  });
+  }
 }
 
 // Writes a row of gradients and sets its sums back to 0.
@@ -227,9 +226,9 @@ MMSOFTPOOL_INLINE void merge_row(const SplitRow& layout, Compute<T>* split, T* r
     std::fill_n(row, layout.width.in, T{});
   }
   if (layout.has_pairs()) {
-    merge_pairs<S>(split + layout.place(0), split + layout.place(1), layout.width.in, row);
+    merge_pairs<S>(split + layout.pairs[0], split + layout.pairs[1], layout.width.in, row);
   } else {
-    layout.for_each_run([&](int64_t column, int64_t place, int64_t number) INLINED {
+    for (const auto& [column, place, number] : layout.runs) {
       const A* const from = split + place;
       T* const to = row + column;
       T buffer[S::lanes];
@@ -244,7 +243,7 @@ MMSOFTPOOL_INLINE void merge_row(const SplitRow& layout, Compute<T>* split, T* r
           to[stride * (i + j)] = buffer[j];
         }
       }
-    });
+    }
   }
   std::fill_n(split, layout.size, A(0));
 }
@@ -266,23 +265,15 @@ class SplitInput {
     taps_.reserve(pooling.taps());
   }
 
-  // Row (d, h) of a plane.
-  MMSOFTPOOL_INLINE const A* row(const T* input, int64_t plane, int64_t d, int64_t h) {
-    A* const row = rows_.row(d, h);
-    if (!rows_.contains(plane, d, h)) {
-      rows_.claim(plane, d, h);
-      const int64_t number = (plane * pooling_.depth.in + d) * pooling_.height.in + h;
-      split_row<S>(layout_, input + number * pooling_.width.in, row);
-    }
-    return row;
-  }
-
   // The taps of the first window of output row (od, oh); those of the next window follow them.
   MMSOFTPOOL_INLINE const Pointers<const A>& taps(
       const T* input, int64_t plane, int64_t od, int64_t oh) {
     taps_.clear();
     for_each_row(pooling_, od, oh, [&](int64_t d, int64_t h) INLINED {
-      const A* const row = this->row(input, plane, d, h);
+      const A* const row = rows_.get(plane, d, h, [&](A* split) INLINED {
+        const int64_t number = (plane * pooling_.depth.in + d) * pooling_.height.in + h;
+        split_row<S>(layout_, input + number * pooling_.width.in, split);
+      });
       for (const int64_t offset : offsets_) {
         taps_.push_back(row + offset);
       }

@@ -9,6 +9,7 @@ transform. With a torch that has lost one of those names, ``register_autograd`` 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,8 +34,33 @@ try:
     _forward_mode_is_enabled = torch._C._is_fwd_grad_enabled
     _set_forward_mode = forward_ad._set_fwd_grad_enabled
     forward_ad._current_level  # noqa: B018 (read in every call)
+    _included = torch._C._dispatch_tls_local_include_set
+    _excluded = torch._C._dispatch_tls_local_exclude_set
+    _autograd = torch._C.DispatchKey.AutogradFunctionality
+    # What a thread's dispatcher includes where no mode or transform comes before autograd.
+    _no_modes = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect).add(
+        torch._C.DispatchKey.ADInplaceOrView
+    )
 except (ImportError, AttributeError) as error:
     MISSING = str(error)
+
+
+_kernels: dict[str, Callable[..., Tensor]] = {}  # for the dispatch key Autograd, by operator
+_is_compiling = getattr(torch.compiler, "is_compiling", lambda: True)  # not in torch 2.1
+
+
+def call(name: str, *args: Any) -> Tensor:
+    """Calls an operator; where autograd comes first, its kernel without the dispatcher.
+
+    The way to a kernel in Python and back takes as long as the pooling of a small map.
+    """
+    is_direct = (
+        not _is_compiling()
+        and name in _kernels
+        and _included() == _no_modes
+        and not _excluded().has(_autograd)
+    )
+    return (_kernels[name] if is_direct else getattr(torch.ops.mmsoftpool, name))(*args)
 
 
 class _Formulas:
@@ -43,7 +69,7 @@ class _Formulas:
     tensors = 1  # arguments that are tensors
 
     def __init__(self, name: str):
-        self.backward_operator = getattr(torch.ops.mmsoftpool, f"{name}_backward")
+        self.backward_operator = partial(call, f"{name}_backward")
         self.pooling = AdaptivePooling if name.startswith("adaptive") else Pooling
 
     def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -86,12 +112,15 @@ def _autograd_kernel(operator: Any, formulas: _Formulas) -> Callable[..., Tensor
     The dispatcher calls it once for every level of torch.func's transforms, the outer ones from
     inside the inner ones' forward. torch.autograd.Function would start at the topmost level again,
     hence its base class, which knows only one level. It turns reverse and forward mode off in its
-    forward: the outer levels need them as the caller had them.
+    forward: the outer levels need them as the caller had them, in `modes`.
     """
 
     class Function(_SingleLevelFunction):
         @staticmethod
-        def forward(modes: tuple[bool, bool], *args: Any) -> Any:
+        def forward(modes: tuple[bool, bool] | None, *args: Any) -> Any:
+            if modes is None:
+                with _below_autograd():
+                    return operator(*args)
             with (
                 torch.set_grad_enabled(modes[0]),
                 _set_forward_mode(modes[1]),
@@ -101,8 +130,8 @@ def _autograd_kernel(operator: Any, formulas: _Formulas) -> Callable[..., Tensor
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-            ctx.modes, *args = inputs
-            formulas.setup_context(ctx, tuple(args), output)
+            ctx.modes, args = inputs[0], inputs[1:]
+            formulas.setup_context(ctx, args, output)
             ctx.save_for_forward(*args[: formulas.tensors])
 
         @staticmethod
@@ -114,7 +143,7 @@ def _autograd_kernel(operator: Any, formulas: _Formulas) -> Callable[..., Tensor
             # Without the tangents of this level, and forward mode as the caller had it, for the
             # tangents of the outer levels.
             primals = [forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors]
-            with _set_forward_mode(ctx.modes[1]):
+            with _set_forward_mode(ctx.modes is not None and ctx.modes[1]):
                 return formulas.jvp(ctx.pooling, primals, tangents[: formulas.tensors])
 
         @staticmethod
@@ -128,11 +157,12 @@ def _autograd_kernel(operator: Any, formulas: _Formulas) -> Callable[..., Tensor
             modes = (torch.is_grad_enabled(), _forward_mode_is_enabled())
             with enable_single_level_autograd_function():
                 return apply(modes, *args)
-        needs_grad = torch.is_grad_enabled() and any(
-            tensor.requires_grad for tensor in args[: formulas.tensors]
+        # args[1] is the other tensor, or the pooling's first argument.
+        needs_grad = torch.is_grad_enabled() and (
+            args[0].requires_grad or (formulas.tensors == 2 and args[1].requires_grad)
         )
         if needs_grad or forward_ad._current_level >= 0:
-            return apply((False, False), *args)
+            return apply(None, *args)
         with _below_autograd():
             return operator(*args)
 
@@ -165,7 +195,8 @@ def register(library: torch.library.Library, fakes: dict[str, Callable[..., Tens
         is_backward = name.endswith("_backward")
         formulas = (_BackwardFormulas if is_backward else _Formulas)(name.removesuffix("_backward"))
         if MISSING is None:
-            library.impl(name, _autograd_kernel(operator, formulas), "Autograd")
+            _kernels[name] = _autograd_kernel(operator, formulas)
+            library.impl(name, _kernels[name], "Autograd")
         else:
             torch.library.register_autograd(
                 f"mmsoftpool::{name}",

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from . import library
+from . import autograd, library
 from .pooling import Gradient, Ints, OutputSize, Padding, check_adaptive, check_input
 
 
@@ -25,7 +24,7 @@ def _soft_pool(
             function, (input,), input, *args, alpha=alpha, gradient=gradient
         )
     pooling = check_input(axes, input, *args, alpha, gradient)
-    return _run(torch.ops.mmsoftpool.soft_pool, axes, input, pooling)
+    return _run("soft_pool", axes, input, pooling)
 
 
 def _adaptive_soft_pool(
@@ -41,12 +40,10 @@ def _adaptive_soft_pool(
             function, (input,), input, output_size, alpha=alpha, gradient=gradient
         )
     pooling = check_adaptive(axes, input, output_size, alpha, gradient)
-    return _run(torch.ops.mmsoftpool.adaptive_soft_pool, axes, input, pooling)
+    return _run("adaptive_soft_pool", axes, input, pooling)
 
 
-def _run(
-    operator: Callable[..., Tensor], axes: int, input: Tensor, pooling: tuple[Any, ...]
-) -> Tensor:
+def _run(operator: str, axes: int, input: Tensor, pooling: tuple[Any, ...]) -> Tensor:
     if type(input) is not Tensor:
         library.register_sharding()
     if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
@@ -55,8 +52,8 @@ def _run(
             "one of torch's own: call it with dynamo=True"
         )
     if input.dim() == axes + 1:
-        return operator(input.unsqueeze(0), *pooling).squeeze(0)
-    return operator(input, *pooling)
+        return autograd.call(operator, input.unsqueeze(0), *pooling).squeeze(0)
+    return autograd.call(operator, input, *pooling)
 
 
 def soft_pool1d(

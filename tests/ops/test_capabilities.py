@@ -55,6 +55,29 @@ def test_an_unknown_instruction_set_counts_for_nothing(run_script):
     )
 
 
+MISSING = [name for name in ("c++", "qemu-x86_64") if shutil.which(name) is None]
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"no {' and no '.join(MISSING)}")
+def test_the_kernels_for_avx2_are_not_chosen_without_f16c(tmp_path):
+    # Some emulators have machines with the one and not the other. The kernels are not linked.
+    source = tmp_path / "main.cpp"
+    source.write_text("""
+#include "soft_pool.h"
+int main() { return static_cast<int>(mmsoftpool::cpu::capability()); }
+""")
+    folder = ROOT / "csrc" / "cpu"
+    command = ["c++", "-std=c++17", "-Wno-psabi", f"-I{folder}", source, folder / "soft_pool.cpp"]
+    link = ["-static", "-Wl,--unresolved-symbols=ignore-all", "-o", tmp_path / "main"]
+    subprocess.run([*command, *link], check=True)
+
+    def capability(machine):
+        return subprocess.run(["qemu-x86_64", "-cpu", machine, tmp_path / "main"]).returncode
+
+    assert CAPABILITIES[capability("max")] == "avx2"  # qemu emulates no more
+    assert CAPABILITIES[capability("max,-f16c")] == "default"
+
+
 def test_the_reference_has_no_instruction_set(monkeypatch):
     monkeypatch.setattr(backends, "load", lambda device: backends.Backend(None, None, "forced"))
     assert backends.cpu_capability() is None

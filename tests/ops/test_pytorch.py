@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.backends import registry
 
 from mmsoftpool import AdaptiveSoftPool2d, SoftPool2d, adaptive_soft_pool2d, soft_pool2d
-from mmsoftpool.ops import backends
+from mmsoftpool.ops import autograd, backends
 from mmsoftpool.ops.flops import FVCORE, PTFLOPS, THOP
 from mmsoftpool.ops.pooling import Pooling
 
@@ -36,6 +36,18 @@ class TestPyTorch:
         g = torch.randn(2, 3, 4, 5, dtype=dtype).to(memory_format=format).requires_grad_()
         torch.library.opcheck(torch.ops.mmsoftpool.soft_pool.default, (x, *arguments))
         torch.library.opcheck(torch.ops.mmsoftpool.soft_pool_backward.default, (g, x, *arguments))
+
+    def test_small_calls_go_through_the_dispatcher_once(self):
+        if autograd.MISSING is not None or not hasattr(torch.compiler, "is_compiling"):
+            pytest.skip("a torch without the names that this takes")
+        x = torch.randn(1, 1, 4, 4, requires_grad=True)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            soft_pool2d(x, 2).sum().backward()
+            with torch.no_grad():
+                soft_pool2d(x, 2)
+        events = [event.name for event in profile.events()]
+        assert events.count("mmsoftpool::soft_pool") == 2
+        assert events.count("mmsoftpool::soft_pool_backward") == 1
 
     def test_compiles_once_for_all_sizes_without_graph_breaks(self):
         torch._dynamo.reset()

@@ -302,6 +302,32 @@ def test_the_same_bits_for_every_number_of_threads(format, pooling):
         assert y.equal(results[0][0]) and grad.equal(results[0][1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "kernel_size"),
+    [((6, 14), 2), ((6, 2), 2), ((4, 46), (1, 2)), ((6, 57), 3), ((4, 6, 14), 2), ((6, 4, 38), 2)],
+)
+def test_disjoint_windows_do_not_mix(shape, kernel_size, dtype):
+    # Vectors reach beyond short rows, and several rows are worked on together.
+    axes = len(shape)
+    pool = soft_pool2d if axes == 2 else soft_pool3d
+    kernel = [kernel_size] * axes if isinstance(kernel_size, int) else list(kernel_size)
+    x = randn(2, 3, *shape).to(dtype)
+    x[0, 1] = nan
+    x[1, 2] *= 20
+    x.requires_grad_()
+    y = pool(x, kernel_size)
+    g = randn(*y.shape, seed=1).to(dtype)
+    (grad,) = torch.autograd.grad(y, x, g)
+    value, slope = definition.soft_pool(
+        x.detach(), y.shape[2:], kernel, kernel, [0] * axes, [1] * axes, grad_output=g
+    )
+    rtol = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 2**-8}[dtype]
+    for got, wanted in ((y.detach(), value), (grad, slope)):
+        close = (got.double() - wanted).abs() <= rtol * 4 * wanted.abs().clamp(min=1)
+        assert (close | (got.isnan() & wanted.isnan())).all()
+
+
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last_3d])
 def test_windows_that_overlap_in_three_dimensions(format):
     x = (rand(1, 17, 9, 9, 20) * 6).contiguous(memory_format=format).requires_grad_()
