@@ -46,7 +46,8 @@ def _adaptive_soft_pool(
 def _run(operator: str, axes: int, input: Tensor, pooling: tuple[Any, ...]) -> Tensor:
     if type(input) is not Tensor:
         library.register_sharding()
-    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if tracing and torch.onnx.is_in_onnx_export():
         raise RuntimeError(
             "torch.onnx.export with dynamo=False cannot convert SoftPool, whose operator is not "
             "one of torch's own: call it with dynamo=True"

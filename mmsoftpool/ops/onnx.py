@@ -115,7 +115,8 @@ def _soft_pool(x: Tensor, pooling: Pooling) -> Tensor:
     (y,) = torch.ops.higher_order.cond(
         holds, branch(fast), branch(lambda x, *_: exact(x, pooling)), (x, *operands)
     )
-    return y.view(operands[0].shape) if flat else y
+    output: Tensor = y.view(operands[0].shape) if flat else y
+    return output
 
 
 def _is_finite(x: Tensor) -> Tensor:
@@ -142,8 +143,9 @@ def _stages(pooling: Pooling, most_taps: int) -> list[Pooling]:
     return stages
 
 
-def _pool(kind: str, x: Tensor, pooling: Pooling, **attributes: int) -> Tensor:
-    attributes |= dict(
+def _pool(kind: str, x: Tensor, pooling: Pooling, **options: int) -> Tensor:
+    attributes: dict[str, Any] = dict(
+        options,
         kernel_shape=list(pooling.kernel_size),
         strides=list(pooling.stride),
         pads=[*pooling.padding[0::2], *pooling.padding[1::2]],
@@ -165,37 +167,35 @@ def exact(x: Tensor, pooling: Pooling) -> Tensor:
         pooling: The pooling, without ``ceil_mode``.
     """
     axes = len(pooling.kernel_size)
-    absent = _ABSENT
     alpha = min(max(pooling.alpha, _SMALLEST_ALPHA), _FLOAT32.max)
-    maximum = torch.where(x < absent, absent, x)
+    maximum = torch.where(x < _ABSENT, _ABSENT, x)
     if any(pooling.padding):
         pairs = [pooling.padding[2 * i : 2 * i + 2] for i in reversed(range(axes))]
-        maximum = F.pad(maximum, [p for pair in pairs for p in pair], value=absent)
+        maximum = F.pad(maximum, [p for pair in pairs for p in pair], value=_ABSENT)
     padded = pooling._replace(padding=[0] * len(pooling.padding))
-    total = moment = None
+    sums: list[Tensor] = []
     for stage in _stages(padded, _MOST_TAPS_EXACT):
         taps = _taps(maximum, stage)
-        previous = None
-        if total is not None and moment is not None:
-            previous = list(zip(_taps(total, stage), _taps(moment, stage), strict=True))
+        previous = list(zip(*(_taps(tensor, stage) for tensor in sums), strict=True))
         maximum = _pool("MaxPool", maximum, stage)
         totals, moments = [], []
         for i, tap in enumerate(taps):
             shifted = tap - maximum
             weight = (shifted if alpha == 1 else alpha * shifted).exp()
-            if previous is None:
+            if not previous:
                 totals.append(weight)
                 moments.append(weight * shifted)
             else:  # in this order, in which no factor is infinite
                 tap_total, tap_moment = previous[i]
                 totals.append(weight * tap_total)
                 moments.append(weight * shifted * tap_total + weight * tap_moment)
-        total, moment = sum(totals[1:], totals[0]), sum(moments[1:], moments[0])
+        sums = [sum(terms[1:], terms[0]) for terms in (totals, moments)]
     # Windows of nothing that is larger have their maximum. Max pooling starts at the smallest
     # number in some engines, at -inf in others.
     largest = _pool("MaxPool", x, pooling)
-    largest = torch.where(largest > _FLOAT32.min, largest - absent, -math.inf)
-    return maximum + moment / total + torch.where(maximum > absent, 0, largest)
+    largest = torch.where(largest > _FLOAT32.min, largest - _ABSENT, -math.inf)
+    total, moment = sums
+    return maximum + moment / total + torch.where(maximum > _ABSENT, 0, largest)
 
 
 def _taps(x: Tensor, pooling: Pooling) -> list[Tensor]:

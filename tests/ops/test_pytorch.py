@@ -1,5 +1,8 @@
 """opcheck, compile, export, fx, FLOP counters: the rest of PyTorch."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 from torch._dynamo.backends import registry
@@ -9,7 +12,7 @@ from mmsoftpool.ops import autograd, backends
 from mmsoftpool.ops.flops import FVCORE, PTFLOPS, THOP
 from mmsoftpool.ops.pooling import Pooling
 
-from ..common import ROOT, randn, since
+from ..common import ROOT, blocks, randn, since
 from . import definition
 
 # torch warns that the reference takes the compiled kernel's place; see the fixture `backend`.
@@ -234,3 +237,26 @@ class Net(torch.nn.Module):
 def dynamic_shapes():
     height, width = (torch.export.Dim(name, min=4, max=4096) for name in ("height", "width"))
     return {"x": {0: torch.export.Dim("batch"), 2: height, 3: width}}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_package_of_aotinductor_runs_without_python(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), SoftPool2d(3, 2, 1)).eval()
+    image = torch.arange(3 * 16 * 20).reshape(1, 3, 16, 20) / 100
+    package = str(tmp_path / "net.pt2")
+    torch._inductor.aoti_compile_and_package(
+        torch.export.export(net, (image,)), package_path=package
+    )
+    (tmp_path / "run.cpp").write_text(blocks(ROOT / "docs" / "export.md", "cpp")[0])
+    folder = Path(torch.__file__).parent
+    command = blocks(ROOT / "docs" / "export.md", "text")[-1].replace("\\\n", " ")
+    command = command.replace("$TORCH", str(folder))
+    subprocess.run(command.split(), cwd=tmp_path, check=True)
+    out = subprocess.run(
+        [tmp_path / "run", package, backends.find_library("cpu").path],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert float(out) == pytest.approx(net(image).double().sum().item(), rel=1e-5)
