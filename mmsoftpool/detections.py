@@ -91,7 +91,8 @@ class Preprocessing(nn.Module):
 
     def __init__(self, cfg: Config):
         super().__init__()
-        steps = [(s.type.removeprefix("mmdet."), dict(s)) for s in get_test_pipeline_cfg(cfg)]
+        steps = get_test_pipeline_cfg(cfg)
+        steps = [(s["type"].removeprefix("mmdet."), dict(s)) for s in steps]
         steps = [(name, s) for name, s in steps if not name.startswith(("Load", "Pack"))]
         resize, pad = dict(steps).get("Resize", {}), dict(steps).get("Pad")
         #: The longer and the shorter side that an image is resized to fit.
