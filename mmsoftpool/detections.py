@@ -91,11 +91,13 @@ class Preprocessing(nn.Module):
 
     def __init__(self, cfg: Config):
         super().__init__()
-        steps = [(s.type.removeprefix("mmdet."), dict(s)) for s in get_test_pipeline_cfg(cfg)]
+        steps = get_test_pipeline_cfg(cfg)
+        steps = [(s["type"].removeprefix("mmdet."), dict(s)) for s in steps]
         steps = [(name, s) for name, s in steps if not name.startswith(("Load", "Pack"))]
         resize, pad = dict(steps).get("Resize", {}), dict(steps).get("Pad")
         #: The longer and the shorter side that an image is resized to fit.
-        self.scale = sorted(resize.get("scale") or (), reverse=True)
+        self.scale = resize.get("scale") or ()
+        self.scale = [self.scale] * 2 if isinstance(self.scale, int) else sorted(self.scale)[::-1]
         if (
             [name for name, _ in steps] not in (["Resize"], ["Resize", "Pad"])
             or resize.keys() != {"type", "scale", "keep_ratio"}
