@@ -272,16 +272,14 @@ def translate(ptx: str, folder: Path, parts: int) -> list[Path]:
             table.append((len(kernels), size, length))
             size += length
             i += 1
-        body = []
-        begin = i = lines.index("{", i)
-        while lines[i] != "}" or i == begin:
+        i = lines.index("{", i)
+        body, depth = [], 1
+        while depth > 0:
             i += 1
             for text in re.findall(r"^\{|\}|[^;}{]+(?:\{[^}]*\}[^;{}]*)*", lines[i]):
-                if text.strip():
+                depth += (text == "{") - (text == "}")
+                if text.strip() and depth > 0:
                     body.append((i + 1, text.strip()))
-            if lines[i] == "}":
-                break
-        body.pop()  # the brace
         kernels.append((entry.group(1), size, _function(body, parameters, len(kernels))))
     paths = [folder / f"kernels_{part}.cpp" for part in range(parts)]
     groups = [[] for _ in paths]
