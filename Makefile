@@ -114,7 +114,8 @@ sanitize: env
 	status=0; for capability in default avx2 avx512; do \
 	  ATEN_CPU_CAPABILITY=$$capability $(ASAN) $(PY) -m pytest -q -p no:cacheprovider \
 	    tests/ops/test_functional.py tests/ops/test_autograd.py tests/ops/test_properties.py \
-	    tests/ops/test_raw_operator.py tests/ops/test_windows.py -k "not reference" || status=1; \
+	    tests/ops/test_raw_operator.py tests/ops/test_windows.py tests/ops/test_adaptive.py \
+	    -m "not slow" -k "not reference" || status=1; \
 	done; CXXFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=all" \
 	  $(ASAN) $(PY) -m pytest -q -p no:cacheprovider tests/ops/test_cuda_on_host.py || status=1; \
 	$(PY) -m pip install -q --no-build-isolation --no-deps -e .; exit $$status

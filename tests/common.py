@@ -18,7 +18,7 @@ SCRIPTS = sorted(
     for folder in ("tools", "benchmarks", "paper")
     for path in (ROOT / folder).glob("*.py")
     # Modules of the others; the command mmsoftpool by another name.
-    if path.stem not in ("roofline", "tables", "train", "test")
+    if path.stem not in ("pooling_methods", "roofline", "tables", "train", "test")
 )
 #: Real photos and annotations, beside the checkout; tests that use them skip where it is absent.
 SHARED = ROOT.parent / "shared"
