@@ -107,7 +107,7 @@ matrix: env
 # that the machine has, and the CUDA kernels as the host runs them; then the usual build again.
 # About 13 minutes on two cores.
 ASAN = LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
-       ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+       ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 sanitize: env
 	CXXFLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" MMSOFTPOOL_CUDA=0 \
 	  $(PY) setup.py -q build_ext --inplace
