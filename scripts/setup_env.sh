@@ -98,7 +98,7 @@ if ! "$venv/bin/python" -c 'import mmcv.ops' 2>/dev/null; then
     command -v c++ >/dev/null || command -v g++ >/dev/null ||
       die "there is no prebuilt mmcv for this torch and no C++ compiler to build it (on Debian and Ubuntu: apt-get install g++)"
     echo "== mmcv: no prebuilt wheel fits this torch, so its operators are compiled now."
-    echo "   This takes 7 minutes or more on two cores, once: the wheel is kept in $kept."
+    echo "   This takes about three minutes on two cores, once: the wheel is kept in $kept."
     if [ ${#hide_gpu[@]} -gt 0 ]; then
       echo "   There is a GPU but no CUDA compiler (nvcc): mmcv's operators are built for the CPU only."
       echo "   Wheels with the CUDA operators are at https://mmwheels.onedl.ai (python -m pip install onedl-mim,"
