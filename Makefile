@@ -51,10 +51,12 @@ demo: env
 	@echo "To train anew: rm -r $(DEMO_RUN)"
 
 # Two processes of one thread each: most of the time goes into starting Python, and threads of two
-# processes on two cores wait for each other. JOBS=8 where there are more cores.
+# processes on two cores wait for each other. JOBS=8 where there are more cores. The operator's tests,
+# which load the kernels in several builds, have processes of their own.
 JOBS ?= 2
 test: env lint docs
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow" tests/ops
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow" --ignore tests/ops
 
 test-slow: env $(VENV)/.networks
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m slow \
