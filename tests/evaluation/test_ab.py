@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
+import numpy as np
 import pytest
 
 from make_shapes import make_shapes
@@ -14,6 +15,7 @@ from mmsoftpool.config import load_config
 from mmsoftpool.errors import UserError
 from mmsoftpool.evaluation import ab
 from mmsoftpool.evaluation.ab import compare_configs
+from mmsoftpool.evaluation.comparison import compare_detections
 from mmsoftpool.files import write_atomically
 
 from ..common import ROOT
@@ -106,6 +108,30 @@ def test_every_config_is_compared_with_the_first(tmp_path):
     table = (tmp_path / "runs" / "comparison_bbox.md").read_text()
     assert table == comparison.markdown() and "| three: difference" in table
     assert (tmp_path / "runs" / "comparison_bbox.png").exists()
+
+
+def test_the_classes_are_those_of_the_test_data_set(tmp_path):
+    root = tmp_path / "shapes"
+    make_shapes(root, train=1, val=4)
+    ann_file = root / "annotations" / "instances_val.json"
+    boxes = json.loads(ann_file.read_text())["annotations"]
+    found = [{k: o[k] for k in ("image_id", "category_id", "bbox")} | {"score": 1} for o in boxes]
+    results = {}
+    for name, count in (("one", 3), ("two", 2)):
+        config = tmp_path / f"{name}.py"
+        config.write_text(f"_base_ = {str(ROOT / CONFIGS[0])!r}")
+        run = tmp_path / "runs" / name / "seed_0"
+        run.mkdir(parents=True)
+        (run / "results.bbox.json").write_text(json.dumps(found[::count]))
+        results[name] = [run / "results.bbox.json"]
+    options = [f"data_root={root}", "test_dataloader.dataset.metainfo.classes=[square,disc]"]
+    configs = [str(tmp_path / f"{name}.py") for name in results]
+    made = compare_configs(configs, [0], tmp_path / "runs", cfg_options=options, resamples=2)
+    scores = np.array(made["bbox"].scores)
+    two = compare_detections(ann_file, results, classes=("disc", "square"), resamples=2)
+    every = compare_detections(ann_file, results, resamples=2)
+    np.testing.assert_array_equal(scores, two.scores)
+    assert (scores[:, 0, 0] != np.array(every.scores)[:, 0, 0]).all()
 
 
 @pytest.mark.parametrize(
