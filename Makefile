@@ -51,12 +51,10 @@ demo: env
 	@echo "To train anew: rm -r $(DEMO_RUN)"
 
 # Two processes of one thread each: most of the time goes into starting Python, and threads of two
-# processes on two cores wait for each other. JOBS=8 where there are more cores. The operator's tests,
-# which load the kernels in several builds, have processes of their own.
+# processes on two cores wait for each other. JOBS=8 where there are more cores.
 JOBS ?= 2
 test: env lint docs
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow" tests/ops
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow" --ignore tests/ops
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 test-slow: env $(VENV)/.networks
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m slow \
