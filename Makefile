@@ -105,7 +105,7 @@ matrix: env
 
 # The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on every instruction set
 # that the machine has, and the CUDA kernels as the host runs them; then the usual build again.
-# About 13 minutes on two cores.
+# Half an hour or so on two cores.
 ASAN = LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
        ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 sanitize: env
@@ -120,8 +120,7 @@ sanitize: env
 	  $(ASAN) $(PY) -m pytest -q -p no:cacheprovider tests/ops/test_cuda_on_host.py || status=1; \
 	$(PY) -m pip install -q --no-build-isolation --no-deps -e .; exit $$status
 
-# What nvcc makes of all CUDA kernels, run on the CPU; a test has some of them. About 20 minutes for
-# each architecture.
+# What nvcc makes of all CUDA kernels, run on the CPU; a test has some of them.
 test-ptx: env
 	MMSOFTPOOL_PTX="8.0 9.0" OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist loadgroup \
 	  tests/ops/test_ptx.py

@@ -54,7 +54,7 @@ def is_one_of(known) -> Callable[[object], bool]:
 
 
 def _is_new() -> Callable[[object], bool]:
-    """A function that returns whether a value is an integer that it has not seen before."""
+    """A check that returns True for an integer when it is given for the first time."""
     seen = set()
     return lambda value: type(value) is int and not (value in seen or seen.add(value))
 
