@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -98,6 +99,17 @@ def config_path(name: str) -> str:
     """The path of one of the project's configs."""
     (path,) = (ROOT / "configs").rglob(f"{name}.py")
     return str(path)
+
+
+#: OpenVINO's CPU plugin gives the thread that compiles a model another stack for signals, and frees
+#: it while it is in use if models are released in the order in which they were made: the next signal
+#: with a handler, SIGCHLD after a DataLoader, ends the process (seen with 2026.4). So not pytest's.
+_openvino = ThreadPoolExecutor(1, "openvino")
+
+
+def in_openvino_thread(function, *args, **kwargs):
+    """Calls a function that compiles models with OpenVINO, and returns its result."""
+    return _openvino.submit(function, *args, **kwargs).result()
 
 
 def load_tool(path: Path) -> ModuleType:

@@ -19,7 +19,7 @@ from mmsoftpool.detections import Preprocessing
 from mmsoftpool.export import TOLERANCE, NetworkWithNMS, export
 from mmsoftpool.runner import build_model
 
-from .common import ROOT, blocks
+from .common import ROOT, blocks, in_openvino_thread
 
 PAGE = ROOT / "docs" / "inference.md"
 DEMO = "configs/demo/demo_retinanet_softpool.py"
@@ -209,7 +209,7 @@ def test_the_page(page, tmp_path, run_tool):
     small = cv2.imread(PHOTO.replace("0.jpg", "1.jpg"))  # a portrait photo
     assert_same(namespace["detect"](small), inference_detector(model, small).pred_instances)
     pytest.importorskip("openvino")
-    exec(openvino, namespace)
+    in_openvino_thread(exec, openvino, namespace)
     assert_same(namespace["detect"](photo), expected)
 
     # Padded to a fixed size, for a quicker export.
@@ -350,7 +350,7 @@ def test_the_files_have_the_ap_of_tools_test(name, coco_root, page, run_tool, tm
     for block, format in zip(page[2:], ("onnx", None, "pt2"), strict=True):
         if format:
             export(network, format, f"detector.{format}")
-        exec(block, namespace)
+        in_openvino_thread(exec, block, namespace)
         results = [
             dict(
                 image_id=id,

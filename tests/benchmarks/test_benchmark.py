@@ -9,6 +9,8 @@ import torch
 import benchmark
 from pooling_methods import METHODS
 
+from ..common import in_openvino_thread
+
 POOLING = ((3, 2, 1), (1, 4, 16, 16), 1)
 
 
@@ -133,7 +135,7 @@ class TestCommands:
         monkeypatch.setattr(benchmark, "DEPLOYED_NETWORKS", {})
         output = tmp_path / "deploy.json"
         arguments = ["deploy", "--threads", "1", "--rounds", "1", "--json", str(output)]
-        benchmark.main(benchmark.make_parser().parse_args(arguments))
+        in_openvino_thread(benchmark.main, benchmark.make_parser().parse_args(arguments))
         result = json.loads(output.read_text())
         assert {"onnx", "onnxruntime", "openvino"} <= result["environment"].keys()
         assert [(row["input"], row["engine"]) for row in result["rows"]] == [
@@ -151,6 +153,6 @@ class TestCommands:
         monkeypatch.setattr(benchmark, "DEPLOYED_NETWORKS", {"demo": demo})
         output = tmp_path / "deploy.json"
         arguments = ["deploy", "--threads", "1", "--rounds", "1", "--json", str(output)]
-        benchmark.main(benchmark.make_parser().parse_args(arguments))
+        in_openvino_thread(benchmark.main, benchmark.make_parser().parse_args(arguments))
         for row in json.loads(output.read_text())["rows"]:
             assert row["ratio"] > 0 and row["difference"] < 1e-4

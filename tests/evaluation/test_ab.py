@@ -41,7 +41,6 @@ def options(tmp_path_factory):
     )
 
 
-@pytest.mark.slow  # minutes, and a worker of pytest-xdist ended in it
 def test_trains_the_pair_and_resumes_after_an_interruption(run_script, tmp_path, options):
     command = ("-m", "mmsoftpool", "ab", *CONFIGS, "--seeds", 3, "--work-dir", tmp_path)
     command += ("--resamples", 10)

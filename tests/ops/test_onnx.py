@@ -15,7 +15,7 @@ from mmsoftpool import (
 )
 from mmsoftpool.ops.onnx import MAX_POOLING
 
-from ..common import randn, since
+from ..common import in_openvino_thread, randn, since
 
 pytestmark = [
     since(2, 8),
@@ -79,7 +79,7 @@ def session(engine, path):
         name = run.get_inputs()[0].name
         return lambda x: [torch.from_numpy(y) for y in run.run(None, {name: x.numpy()})]
     config = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = module.Core().compile_model(path, "CPU", config)
+    compiled = in_openvino_thread(module.Core().compile_model, path, "CPU", config)
     return lambda x: [torch.tensor(y) for y in compiled({0: x.numpy()}).values()]
 
 
