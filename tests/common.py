@@ -102,8 +102,8 @@ def config_path(name: str) -> str:
 
 
 #: OpenVINO's CPU plugin gives the thread that compiles a model another stack for signals, and frees
-#: it while it is in use if models are released in the order in which they were made: the next signal
-#: with a handler, SIGCHLD after a DataLoader, ends the process (seen with 2026.4). So not pytest's.
+#: it while in use if models are released in the order in which they were made: the next signal with
+#: a handler, SIGCHLD after a DataLoader, ends the process (seen with 2026.4). So not pytest's.
 _openvino = ThreadPoolExecutor(1, "openvino")
 
 
