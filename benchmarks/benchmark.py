@@ -582,6 +582,10 @@ def show(title: str, rows: list[dict], columns: dict[str, str], base: dict) -> N
                 cells.append(f"{value / 1e9:.0f}")
             elif part.endswith("_of_copy"):
                 cells.append(f"{value:.0%}")
+            elif part == "ratio":
+                cells.append(f"{value:.2f}")
+            elif part == "difference":
+                cells.append(f"{value:.0e}")
             else:
                 cells.append(f"{value * 1e3:.2f}" if isinstance(value, float) else str(value))
         table.add_row(*cells)
