@@ -441,6 +441,90 @@ def _swap(args):
     print(f"\n{swap.markdown()}\nThe table and the picture are in {work_dir}.")
 
 
+def _robustness_arguments(parser):
+    parser.add_argument("config", help="the config file of the training")
+    parser.add_argument(
+        "checkpoints", nargs="+", metavar="CHECKPOINT", help="its checkpoint files or their URLs"
+    )
+    parser.add_argument(
+        "--also",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="another config and its checkpoints; may be given several times",
+    )
+    parser.add_argument(
+        "--alphas",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="A",
+        help="evaluate each detector with these values of alpha as well, without training: its "
+        "SoftPool gets another alpha, or takes the place of its max pools (default: none)",
+    )
+    parser.add_argument(
+        "--corruptions", nargs="+", metavar="NAME", help="the corruptions (default: all 15)"
+    )
+    parser.add_argument(
+        "--severities",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="the severities, from 1 to 5 (default: 1 2 3 4 5)",
+    )
+    parser.add_argument(
+        "--remedies",
+        nargs="+",
+        default=["none"],
+        metavar="NAME",
+        help="evaluate after each of these filters of the images: none, gaussian (sigma 1.5) or "
+        "median (3 x 3) (default: none)",
+    )
+    parser.add_argument(
+        "--work-dir",
+        metavar="DIR",
+        help="the folder for robustness.md, robustness.png and robustness.json (default: "
+        "work_dirs/CONFIG_robustness)",
+    )
+    add_cfg_options(parser)
+
+
+def _robustness(args):
+    """Evaluate detectors on corrupted images: noise, blur, weather and digital corruptions.
+
+    Prints and draws the score on the val split for 15 corruptions of 5 severities, as in Michaelis
+    et al. (2019), with the mean over all (mPC) and its percentage of the clean score (rPC). Several
+    checkpoints of a config are averaged. The same command resumes after an interruption. Needs
+    the package imagecorruptions-imaug.
+
+    Examples:
+      mmsoftpool robustness demo_retinanet_maxpool max/epoch_16.pth \\
+          --also demo_retinanet_softpool soft/epoch_16.pth --severities 3
+      mmsoftpool robustness demo_retinanet_softpool epoch_16.pth --alphas 0.5 2 4 \\
+          --corruptions gaussian_noise defocus_blur
+    """
+    from .config import load_config
+    from .evaluation.robustness import CORRUPTIONS, SEVERITIES, evaluate_robustness
+
+    work_dir = args.work_dir or f"work_dirs/{Path(args.config).stem}_robustness"
+    detectors = {}
+    for config, *checkpoints in ([args.config, *args.checkpoints], *args.also):
+        name = Path(config).stem
+        if name in detectors:
+            raise UserError(f"also must have configs with different names, got {name} twice")
+        detectors[name] = load_config(config, args.cfg_options, work_dir), checkpoints
+    robustness = evaluate_robustness(
+        detectors,
+        work_dir,
+        alphas=args.alphas,
+        corruptions=args.corruptions or CORRUPTIONS,
+        severities=args.severities or SEVERITIES,
+        remedies=args.remedies,
+    )
+    print(f"\n{robustness.markdown()}\nThe table and the picture are in {work_dir}.")
+
+
 def _export_arguments(parser):
     parser.add_argument("config", help="the config file")
     parser.add_argument("checkpoint", help="the checkpoint file")
@@ -558,6 +642,7 @@ COMMANDS = {
     "compare": (_compare, _compare_arguments),
     "ab": (_ab, _ab_arguments),
     "swap": (_swap, _swap_arguments),
+    "robustness": (_robustness, _robustness_arguments),
     "export": (_export, _export_arguments),
     "convert": (_convert, _convert_arguments),
 }

@@ -56,6 +56,8 @@ for _name, _module in (
     ("AtomicCheckpointHook", ".hooks.checkpoints"),
     ("EpochSeedHook", ".hooks.resume"),
     ("MissedValidationHook", ".hooks.resume"),
+    ("RandomAlphaHook", ".hooks.alpha"),
+    ("AlphaAnnealingHook", ".hooks.alpha"),
 ):
     _register(HOOKS, _name, _builder(_module, _name))
 

@@ -1,8 +1,6 @@
 """The swap without training: a network trained with max pooling, evaluated with SoftPool (the
 paper's column "pre-trained" in Table 2), over the sharpness alpha."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +17,11 @@ from torch.optim.swa_utils import update_bn
 from ..checks import check_dataset
 from ..config import require
 from ..errors import UserError
-from ..files import read_json, write_atomically
-from ..ops.pooling import Pooling
+from ..files import write_atomically
 from ..pictures import save_figure
 from ..replace import replace_pooling
 from ..runner import build_runner, explain_errors, load_model
+from .scores import KeptScores, check_alphas, identify, load_runner, main_metric
 
 #: The values of alpha that are tried by default.
 ALPHAS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
@@ -139,27 +137,16 @@ def evaluate_swap(
     """
     if not checkpoints:
         raise UserError("checkpoints must be at least one file or URL, got none")
-    if not alphas or len(set(alphas)) != len(alphas):
-        raise UserError(f"alphas must be different numbers, at least one, got {list(alphas)}")
-    for alpha in alphas:
-        try:
-            Pooling.check(2, 1, alpha=alpha)
-        except (TypeError, ValueError) as error:
-            raise UserError(str(error)) from error
+    if not alphas:
+        raise UserError("alphas must be at least one number, got none")
+    check_alphas(alphas)
     if batch_norm < 0:
         raise UserError(f"batch_norm must be at least 0, got {batch_norm}")
     require(cfg, "model.backbone", "val_dataloader.dataset", "val_evaluator", "val_cfg")
     if batch_norm:
         require(cfg, "train_dataloader.dataset")
     work_dir = Path(cfg.work_dir)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    results = work_dir / "swap.json"
-    known = read_json(results, "results of the swap") if results.exists() else {}
-    if not (isinstance(known, dict) and all(map(_are_scores, known.values()))):
-        raise UserError(f"{results} is damaged; delete it to evaluate everything again")
-    settings = cfg.copy()
-    settings.work_dir = ""
-    settings = hashlib.sha256(f"{settings.pretty_text}{include}".encode()).hexdigest()[:16]
+    known = KeptScores(work_dir / "swap.json")
 
     for checkpoint in checkpoints:  # mistakes are found before the first evaluation
         replace_pooling(load_model(cfg, checkpoint).backbone, include=include)
@@ -170,16 +157,14 @@ def evaluate_swap(
 
     curves = []
     for checkpoint in checkpoints:
-        identity = checkpoint
-        if "://" not in checkpoint:
-            identity = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:16]
+        identity = identify(cfg, checkpoint, include)
         runner, pools, scores = None, {}, []
         for batches in [0, batch_norm] if batch_norm else [0]:
             for alpha in (None, *alphas):
-                key = f"{settings} {identity} alpha={alpha} batch_norm={batches}"
+                key = f"{identity} alpha={alpha} batch_norm={batches}"
                 if key not in known:
                     if runner is None or alpha is None:  # with the pool of the training again
-                        runner, pools = _load(cfg, checkpoint), {}
+                        runner, pools = load_runner(cfg, checkpoint), {}
                     if alpha is not None and not pools:
                         pools = replace_pooling(runner.model.backbone, include=include)
                     for pool in pools.values():
@@ -188,13 +173,9 @@ def evaluate_swap(
                         _renew_batch_norm(runner, batches)
                     name = "the pool of the training" if alpha is None else f"alpha {alpha:g}"
                     print(f"== {checkpoint}: {name}{', new batch norm' if batches else ''}")
-                    known[key] = {k: float(v) for k, v in runner.val().items()}
-                    with write_atomically(results) as temporary:
-                        temporary.write_text(json.dumps(known, indent=1))
-                scores.append(known[key])
+                scores.append(known.get(key, lambda runner=runner: runner.val()))
         curves.append(scores)
-    metric = _main_metric({name for curve in curves for scores in curve for name in scores})
-    scale = 100 if metric.startswith("coco/") else 1
+    metric, scale = main_metric({name for curve in curves for scores in curve for name in scores})
     # A detector that finds nothing has no metrics: its AP is 0.
     table = scale * np.array([[scores.get(metric, 0.0) for scores in curve] for curve in curves])
     count = 1 + len(alphas)
@@ -209,29 +190,6 @@ def evaluate_swap(
         temporary.write_text(swap.markdown())
     swap.plot(work_dir / "swap.png")
     return swap
-
-
-def _main_metric(names: set[str]) -> str:
-    """The metric for the table: the AP of the boxes or masks, without those of single classes."""
-    preferred = ("coco/bbox_mAP", "coco/segm_mAP", "accuracy/top1")
-    means = sorted(name for name in names if name.endswith("mAP"))
-    return next((n for n in (*preferred, *means, *sorted(names)) if n in names), preferred[0])
-
-
-def _are_scores(value) -> bool:
-    """Whether a value in the file of the results has the form of an evaluation's metrics."""
-    return isinstance(value, dict) and all(isinstance(x, float) for x in value.values())
-
-
-def _load(cfg: Config, checkpoint: str) -> Runner:
-    """The Runner of a config with the weights of a checkpoint."""
-    cfg = cfg.copy()
-    cfg.load_from = checkpoint
-    runner = build_runner(cfg)
-    runner.call_hook("before_run")  # as Runner.val does, for hooks that keep weights of their own
-    runner.load_or_resume()
-    runner.model.eval()
-    return runner
 
 
 class _BatchNormOnly(nn.Module):

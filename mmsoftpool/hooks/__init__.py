@@ -1,14 +1,15 @@
-"""Hooks that a config names: exact resume, and checkpoints that survive a kill or a full disk.
+"""Hooks that a config names: exact resume, checkpoints that survive a kill or a full disk (both in
+``configs/_base_/exact_resume.py``), and a sharpness that changes during the training."""
 
-``configs/_base_/exact_resume.py`` has them all.
-"""
-
+from .alpha import AlphaAnnealingHook, RandomAlphaHook
 from .checkpoints import AtomicCheckpointHook, find_intact_checkpoint
 from .resume import EpochSeedHook, MissedValidationHook
 
 __all__ = [
+    "AlphaAnnealingHook",
     "AtomicCheckpointHook",
     "EpochSeedHook",
     "MissedValidationHook",
+    "RandomAlphaHook",
     "find_intact_checkpoint",
 ]

@@ -193,7 +193,7 @@ def test_the_table_is_of_all_classes(load, checkpoint, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(alphas=[]), "alphas must be different numbers"),
+        (dict(alphas=[]), "alphas must be at least one number"),
         (dict(alphas=[1.0, 1.0]), "alphas must be different numbers"),
         (dict(alphas=[-1.0]), "alpha must be"),
         (dict(batch_norm=-1), "batch_norm must be at least 0, got -1"),

@@ -1,0 +1,288 @@
+"""Robustness of trained detectors: their AP on corrupted images, over the sharpness alpha and with
+plain remedies (Michaelis et al. 2019, "Benchmarking Robustness in Object Detection")."""
+
+import importlib.util
+import itertools
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+from mmcv.transforms import BaseTransform
+from mmengine.config import Config
+from mmengine.runner import Runner
+from scipy.stats import t
+
+from .._openmmlab import end_workers
+from ..checks import check_dataset
+from ..config import require
+from ..errors import UserError
+from ..files import write_atomically
+from ..ops.modules import SoftPool2d
+from ..pictures import save_figure
+from ..replace import replace_pooling
+from ..runner import build_runner, explain_errors, load_model
+from .scores import KeptScores, check_alphas, identify, load_runner, main_metric
+
+#: The corruptions of the benchmark: noise, blur, weather and digital ones.
+CORRUPTIONS = (
+    *("gaussian_noise", "shot_noise", "impulse_noise"),
+    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    *("snow", "frost", "fog", "brightness"),
+    *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+)
+SEVERITIES = (1, 2, 3, 4, 5)
+#: Plain remedies, applied to the corrupted image.
+REMEDIES = {
+    "none": lambda image: image,
+    "gaussian": lambda image: cv2.GaussianBlur(image, (0, 0), 1.5),
+    "median": lambda image: cv2.medianBlur(image, 3),
+}
+
+
+class Corruption(BaseTransform):
+    """Corrupts an image, then applies a remedy.
+
+    The noise of an image is the same in every evaluation, but for ``impulse_noise`` and
+    ``glass_blur``, whose random numbers cannot be seeded.
+
+    Attributes:
+        name: One of :data:`CORRUPTIONS`. Defaults to None, the image as it is.
+        severity: 1 to 5.
+        remedy: A key of :data:`REMEDIES`. Defaults to ``'none'``.
+    """
+
+    name: str | None = None
+    severity = 0
+    remedy = "none"
+
+    def transform(self, results: dict) -> dict:
+        image = results["img"]
+        if self.name is not None:
+            from imagecorruptions import corrupt
+
+            state = np.random.get_state()
+            seed = f"{results.get('img_id')} {self.name} {self.severity}"
+            np.random.seed(zlib.crc32(seed.encode()))
+            rgb = np.ascontiguousarray(image[..., ::-1])
+            rgb = corrupt(rgb, corruption_name=self.name, severity=self.severity)
+            image = np.ascontiguousarray(rgb[..., ::-1])
+            np.random.set_state(state)
+        results["img"] = REMEDIES[self.remedy](image)
+        return results
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Result of :func:`evaluate_robustness`; all scores are of ``metric``, COCO's in percent.
+
+    Attributes:
+        metric: Name of the metric, such as ``'coco/bbox_mAP'``.
+        corruptions: Names of the corruptions.
+        severities: Their severities.
+        clean: By the name of a detector, (checkpoints,) scores on the images as they are.
+        corrupted: By the name of a detector, (checkpoints, corruptions, severities) scores.
+    """
+
+    metric: str
+    corruptions: tuple[str, ...]
+    severities: tuple[int, ...]
+    clean: dict[str, np.ndarray]
+    corrupted: dict[str, np.ndarray]
+
+    def rows(self) -> dict[str, list[np.ndarray]]:
+        """The scores of the checkpoints of each detector, by the name of the row.
+
+        The mean performance under corruption (mPC) is the mean over all corruptions and severities,
+        the relative one (rPC) its percentage of the clean score.
+        """
+        rows = {"clean": list(self.clean.values())}
+        rows["mPC"] = [scores.mean((1, 2)) for scores in self.corrupted.values()]
+        with np.errstate(invalid="ignore"):
+            pairs = zip(rows["mPC"], rows["clean"], strict=True)
+            rows["rPC, %"] = [100 * corrupted / clean for corrupted, clean in pairs]
+        for i, name in enumerate(self.corruptions):
+            rows[name] = [scores[:, i].mean(1) for scores in self.corrupted.values()]
+        return rows
+
+    def markdown(self) -> str:
+        """Formats the means over the checkpoints as a table, with their 95 % intervals."""
+        lines = [
+            f"| {self.metric} | {' | '.join(self.clean)} |",
+            f"|---|{'---:|' * len(self.clean)}",
+        ]
+        for name, scores in self.rows().items():
+            cells = []
+            for values in scores:
+                cells.append(f"{values.mean():.1f}")
+                if len(values) > 1:
+                    cells[-1] += f" ± {_half_interval(values):.1f}"
+            lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
+        severities = ", ".join(map(str, self.severities))
+        lines += ["", f"Means over the severities {severities} and the checkpoints."]
+        if any(len(values) > 1 for values in self.clean.values()):
+            lines[-1] += " ±: 95 % interval of the mean over the checkpoints (Student's t)."
+        return "\n".join(lines) + "\n"
+
+    def plot(self, out) -> None:
+        """Draws the rows of the table, but for rPC, into the picture file ``out``."""
+        rows = {name: scores for name, scores in self.rows().items() if not name.startswith("rPC")}
+        height = 1.2 + (0.12 + 0.11 * len(self.clean)) * len(rows)
+        figure = Figure(figsize=(6.4, height), layout="constrained")
+        axes = figure.subplots()
+        places = np.arange(len(rows))[::-1]
+        for i, name in enumerate(self.clean):
+            means = [scores[i].mean() for scores in rows.values()]
+            spread = [_half_interval(scores[i]) for scores in rows.values()]
+            shift = 0.3 - 0.6 * (i + 0.5) / len(self.clean)
+            axes.errorbar(means, places + shift, xerr=spread, fmt="o", ms=4, label=name)
+        axes.set(
+            yticks=places, yticklabels=[name.replace("_", " ") for name in rows], xlabel=self.metric
+        )
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(loc="outside lower center", frameon=False, ncols=2)
+        save_figure(figure, out)
+
+
+def _half_interval(values: np.ndarray) -> float:
+    """Half of the 95 % interval of a mean, 0 for a single value."""
+    count = len(values)
+    if count < 2:
+        return 0.0
+    return float(t.ppf(0.975, count - 1) * values.std(ddof=1) / count**0.5)
+
+
+def evaluate_robustness(
+    detectors: dict[str, tuple[Config, Sequence[str]]],
+    work_dir: str | Path,
+    *,
+    alphas: Sequence[float] = (),
+    corruptions: Sequence[str] = CORRUPTIONS,
+    severities: Sequence[int] = SEVERITIES,
+    remedies: Sequence[str] = ("none",),
+    include="torch.nn.MaxPool2d",
+) -> Robustness:
+    """Evaluates trained detectors on corrupted images of their val splits.
+
+    The scores are kept in ``robustness.json`` in ``work_dir``. A later call takes from there what
+    has the same config, weights and settings, and evaluates the rest.
+
+    Args:
+        detectors: Configs, from :func:`~mmsoftpool.config.load_config`, each with files or URLs of
+            its checkpoints, such as those of several seeds, by a name for the table.
+        work_dir: The folder for the results.
+        alphas: Values of alpha that each detector is evaluated with as well, without training: its
+            SoftPool gets another alpha; where it has none, SoftPool takes the place of the pools of
+            the backbone that ``include`` names. Defaults to none.
+        corruptions: Names among :data:`CORRUPTIONS`. Defaults to all.
+        severities: Numbers from 1 to 5. Defaults to all.
+        remedies: Keys of :data:`REMEDIES`; the detectors are evaluated after each. Defaults to
+            ``'none'`` alone.
+        include: See :func:`~mmsoftpool.replace_pooling`. Defaults to ``'torch.nn.MaxPool2d'``.
+
+    Returns:
+        The scores, also written to ``robustness.md`` and ``robustness.png`` in ``work_dir``.
+
+    Raises:
+        FileNotFoundError: If the data set or a checkpoint is missing.
+        UserError: If an argument is out of its range, the package imagecorruptions is missing, a
+            checkpoint does not fit its config, or the config lacks a part that is needed.
+    """
+    if importlib.util.find_spec("imagecorruptions") is None:
+        raise UserError("robustness needs imagecorruptions: pip install imagecorruptions-imaug")
+    check_alphas(alphas)
+    for name, values, allowed in (
+        ("corruptions", corruptions, CORRUPTIONS),
+        ("severities", severities, SEVERITIES),
+        ("remedies", remedies, tuple(REMEDIES)),
+    ):
+        if not values or len(set(values)) != len(values) or not set(values) <= set(allowed):
+            raise UserError(f"{name} must be different ones of {allowed}, got {list(values)}")
+    work_dir = Path(work_dir)
+    known = KeptScores(work_dir / "robustness.json")
+    for cfg, checkpoints in detectors.values():  # mistakes are found before the first evaluation
+        if not checkpoints:
+            raise UserError("checkpoints must be at least one file or URL, got none")
+        require(cfg, "model.backbone", "val_dataloader.dataset", "val_evaluator", "val_cfg")
+        for checkpoint in checkpoints:
+            _soft_pools(load_model(cfg, checkpoint), include, bool(alphas))
+        with explain_errors(cfg):
+            runner = build_runner(cfg.copy())
+            val, metrics = runner.val_dataloader.dataset, runner.val_evaluator.metrics
+            check_dataset("val", val, metrics, runner.model)
+            _insert_corruption(runner)
+
+    conditions = [(None, 0), *itertools.product(corruptions, severities)]
+    variants = list(itertools.product((None, *alphas), remedies))
+    total = len(conditions) * len(variants) * sum(len(files) for _, files in detectors.values())
+    number, found = 0, {}
+    for name, (cfg, checkpoints) in detectors.items():
+        for checkpoint in checkpoints:
+            identity, runner = identify(cfg, checkpoint, include), None
+            for alpha, remedy in variants:
+                column = name if alpha is None else f"{name}, α = {alpha:g}"
+                column += "" if remedy == "none" else f", {remedy}"
+                scores = []
+                for corruption, severity in conditions:
+                    number += 1
+                    key = f"{identity} alpha={alpha} remedy={remedy} {corruption} {severity}"
+                    if key not in known:
+                        if runner is None:
+                            runner = load_runner(cfg, checkpoint)
+                            transform, pools = _insert_corruption(runner), []
+                        if alpha is not None:
+                            pools = pools or _soft_pools(runner.model, include, True)
+                        for pool in pools:
+                            pool.alpha = alpha
+                        transform.name, transform.severity = corruption, severity
+                        transform.remedy = remedy
+                        end_workers(runner.val_dataloader)
+                        title = f"{corruption} {severity}" if corruption else "clean"
+                        print(f"== {number} of {total}: {column}, {checkpoint}, {title}")
+                    scores.append(known.get(key, lambda runner=runner: runner.val()))
+                found.setdefault(column, []).append(scores)
+    every = itertools.chain.from_iterable(itertools.chain.from_iterable(found.values()))
+    metric, scale = main_metric({name for scores in every for name in scores})
+    # A detector that finds nothing has no metrics: its AP is 0.
+    tables = {
+        column: scale * np.array([[s.get(metric, 0.0) for s in scores] for scores in rows])
+        for column, rows in found.items()
+    }
+    shape = (-1, len(corruptions), len(severities))
+    result = Robustness(
+        metric=metric,
+        corruptions=tuple(corruptions),
+        severities=tuple(severities),
+        clean={column: table[:, 0] for column, table in tables.items()},
+        corrupted={column: table[:, 1:].reshape(shape) for column, table in tables.items()},
+    )
+    with write_atomically(work_dir / "robustness.md") as temporary:
+        temporary.write_text(result.markdown())
+    result.plot(work_dir / "robustness.png")
+    return result
+
+
+def _soft_pools(model, include, needed: bool) -> list:
+    """The SoftPools of a detector, which take the place of other pools where there are none."""
+    pools = [module for module in model.modules() if isinstance(module, SoftPool2d)]
+    if needed and not pools:
+        pools = list(replace_pooling(model.backbone, include=include).values())
+    return pools
+
+
+def _insert_corruption(runner: Runner) -> Corruption:
+    """Puts the corruption behind the loading of the images of the val split."""
+    dataset = runner.val_dataloader.dataset
+    transforms = getattr(getattr(dataset, "pipeline", None), "transforms", [])
+    for i, transform in enumerate(transforms):
+        if type(transform).__name__.startswith("LoadImage"):
+            transforms.insert(i + 1, Corruption())
+            return transforms[i + 1]
+    raise UserError(
+        "val_dataloader.dataset must have a pipeline that loads images, got "
+        f"{[type(transform).__name__ for transform in transforms]} in {type(dataset).__name__}"
+    )

@@ -1,0 +1,93 @@
+"""Scores of trained networks under several conditions, kept in a file, so that a call resumes."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ..errors import UserError
+from ..files import read_json, write_atomically
+from ..ops.pooling import Pooling
+from ..runner import build_runner
+
+
+class KeptScores:
+    """The metrics of evaluations in a JSON file, written after each.
+
+    Args:
+        path: The file; what it has is not evaluated again.
+
+    Raises:
+        UserError: If it is something else.
+    """
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.known = read_json(path, f"results in {path.name}") if path.exists() else {}
+        if not (isinstance(self.known, dict) and all(map(_are_scores, self.known.values()))):
+            raise UserError(f"{path} is damaged; delete it to evaluate everything again")
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.known
+
+    def get(self, key: str, evaluate: Callable[[], dict]) -> dict[str, float]:
+        """The metrics of a key; ``evaluate`` finds them where the file does not have them."""
+        if key not in self.known:
+            self.known[key] = {name: float(value) for name, value in evaluate().items()}
+            with write_atomically(self.path) as temporary:
+                temporary.write_text(json.dumps(self.known, indent=1))
+        return self.known[key]
+
+
+def _are_scores(value) -> bool:
+    """Whether a value in the file of the results has the form of an evaluation's metrics."""
+    return isinstance(value, dict) and all(isinstance(x, float) for x in value.values())
+
+
+def identify(cfg: Config, checkpoint: str, *settings) -> str:
+    """A name of a config and a checkpoint, another one for other settings or weights."""
+    cfg = cfg.copy()
+    cfg.work_dir = ""
+    weights = checkpoint
+    if "://" not in checkpoint:
+        weights = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:16]
+    text = "".join([cfg.pretty_text, *map(str, settings)])
+    return f"{hashlib.sha256(text.encode()).hexdigest()[:16]} {weights}"
+
+
+def check_alphas(alphas: Sequence[float]) -> None:
+    """Checks values of the sharpness.
+
+    Raises:
+        UserError: If one is out of its range or there twice.
+    """
+    if len(set(alphas)) != len(alphas):
+        raise UserError(f"alphas must be different numbers, got {list(alphas)}")
+    for alpha in alphas:
+        try:
+            Pooling.check(2, 1, alpha=alpha)
+        except (TypeError, ValueError) as error:
+            raise UserError(str(error)) from error
+
+
+def load_runner(cfg: Config, checkpoint: str) -> Runner:
+    """The Runner of a config with the weights of a checkpoint."""
+    cfg = cfg.copy()
+    cfg.load_from = checkpoint
+    runner = build_runner(cfg)
+    runner.call_hook("before_run")  # as Runner.val does, for hooks that keep weights of their own
+    runner.load_or_resume()
+    runner.model.eval()
+    return runner
+
+
+def main_metric(names: set[str]) -> tuple[str, float]:
+    """The metric for a table, and its factor: the AP of the boxes or masks of all classes."""
+    preferred = ("coco/bbox_mAP", "coco/segm_mAP", "accuracy/top1")
+    means = sorted(name for name in names if name.endswith("mAP"))
+    metric = next((n for n in (*preferred, *means, *sorted(names)) if n in names), preferred[0])
+    return metric, 100.0 if metric.startswith("coco/") else 1.0
