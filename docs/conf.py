@@ -24,6 +24,7 @@ copybutton_prompt_is_regexp = True
 html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
+html_favicon = "_static/favicon.svg"
 
 # The same anchors as GitHub's, so that links between pages work in both places.
 myst_heading_anchors = 3
