@@ -136,8 +136,9 @@ MMSOFTPOOL_INLINE void backward(
   const bool whole = is_whole_plane(pooling);
   const int64_t in_plane = pooling.in_plane();
   std::vector<T> window(whole ? 0 : pooling.taps());
-  std::vector<A> weights(pooling.taps() + S::lanes), gradients(weights.size());
-  std::vector<A> sums(whole ? 0 : in_plane);
+  std::vector<A> weights(pooling.taps() + S::lanes), gradients(whole ? 0 : pooling.taps());
+  constexpr bool in_place = std::is_same_v<T, A>;
+  std::vector<A> converted(in_place ? 0 : in_plane);
   for (int64_t plane = begin; plane < end; ++plane) {
     const T* const x = input + plane * in_plane;
     T* const grad_x = grad_input + plane * in_plane;
@@ -169,23 +170,17 @@ MMSOFTPOOL_INLINE void backward(
         S::store(v, to + t);
       });
     };
-    const auto convert = [&](const A* from) INLINED {
-      for (int64_t i = 0; i < in_plane; i += S::lanes) {
-        const int64_t n = std::min(S::lanes, in_plane - i);
-        S::store(S::load(from + i, n), grad_x + i, n);
-      }
-    };
-    if (whole) {
-      if constexpr (std::is_same_v<T, A>) {
-        store_gradients(x, in_plane, grad_x);
-      } else {
-        store_gradients(x, in_plane, gradients.data());
-        convert(gradients.data());
-      }
-      continue;
+    A* sums = converted.data();
+    if constexpr (in_place) {
+      sums = grad_x;
     }
-    std::fill(sums.begin(), sums.end(), A(0));
-    for (int64_t window_number = 0; window_number < pooling.out_plane(); ++window_number) {
+    if (whole) {
+      store_gradients(x, in_plane, sums);
+    } else {
+      std::fill_n(sums, in_plane, A(0));
+    }
+    for (int64_t window_number = 0; !whole && window_number < pooling.out_plane();
+         ++window_number) {
       const int64_t row = window_number / pooling.width.out;
       const int64_t od = row / pooling.height.out, oh = row % pooling.height.out;
       const int64_t ow = window_number % pooling.width.out;
@@ -199,7 +194,10 @@ MMSOFTPOOL_INLINE void backward(
         gradient += number;
       });
     }
-    convert(sums.data());
+    for (int64_t i = 0; !in_place && i < in_plane; i += S::lanes) {
+      const int64_t n = std::min(S::lanes, in_plane - i);
+      S::store(S::load(sums + i, n), grad_x + i, n);
+    }
   }
 }
 

@@ -384,10 +384,11 @@ def test_the_operators_own_tests_on_the_binding(package):
     tests = ("functional", "windows", "autograd", "adaptive", "properties", "raw_operator")
     out = run_in(
         package,
-        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", NOT_OF_THIS_BINDING),
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow"),
+        *("-k", NOT_OF_THIS_BINDING, "--durations=5"),
         *(f"tests/ops/test_{name}.py" for name in tests),
     )
-    print(out.splitlines()[-1])
+    print(out[-1500:])
 
 
 # The tensor's device is the CPU here, which has the number -1.
