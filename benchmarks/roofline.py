@@ -235,7 +235,7 @@ def occupancy(arch: str, registers: int, shared: int, block_size: int = BLOCK_SI
 
 def _width(instruction: Instruction) -> int:
     """Bits that a load or store moves for a thread."""
-    width = re.search(r"\.(?:[US](8|16)|(64|128))\b", instruction.opcode)
+    width = re.search(r"\.(?:[US](8|16)|(64|128|256))\b", instruction.opcode)
     return int(width.group(1) or width.group(2)) if width else 32
 
 

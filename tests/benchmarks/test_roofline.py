@@ -97,6 +97,11 @@ def test_shares_of_the_copy_bandwidth():
     assert row["memory"] == pytest.approx(100 * 2048 * 16 / 1e7)
 
 
+def test_a_store_of_256_bits_counts_as_such():  # as nvcc has them for 10.0
+    (row,) = roofline.analyse([listing("LDG.E.128", "MUFU.EX2", "STG.E.ENL2.256")], "10.0")
+    assert row["store_bits"] == 256 and row["outputs"] == 8
+
+
 def test_an_unknown_architecture_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"arch must be one of 7.5, .*, got '6.0'"):
         roofline.compile_kernels("6.0", tmp_path / "x.cubin")
