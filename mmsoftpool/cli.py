@@ -455,6 +455,12 @@ def _robustness_arguments(parser):
         help="another config and its checkpoints; may be given several times",
     )
     parser.add_argument(
+        "--names",
+        nargs="+",
+        metavar="NAME",
+        help="the names of the detectors in the table (default: those of the configs)",
+    )
+    parser.add_argument(
         "--alphas",
         nargs="+",
         type=float,
@@ -508,12 +514,14 @@ def _robustness(args):
     from .evaluation.robustness import CORRUPTIONS, SEVERITIES, evaluate_robustness
 
     work_dir = args.work_dir or f"work_dirs/{Path(args.config).stem}_robustness"
-    detectors = {}
-    for config, *checkpoints in ([args.config, *args.checkpoints], *args.also):
-        name = Path(config).stem
-        if name in detectors:
-            raise UserError(f"also must have configs with different names, got {name} twice")
-        detectors[name] = load_config(config, args.cfg_options, work_dir), checkpoints
+    files = [[args.config, *args.checkpoints], *args.also]
+    names = args.names or [Path(config).stem for config, *_ in files]
+    if len(names) != len(files) or len(set(names)) != len(names):
+        raise UserError(f"names must be {len(files)} different ones, one a config, got {names}")
+    detectors = {
+        name: (load_config(config, args.cfg_options, work_dir), checkpoints)
+        for name, (config, *checkpoints) in zip(names, files, strict=True)
+    }
     robustness = evaluate_robustness(
         detectors,
         work_dir,

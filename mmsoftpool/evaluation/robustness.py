@@ -130,21 +130,26 @@ class Robustness:
     def plot(self, out) -> None:
         """Draws the rows of the table, but for rPC, into the picture file ``out``."""
         rows = {name: scores for name, scores in self.rows().items() if not name.startswith("rPC")}
-        height = 1.2 + (0.12 + 0.11 * len(self.clean)) * len(rows)
+        height = 0.6 + (0.16 + 0.06 * len(self.clean)) * len(rows) + 0.2 * len(self.clean)
         figure = Figure(figsize=(6.4, height), layout="constrained")
         axes = figure.subplots()
         places = np.arange(len(rows))[::-1]
         for i, name in enumerate(self.clean):
             means = [scores[i].mean() for scores in rows.values()]
             spread = [_half_interval(scores[i]) for scores in rows.values()]
-            shift = 0.3 - 0.6 * (i + 0.5) / len(self.clean)
+            shift = 0.4 - 0.8 * (i + 0.5) / len(self.clean)
             axes.errorbar(means, places + shift, xerr=spread, fmt="o", ms=4, label=name)
         axes.set(
-            yticks=places, yticklabels=[name.replace("_", " ") for name in rows], xlabel=self.metric
+            yticks=places,
+            yticklabels=[name.replace("_", " ") for name in rows],
+            ylim=(-0.5, len(rows) - 0.5),
+            xlabel=self.metric,
         )
+        for place in places[::2]:
+            axes.axhspan(place - 0.5, place + 0.5, color="0.95", lw=0, zorder=0)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside lower center", frameon=False, ncols=2)
+        figure.legend(loc="outside lower center", frameon=False)
         save_figure(figure, out)
 
 

@@ -183,4 +183,7 @@ def test_the_command(detectors, tmp_path, run_tool):
     kept = json.loads((tmp_path / "out" / "robustness.json").read_text())
     assert len(kept) == 4
     status, _, error = run_tool(*command[:3], "--also", config_path(MAX), maximum)
-    assert status == 2 and f"different names, got {MAX} twice" in error
+    assert status == 2 and f"names must be 2 different ones, one a config, got ['{MAX}'" in error
+    status, out, error = run_tool(*command, "--names", "maximum", "SoftPool, α = 1")
+    assert status == 0 and "| coco/bbox_mAP | maximum | SoftPool, α = 1 |" in out, error
+    assert "==" not in out  # the scores are those of the first call
