@@ -179,10 +179,12 @@ class TestBenchmarks:
         assert rows
         return [row.strip().split(" | ") for row in rows]
 
-    def ratio(self, rows, layout, kernel, part, method):
+    def ratio(self, rows, layout, kernel, part, method, digits=0):
         def time(method):
             return rows["float32", layout.replace(" ", "_"), kernel, method][part]
 
+        if method == "ms":
+            return f"{1e3 * time('soft_pool2d'):.{digits}f}"
         return f"{time('soft_pool2d') / time(METHODS[method]):.2f}"
 
     @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ class TestBenchmarks:
         files = {"Memory": "kept_memory", "Other": "alternatives"}
         rows = self.measured(files.get(heading.split()[0], "avx512"))
         for name, *cells in self.table(page, heading):
-            part, method = name.split(" / ")
+            part, method = re.split(", | / ", name)
             part = "both" if part == "SoftPool" else part
             cases = itertools.product(("contiguous", "channels last"), (3, 2))
             assert cells == [self.ratio(rows, *case, part, method) for case in cases], name
@@ -206,8 +208,8 @@ class TestBenchmarks:
     def test_of_large_windows(self):
         rows = self.measured("avx512")
         for name, *cells in self.table("docs/benchmarks.md", "Overlapping and global windows"):
-            layout, part, method = re.split(": | / ", name)
-            expected = [self.ratio(rows, layout, k, part, method) for k in (5, 9, 13, 7)]
+            layout, part, method = re.split(": |, | / ", name)
+            expected = [self.ratio(rows, layout, k, part, method, digits=1) for k in (5, 9, 13, 7)]
             assert cells == expected, name
 
     def test_of_the_instruction_sets(self):
@@ -227,6 +229,22 @@ class TestBenchmarks:
                 for dtype in ("float16", "bfloat16")
             ]
             assert cells == [f"{ratio:.2f}" for ratio in expected], part
+
+    def test_of_exported_files(self):
+        rows = json.loads((RESULTS / "cpu_epyc_2threads_deploy.json").read_text())["rows"]
+        for name, *cells in self.table("docs/benchmarks.md", "Exported files"):
+            found = {
+                (r["engine"], r["input"]): r
+                for r in rows
+                if r["case"].split()[0] == name.split()[0]
+            }
+            for i, engine in enumerate(("onnxruntime", "openvino")):
+                fast, exact = found[engine, "fast"], found.get((engine, "exact"))
+                ratio, ms = (float(x) for x in re.findall(r"[\d.]+", cells[2 * i]))
+                assert ratio == pytest.approx(fast["ratio"], rel=0.05), name
+                assert ms == pytest.approx(1e3 * fast["soft"], rel=0.06), name
+                if exact:
+                    assert float(cells[2 * i + 1]) == pytest.approx(exact["ratio"], rel=0.03), name
 
     def test_of_detectors(self):
         text = (ROOT / "docs" / "benchmarks.md").read_text()
