@@ -531,7 +531,8 @@ def plot(rows: list[dict], path) -> None:
     cases = {}
     for row in rows:
         if "backward" in row:
-            title = "{device} {dtype}\n{layout}\nk, s, p = {pooling}".format(**row)
+            k, s, p = row["pooling"]
+            title = "{device} {dtype} {shape}\n{layout}".format(**row) + f", k{k} s{s} p{p}"
             cases.setdefault(title, []).append(row)
     figure = Figure((3.4 * len(cases) + 1, 3.6), layout="constrained")
     panels = figure.subplots(1, len(cases), squeeze=False)[0]
@@ -542,9 +543,10 @@ def plot(rows: list[dict], path) -> None:
             axes.barh([i + left for i in range(len(case))], heights, 0.38, label=part, color=colour)
         axes.set_yticks([i + 0.2 for i in range(len(case))], names if axes is panels[0] else [])
         axes.set_title(title, fontsize=8)
-        axes.set(xlabel="ms (log)", xscale="log")
+        axes.set(xlabel="ms")
         axes.invert_yaxis()
-    panels[0].legend(frameon=False, fontsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     save_figure(figure, path)
 
 
