@@ -35,6 +35,20 @@ MMSOFTPOOL_DECLARE_KERNEL(adaptive)
 // How many planes the last one pools together; a multiple of all vector lengths.
 constexpr int64_t planes_side_by_side = 16;
 
+// Whether the taps of every window lie in memory one after the other, contiguous.
+inline bool has_one_run(const Pooling& pooling) {
+  const auto is_whole = [](const Axis& axis) {
+    return axis.out == 1 && axis.padding == 0 && axis.kernel_size == axis.in;
+  };
+  const auto has_neighbours = [](const Axis& axis) {
+    return axis.dilation == 1 || axis.kernel_size == 1;
+  };
+  const Axis &depth = pooling.depth, &height = pooling.height, &width = pooling.width;
+  return has_neighbours(depth) && has_neighbours(height) && has_neighbours(width) &&
+         (depth.kernel_size == 1 || is_whole(height)) &&
+         (depth.kernel_size * height.kernel_size == 1 || is_whole(width));
+}
+
 #if defined(__x86_64__)
 #if defined(__clang__)
 #define MMSOFTPOOL_FULL_WIDTH ""

@@ -46,11 +46,13 @@ bool has_f16c() {
 #endif
 
 // Whether planes are pooled side by side: where there are some, and what a row of windows reaches
-// of them fits a cache.
+// of them fits a cache. A long window in one piece takes less time by itself.
 bool use_adaptive(const Pooling& pooling) {
   const Axis& outer = pooling.depth.in * pooling.depth.out > 1 ? pooling.depth : pooling.height;
   const bool last = pooling.layout == Layout::channels_last;
-  return pooling.is_adaptive() && (last || pooling.planes() >= planes_side_by_side / 2) &&
+  const bool one_window = !last && pooling.width.out == 1 && pooling.taps() >= 256;
+  return pooling.is_adaptive() && !(one_window && has_one_run(pooling)) &&
+         (last || pooling.planes() >= planes_side_by_side / 2) &&
          pooling.in_plane() / outer.in * outer.kernel_size <= 1 << (last ? 16 : 14);
 }
 
