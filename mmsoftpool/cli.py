@@ -337,6 +337,13 @@ def _ab_arguments(parser):
         help="the folder for all runs and results (default: work_dirs/BASELINE_vs_CONFIG, or "
         "work_dirs/BASELINE_vs_N_others for more than one CONFIG)",
     )
+    parser.add_argument(
+        "--names",
+        nargs="+",
+        metavar="NAME",
+        help="the names of all configs in tables and pictures, the baseline's first (default: "
+        "those of the files)",
+    )
     add_cfg_options(parser)
     parser.add_argument(
         "--gpus",
@@ -373,6 +380,7 @@ def _ab(args):
         auto_scale_lr=args.auto_scale_lr,
         gpus=args.gpus,
         resamples=args.resamples,
+        names=args.names,
     )
     for metric, comparison in comparisons.items():
         print(f"\n{metric}\n\n{comparison.markdown()}")
@@ -510,14 +518,12 @@ def _robustness(args):
       mmsoftpool robustness demo_retinanet_softpool epoch_16.pth --alphas 0.5 2 4 \\
           --corruptions gaussian_noise defocus_blur
     """
-    from .config import load_config
+    from .config import config_names, load_config
     from .evaluation.robustness import CORRUPTIONS, SEVERITIES, evaluate_robustness
 
     work_dir = args.work_dir or f"work_dirs/{Path(args.config).stem}_robustness"
     files = [[args.config, *args.checkpoints], *args.also]
-    names = args.names or [Path(config).stem for config, *_ in files]
-    if len(names) != len(files) or len(set(names)) != len(names):
-        raise UserError(f"names must be {len(files)} different ones, one a config, got {names}")
+    names = config_names([config for config, *_ in files], args.names)
     detectors = {
         name: (load_config(config, args.cfg_options, work_dir), checkpoints)
         for name, (config, *checkpoints) in zip(names, files, strict=True)

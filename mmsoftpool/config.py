@@ -3,6 +3,7 @@
 import argparse
 import os
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -81,6 +82,18 @@ def find_config(path: str) -> str:
         "and 'mim download mmdet --config NAME' downloads one of mmdet's",
     )
     return path
+
+
+def config_names(configs: Sequence[str], names: Sequence[str] | None = None) -> list[str]:
+    """What tables and pictures call configs: ``names``, or else the names of their files.
+
+    Raises:
+        UserError: If the names are not as many as the configs, and different.
+    """
+    names = list(names or [Path(config).stem for config in configs])
+    if len(names) != len(configs) or len(set(names)) != len(names):
+        raise UserError(f"names must be {len(configs)} different ones, one a config, got {names}")
+    return names
 
 
 def _read(path: str) -> Config:

@@ -16,7 +16,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from mmsoftpool import cli, soft_pool2d
-from mmsoftpool.config import load_config, require
+from mmsoftpool.config import config_names, load_config, require
 from mmsoftpool.errors import UserError
 from mmsoftpool.pictures import check_picture, save_figure
 from mmsoftpool.runner import load_model
@@ -219,7 +218,7 @@ def draw_stems(stems: dict[str, StemMeasurement], out) -> None:
             if measured.trained in measured.alphas:
                 own = measured.alphas.index(measured.trained)
                 axes.plot(own, values[own], "o", color=f"C{i}", ms=7)
-        axes.set(xticks=places, xticklabels=labels, xlabel="alpha", title=title)
+        axes.set(xticks=places, xticklabels=labels, xlabel="α", title=title)
         axes.set_ylim(bottom=0)
     if len(stems) > 1:
         grid[0, 0].legend(frameon=False, title="stem (dot: its own pool)")
@@ -260,6 +259,12 @@ def make_parser():
         help="the values of alpha; inf is max pooling (default: 0 0.5 1 2 4 8 16 32 64 inf)",
     )
     parser.add_argument(
+        "--names",
+        nargs="+",
+        metavar="NAME",
+        help="the names of the stems in the picture (default: those of the configs)",
+    )
+    parser.add_argument(
         "--images",
         type=int,
         default=32,
@@ -280,10 +285,7 @@ def main(args):
     if len(args.stems) % 2:
         raise UserError(f"stems must be pairs of a config and a checkpoint, got {args.stems}")
     configs, checkpoints = args.stems[::2], args.stems[1::2]
-    names = [Path(config).stem for config in configs]
-    if len(set(names)) != len(names):
-        raise UserError(f"stems must be of configs with different names, got {names}")
-
+    names = config_names(configs, args.names)
     check_picture(args.out)
     stems = {}
     for name, config, checkpoint in zip(names, configs, checkpoints, strict=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mmengine.registry import DATASETS, init_default_scope
 
-from ..config import coco_metrics, load_config, require
+from ..config import coco_metrics, config_names, load_config, require
 from ..errors import UserError
 from ..files import write_atomically
 from ..hooks import find_intact_checkpoint
@@ -50,6 +50,7 @@ def compare_configs(
     auto_scale_lr: bool = False,
     gpus: int = 1,
     resamples: int = 1000,
+    names: list[str] | None = None,
 ) -> dict[str, Comparison]:
     """Trains and evaluates configs with the same seeds, and compares each with the first one.
 
@@ -69,6 +70,7 @@ def compare_configs(
         gpus: Number of processes of a run, each with a GPU of its own; torchrun starts them if
             there are several. Defaults to 1.
         resamples: Number of bootstrap samples of the comparison. Defaults to 1000.
+        names: What tables and pictures call the configs. Defaults to the names of their files.
 
     Returns:
         dict: The comparison for each metric (``bbox``, ``segm``), also written to
@@ -87,13 +89,14 @@ def compare_configs(
         raise UserError(f"gpus must be at least 1, got {gpus}")
     if resamples < 1:
         raise UserError(f"resamples must be at least 1, got {resamples}")
-    names = [Path(config).stem for config in configs]
-    if len(names) < 2 or len(set(names)) != len(names):
-        raise UserError(f"configs must be at least two with different names, got {names}")
+    folders = [Path(config).stem for config in configs]
+    if len(folders) < 2 or len(set(folders)) != len(folders):
+        raise UserError(f"configs must be at least two with different names, got {folders}")
+    names = config_names(configs, names)
     work_dir = Path(work_dir)
     evaluations = [
-        _check_settings(config, list(cfg_options), work_dir / name)
-        for config, name in zip(configs, names, strict=True)
+        _check_settings(config, list(cfg_options), work_dir / folder)
+        for config, folder in zip(configs, folders, strict=True)
     ]
     for config, evaluation in zip(configs, evaluations, strict=True):
         parts = zip(("annotations", "metrics", "classes"), evaluations[0], evaluation, strict=True)
@@ -106,9 +109,9 @@ def compare_configs(
     ann_file, metrics, classes = evaluations[0]
     # Seed by seed, so that an interrupted experiment has complete pairs.
     runs = [
-        _Run(config, seed, work_dir / name / f"seed_{seed}", metrics)
+        _Run(config, seed, work_dir / folder / f"seed_{seed}", metrics)
         for seed in seeds
-        for config, name in zip(configs, names, strict=True)
+        for config, folder in zip(configs, folders, strict=True)
     ]
     flags = ["--amp"] * amp + ["--auto-scale-lr"] * auto_scale_lr
     _run_all(runs, list(cfg_options), flags, gpus)

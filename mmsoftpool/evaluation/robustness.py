@@ -25,7 +25,7 @@ from ..ops.modules import SoftPool2d
 from ..pictures import save_figure
 from ..replace import replace_pooling
 from ..runner import build_runner, explain_errors, load_model
-from .scores import KeptScores, check_alphas, identify, load_runner, main_metric
+from .scores import KeptScores, check_alphas, identify, load_runner, main_metric, metric_label
 
 #: The corruptions of the benchmark: noise, blur, weather and digital ones.
 CORRUPTIONS = (
@@ -85,6 +85,8 @@ class Robustness:
         severities: Their severities.
         clean: By the name of a detector, (checkpoints,) scores on the images as they are.
         corrupted: By the name of a detector, (checkpoints, corruptions, severities) scores.
+        variants: How many of these names in turn belong to one detector: its own alpha and the
+            others, each with every remedy.
     """
 
     metric: str
@@ -92,6 +94,7 @@ class Robustness:
     severities: tuple[int, ...]
     clean: dict[str, np.ndarray]
     corrupted: dict[str, np.ndarray]
+    variants: int = 1
 
     def rows(self) -> dict[str, list[np.ndarray]]:
         """The scores of the checkpoints of each detector, by the name of the row.
@@ -111,7 +114,7 @@ class Robustness:
     def markdown(self) -> str:
         """Formats the means over the checkpoints as a table, with their 95 % intervals."""
         lines = [
-            f"| {self.metric} | {' | '.join(self.clean)} |",
+            f"| {metric_label(self.metric)} | {' | '.join(self.clean)} |",
             f"|---|{'---:|' * len(self.clean)}",
         ]
         for name, scores in self.rows().items():
@@ -128,7 +131,10 @@ class Robustness:
         return "\n".join(lines) + "\n"
 
     def plot(self, out) -> None:
-        """Draws the rows of the table, but for rPC, into the picture file ``out``."""
+        """Draws the rows of the table, but for rPC, into the picture file ``out``.
+
+        A colour is a detector, a shape one of its variants.
+        """
         rows = {name: scores for name, scores in self.rows().items() if not name.startswith("rPC")}
         height = 0.6 + (0.16 + 0.06 * len(self.clean)) * len(rows) + 0.2 * len(self.clean)
         figure = Figure(figsize=(6.4, height), layout="constrained")
@@ -138,12 +144,14 @@ class Robustness:
             means = [scores[i].mean() for scores in rows.values()]
             spread = [_half_interval(scores[i]) for scores in rows.values()]
             shift = 0.4 - 0.8 * (i + 0.5) / len(self.clean)
-            axes.errorbar(means, places + shift, xerr=spread, fmt="o", ms=4, label=name)
+            detector, variant = divmod(i, self.variants)
+            style = dict(fmt="os^vDP*X"[variant % 8], color=f"C{detector}", ms=4)
+            axes.errorbar(means, places + shift, xerr=spread, label=name, **style)
         axes.set(
             yticks=places,
             yticklabels=[name.replace("_", " ") for name in rows],
             ylim=(-0.5, len(rows) - 0.5),
-            xlabel=self.metric,
+            xlabel=metric_label(self.metric),
         )
         for place in places[::2]:
             axes.axhspan(place - 0.5, place + 0.5, color="0.95", lw=0, zorder=0)
@@ -229,7 +237,7 @@ def evaluate_robustness(
         for checkpoint in checkpoints:
             identity, runner = identify(cfg, checkpoint, include), None
             for alpha, remedy in variants:
-                column = name if alpha is None else f"{name}, α = {alpha:g}"
+                column = name if alpha is None else f"{name} → α = {alpha:g}"
                 column += "" if remedy == "none" else f", {remedy}"
                 scores = []
                 for corruption, severity in conditions:
@@ -264,6 +272,7 @@ def evaluate_robustness(
         severities=tuple(severities),
         clean={column: table[:, 0] for column, table in tables.items()},
         corrupted={column: table[:, 1:].reshape(shape) for column, table in tables.items()},
+        variants=len(variants),
     )
     with write_atomically(work_dir / "robustness.md") as temporary:
         temporary.write_text(result.markdown())

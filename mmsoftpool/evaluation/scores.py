@@ -85,6 +85,11 @@ def load_runner(cfg: Config, checkpoint: str) -> Runner:
     return runner
 
 
+def metric_label(metric: str) -> str:
+    """What tables and pictures call a metric: COCO's AP as papers do."""
+    return {"coco/bbox_mAP": "box AP", "coco/segm_mAP": "mask AP"}.get(metric, metric)
+
+
 def main_metric(names: set[str]) -> tuple[str, float]:
     """The metric for a table, and its factor: the AP of the boxes or masks of all classes."""
     preferred = ("coco/bbox_mAP", "coco/segm_mAP", "accuracy/top1")

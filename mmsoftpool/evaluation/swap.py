@@ -21,7 +21,7 @@ from ..files import write_atomically
 from ..pictures import save_figure
 from ..replace import replace_pooling
 from ..runner import build_runner, explain_errors, load_model
-from .scores import KeptScores, check_alphas, identify, load_runner, main_metric
+from .scores import KeptScores, check_alphas, identify, load_runner, main_metric, metric_label
 
 #: The values of alpha that are tried by default.
 ALPHAS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
@@ -48,7 +48,7 @@ class Swap:
 
     def markdown(self) -> str:
         """Formats the means over the checkpoints as a table, and the scores of each below it."""
-        columns = [("", "right"), (self.metric, "right"), ("change", "right")]
+        columns = [("", "right"), (metric_label(self.metric), "right"), ("change", "right")]
         scores = np.column_stack([self.trained, self.swapped])
         curves = [scores] if self.renewed is None else [scores, self.renewed]
         if self.renewed is not None:
@@ -96,8 +96,8 @@ class Swap:
         axes.set(
             xticks=places,
             xticklabels=[f"{alpha:g}" for alpha in self.alphas],
-            xlabel="alpha (0: average pooling)",
-            ylabel=f"change of {self.metric}",
+            xlabel="α (0: average pooling)",
+            ylabel=f"change of {metric_label(self.metric)}",
             title="SoftPool in place of the pool of the training",
         )
         axes.grid(axis="y", alpha=0.3)

@@ -101,9 +101,10 @@ def test_every_config_is_compared_with_the_first(tmp_path):
         tmp_path / "runs",
         cfg_options=[f"data_root={root}"],
         resamples=10,
+        names=["one", "2", "three"],
     )
     comparison = comparisons["bbox"]
-    assert comparison.names == ("one", "two", "three")
+    assert comparison.names == ("one", "2", "three")
     assert 0 < comparison.differences[0, 0] < comparison.differences[1, 0]
     table = (tmp_path / "runs" / "comparison_bbox.md").read_text()
     assert table == comparison.markdown() and "| three: difference" in table
@@ -145,6 +146,12 @@ def test_the_classes_are_those_of_the_test_data_set(tmp_path):
         ),
         (CONFIGS, dict(seeds=[]), ValueError, r"seeds must be .*, got \[\]"),
         (CONFIGS, dict(gpus=0), ValueError, "gpus must be at least 1, got 0"),
+        (
+            CONFIGS,
+            dict(names=["a", "a"]),
+            ValueError,
+            r"names must be 2 different ones, .*'a', 'a'",
+        ),
         (CONFIGS, dict(resamples=0), ValueError, "resamples must be at least 1, got 0"),
         (CONFIGS, dict(cfg_options=["x"]), ValueError, "form key=value, got 'x'"),
         (CONFIGS[:1], {}, ValueError, "configs must be at least two with different names"),

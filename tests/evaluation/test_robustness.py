@@ -100,7 +100,7 @@ def test_every_detector_is_evaluated_under_every_condition(detectors, evaluation
     result = evaluate_robustness(detectors, tmp_path / "out", alphas=[0.5, 4.0], **options)
     assert len(evaluations) == 2 * 3 * (1 + 4)
     assert list(result.clean) == [
-        name + part for name in (MAX, SOFT) for part in ("", ", α = 0.5", ", α = 4")
+        name + part for name in (MAX, SOFT) for part in ("", " → α = 0.5", " → α = 4")
     ]
     alphas = [pools for _, pools in evaluations]
     assert alphas == [[]] * 5 + [[0.5]] * 5 + [[4.0]] * 5 + [[1.0]] * 5 + [[0.5]] * 5 + [[4.0]] * 5
@@ -135,7 +135,7 @@ def test_the_table_has_the_means_and_their_intervals(tmp_path):
     )
     lines = result.markdown().splitlines()
     # Student's t with one degree of freedom: 12.706 x 5.
-    assert lines[0] == "| coco/bbox_mAP | a | b |"
+    assert lines[0] == "| box AP | a | b |"
     assert lines[2:7] == [
         "| clean | 85.0 ± 63.5 | 50.0 |",
         "| mPC | 45.0 ± 63.5 | 20.0 |",
@@ -179,11 +179,11 @@ def test_the_command(detectors, tmp_path, run_tool):
     command += ("--cfg-options", f"data_root={tmp_path / 'shapes'}", *options)
     status, out, error = run_tool(*command)
     assert status == 0, error
-    assert "== 4 of 4" in out and f"| coco/bbox_mAP | {MAX} | {SOFT} |" in out
+    assert "== 4 of 4" in out and f"| box AP | {MAX} | {SOFT} |" in out
     kept = json.loads((tmp_path / "out" / "robustness.json").read_text())
     assert len(kept) == 4
     status, _, error = run_tool(*command[:3], "--also", config_path(MAX), maximum)
     assert status == 2 and f"names must be 2 different ones, one a config, got ['{MAX}'" in error
     status, out, error = run_tool(*command, "--names", "maximum", "SoftPool, α = 1")
-    assert status == 0 and "| coco/bbox_mAP | maximum | SoftPool, α = 1 |" in out, error
+    assert status == 0 and "| box AP | maximum | SoftPool, α = 1 |" in out, error
     assert "==" not in out  # the scores are those of the first call
