@@ -13,7 +13,7 @@ namespace {
 // Windows of 3 x 3 at stride 2 share every other column. So many of them are computed together.
 constexpr int64_t most_neighbours = 4;
 
-// How many windows from ow on pool_neighbours() takes: at least two, without padding, or none.
+// How many windows of a row from ow on are computed so: at least two, without padding, or none.
 int64_t neighbours(const Axis& width, size_t rows, int64_t ow) {
   const int64_t first = width.first_input(ow);
   if (rows != 3 || width.kernel_size != 3 || width.stride != 2 || width.dilation != 1 ||
@@ -29,6 +29,7 @@ int64_t neighbours(const Axis& width, size_t rows, int64_t ow) {
 // leave room for their products with small numbers, they are scaled by a power of two, which
 // cancels in mean / sum.
 constexpr int weight_scale = 60;
+constexpr float least_exponent = -127 - weight_scale;  // of 2, for a weight of 0
 
 // The sums of a column of three taps x with weights w: of w, and of w (x - largest). The outputs
 // must be as right as the window's own taps allow: relative to the common maximum, max + mean / sum
@@ -38,46 +39,84 @@ struct Column {
   typename S::Vec largest, sum, mean;
 };
 
-// The outputs of n such windows for a vector of channels. Returns the lanes that are wrong. row:
-// where the first tap of each row is. step: from a column to the next, in input and output.
+template <typename S>
+MMSOFTPOOL_INLINE Column<S> sum_column(const typename S::Vec* x, const typename S::Vec* w) {
+  typename S::Vec top = x[1] > x[2] ? x[1] : x[2];
+  top = x[0] > top ? x[0] : top;
+  return {top, w[0] + w[1] + w[2], w[0] * (x[0] - top) + w[1] * (x[1] - top) + w[2] * (x[2] - top)};
+}
+
+// A window: its output is top + below.
+template <typename S>
+struct WindowSums {
+  typename S::Vec top, below, sum;
+};
+
+template <typename S>
+MMSOFTPOOL_INLINE WindowSums<S> sum_window(
+    const Column<S>& left, const Column<S>& middle, const Column<S>& right) {
+  typename S::Vec top = middle.largest > right.largest ? middle.largest : right.largest;
+  top = left.largest > top ? left.largest : top;
+  const auto mean = [&](const Column<S>& column)
+                        INLINED { return column.sum * (column.largest - top) + column.mean; };
+  const typename S::Vec sum = left.sum + middle.sum + right.sum;
+  return {top, (mean(left) + mean(middle) + mean(right)) / sum, sum};
+}
+
+// The lanes in which a window may be wrong.
+template <typename S>
+MMSOFTPOOL_INLINE auto is_wrong(const WindowSums<S>& window) {
+  return S::is_below(window.sum, std::ldexp(smallest_sum, weight_scale)) |
+         S::is_beyond(window.top + window.below, std::numeric_limits<float>::max());
+}
+
+// Calls use(i, window) for n such windows and a vector of channels; weight(i, t, x) gives the
+// weight of tap t of column i. row: where the first tap of each row is. step: from a column to the
+// next.
+template <typename S, typename T, typename Weight, typename Use>
+MMSOFTPOOL_INLINE void for_each_neighbour(
+    const T* const* row, int64_t step, int64_t n, Weight&& weight, Use&& use) {
+  const auto column = [&](int64_t i) INLINED {
+    typename S::Vec x[3], w[3];
+    for (int t = 0; t < 3; ++t) {
+      x[t] = S::load(row[t] + i * step);
+      w[t] = weight(i, t, x[t]);
+    }
+    return sum_column<S>(x, w);
+  };
+  Column<S> right = column(0);
+  for (int64_t i = 0; i < n; ++i) {
+    const Column<S> left = right, middle = column(2 * i + 1);
+    right = column(2 * i + 2);
+    use(i, sum_window(left, middle, right));
+  }
+}
+
+// The outputs of n such windows for a vector of channels. Returns the lanes that are wrong.
 template <typename S, typename T>
 MMSOFTPOOL_INLINE auto pool_neighbours(
-    const Exponents<S>& exponents, const T* const* row, int64_t c, int64_t step, int64_t n,
-    T* output) {
+    const Exponents<S>& exponents, const T* const* row, int64_t step, int64_t n, T* output) {
   using Vec = typename S::Vec;
-  const T *const r0 = row[0] + c, *const r1 = row[1] + c, *const r2 = row[2] + c;
-  const auto larger = [](Vec a, Vec b) INLINED { return a > b ? a : b; };
-  Vec max = S::splat(std::numeric_limits<float>::lowest());
+  Vec max = S::load(row[0]);
   for (int64_t w = 0; w < (2 * n + 1) * step; w += step) {
-    max = larger(S::load(r0 + w), larger(S::load(r1 + w), larger(S::load(r2 + w), max)));
-    __builtin_prefetch(r0 + w + 4 * n * step);
-    __builtin_prefetch(r1 + w + 4 * n * step);
-    __builtin_prefetch(r2 + w + 4 * n * step);
+    for (int t = 0; t < 3; ++t) {
+      const Vec x = S::load(row[t] + w);
+      max = x > max ? x : max;
+      __builtin_prefetch(row[t] + w + 4 * n * step);
+    }
   }
-  const Vec floor = exponents.floor * ((127.0f + weight_scale) / 127);
-  const auto weight = [&](Vec x) INLINED {
-    return S::template exp2<weight_scale>(exponents.log2e_alpha * larger(floor, x - max));
-  };
-  const auto column = [&](int64_t i) INLINED {
-    const Vec x0 = S::load(r0 + i * step), x1 = S::load(r1 + i * step), x2 = S::load(r2 + i * step);
-    const Vec w0 = weight(x0), w1 = weight(x1), w2 = weight(x2);
-    const Vec top = larger(x0, larger(x1, x2));
-    return Column<S>{top, w0 + w1 + w2, w0 * (x0 - top) + w1 * (x1 - top) + w2 * (x2 - top)};
-  };
-  Column<S> last = column(0);
+  const Vec floor = exponents.floor * (least_exponent / -127);
   typename S::Bits wrong{};
-  for (int64_t i = 0; i < n; ++i) {
-    const Column<S> left = last, middle = column(2 * i + 1);
-    last = column(2 * i + 2);
-    const Vec top = larger(left.largest, larger(middle.largest, last.largest));
-    const auto mean = [&](const Column<S>& column)
-                          INLINED { return column.sum * (column.largest - top) + column.mean; };
-    const Vec sum = left.sum + middle.sum + last.sum;
-    const Vec y = top + (mean(left) + mean(middle) + mean(last)) / sum;
-    S::store(y, output + i * step + c);
-    wrong |= S::is_below(sum, std::ldexp(smallest_sum, weight_scale)) |
-             S::is_beyond(y, std::numeric_limits<float>::max());
-  }
+  for_each_neighbour<S>(
+      row, step, n,
+      [&](int64_t, int, Vec x) INLINED {
+        const Vec d = x - max;
+        return S::template exp2<weight_scale>(exponents.log2e_alpha * (floor > d ? floor : d));
+      },
+      [&](int64_t i, const WindowSums<S>& window) INLINED {
+        S::store(window.top + window.below, output + i * step);
+        wrong |= is_wrong(window);
+      });
   return wrong;
 }
 
@@ -144,13 +183,13 @@ MMSOFTPOOL_INLINE void forward(
       if constexpr (!std::is_same_v<T, double>) {
         const int64_t n = ow < end ? 0 : neighbours(pooling.width, rows.size(), ow);
         if (n > 0 && vectors > 0 && pooling.alpha > 1e-9) {  // else products could overflow
-          const T* first[3];
-          for (int r = 0; r < 3; ++r) {
-            first[r] = rows[r] + pooling.width.first_input(ow) * channels;
-          }
-          auto wrong = pool_neighbours<S>(exponents, first, 0, channels, n, pixel);
-          for (int64_t c = S::lanes; c < vectors; c += S::lanes) {
-            wrong |= pool_neighbours<S>(exponents, first, c, channels, n, pixel);
+          typename S::Bits wrong{};
+          for (int64_t c = 0; c < vectors; c += S::lanes) {
+            const T* first[3];
+            for (int r = 0; r < 3; ++r) {
+              first[r] = rows[r] + pooling.width.first_input(ow) * channels + c;
+            }
+            wrong |= pool_neighbours<S>(exponents, first, channels, n, pixel + c);
           }
           pooled = none_of(wrong);
           end = ow + n;
@@ -199,6 +238,95 @@ MMSOFTPOOL_INLINE void add_gradients(
               });
         });
   });
+}
+
+// The weights of taps relative to max, as right far below it as near to it: with c = alpha log2(e),
+// m = round(c max) and n = round(c x - m) it is 2^n 2^(c x - (m + n)), whose last exponent is
+// rounded once and is at most 1/2.
+template <typename S>
+class FusedWeights {
+ public:
+  using Vec = typename S::Vec;
+
+  MMSOFTPOOL_INLINE FusedWeights(const Exponents<S>& exponents, Vec max)
+      : c_(exponents.log2e_alpha) {
+    constexpr float integer = 0x1.8p23f;  // what is added to it is rounded to an integer
+    const Vec shifted = c_ * max + integer;
+    m_ = shifted - integer;
+    least_ = (m_ + least_exponent) / c_;
+  }
+
+  // The lanes in which weights may be wrong.
+  MMSOFTPOOL_INLINE auto wrong() const { return S::is_beyond(m_, 0x1p21f); }
+
+  MMSOFTPOOL_INLINE Vec operator()(Vec x) const {
+    constexpr float magic = 12583039.0f + weight_scale;  // as in Simd::exp2
+    x = least_ > x ? least_ : x;
+    const Vec shifted = S::fused_multiply_subtract(x, c_, m_) + magic;
+    const Vec f = S::fused_multiply_subtract(x, c_, m_ + (shifted - magic));
+    return S::exp2_fraction(f) * (Vec)((typename S::Bits)shifted << 23);
+  }
+
+ private:
+  Vec c_, m_, least_;
+};
+
+// Adds the gradients of n windows as in pool_neighbours() to `sums`, for a vector of channels, or
+// returns false where they would be wrong. row, sums: where the first tap of each row is.
+template <typename S, typename T, typename A>
+MMSOFTPOOL_INLINE bool add_neighbours(
+    const Exponents<S>& exponents, Gradient gradient, const T* const* row, A* const* sums,
+    int64_t step, int64_t sums_step, int64_t n, const T* grad_output) {
+  using Vec = typename S::Vec;
+  constexpr A most = 1e14f;  // products of these do not overflow
+  Vec max = S::load(row[0]), min = max;
+  for (int64_t w = 0; w < (2 * n + 1) * step; w += step) {
+    for (int t = 0; t < 3; ++t) {
+      const Vec x = S::load(row[t] + w);
+      max = x > max ? x : max;
+      min = min > x ? x : min;
+      __builtin_prefetch(row[t] + w + 2 * n * step);
+    }
+  }
+  for (int64_t w = 0; w < (2 * n + 1) * sums_step; w += sums_step) {
+    for (int t = 0; t < 3; ++t) {
+      __builtin_prefetch(sums[t] + w + 2 * n * sums_step);
+    }
+  }
+  // The gradient of a tap is its weight times the sum of slope (x - top) + offset of its windows.
+  Vec weights[2 * most_neighbours + 1][3];
+  Vec top[most_neighbours], slope[most_neighbours], offset[most_neighbours];
+  const FusedWeights<S> weight(exponents, max);
+  typename S::Bits wrong = weight.wrong() | S::is_beyond(exponents.alpha * (max - min), most);
+  for_each_neighbour<S>(
+      row, step, n, [&](int64_t i, int t, Vec x) INLINED { return weights[i][t] = weight(x); },
+      [&](int64_t i, const WindowSums<S>& window) INLINED {
+        const Vec g = S::load(grad_output + i * step), scale = g / window.sum;
+        wrong |= is_wrong(window) | S::is_beyond(g, most);
+        top[i] = window.top;
+        slope[i] = gradient == Gradient::exact ? exponents.alpha * scale : Vec{};
+        offset[i] = scale - slope[i] * window.below;
+      });
+  if (!none_of(wrong)) {
+    return false;
+  }
+  const auto of = [&](int64_t i, Vec x) INLINED { return slope[i] * (x - top[i]) + offset[i]; };
+  const auto add = [&](int64_t i, auto&& sum) INLINED {
+    for (int t = 0; t < 3; ++t) {
+      A* const to = sums[t] + i * sums_step;
+      S::store(S::load(to) + weights[i][t] * sum(S::load(row[t] + i * step)), to);
+    }
+  };
+  add(0, [&](Vec x) INLINED { return of(0, x); });
+  for (int64_t i = 0; i < n; ++i) {
+    add(2 * i + 1, [&](Vec x) INLINED { return of(i, x); });
+    if (i + 1 < n) {
+      add(2 * i + 2, [&](Vec x) INLINED { return of(i, x) + of(i + 1, x); });
+    } else {
+      add(2 * i + 2, [&](Vec x) INLINED { return of(i, x); });
+    }
+  }
+  return true;
 }
 
 // Writes the sums of a row, with a pixel every sums_step, and sets them to 0; or 0 without sums.
@@ -265,20 +393,48 @@ MMSOFTPOOL_INLINE void backward(
           sum_rows.push_back(gradient_rows.claim(item, d, h));
         }
       });
-      for (int64_t ow = 0; ow < width.out; ++ow) {
-        taps.clear();
-        sums.clear();
-        for (size_t r = 0; r < rows.size(); ++r) {
-          for_each_column(width, ow, [&](int64_t w) INLINED {
-            taps.push_back(rows[r] + w * all_channels);
-            sums.push_back(sum_rows[r] + w * sums_step);
-          });
+      // The gradients of windows [ow, end) for the channels from c on.
+      const auto add_windows = [&](int64_t ow, int64_t end, int64_t c, int64_t n) INLINED {
+        for (; ow < end; ++ow) {
+          taps.clear();
+          sums.clear();
+          for (size_t r = 0; r < rows.size(); ++r) {
+            for_each_column(width, ow, [&](int64_t w) INLINED {
+              taps.push_back(rows[r] + w * all_channels + c);
+              sums.push_back(sum_rows[r] + w * sums_step + c);
+            });
+          }
+          add_gradients<Bytes>(
+              exponents, pooling.gradient, taps, sums, disjoint, grad_pixel + ow * all_channels + c,
+              n, scratch.data());
         }
-        add_gradients<Bytes>(
-            exponents, pooling.gradient, taps, sums, disjoint, grad_pixel, channels,
-            scratch.data());
-        grad_pixel += all_channels;
+      };
+      for (int64_t ow = 0; ow < width.out;) {
+        int64_t c = 0, windows = 1;
+        if constexpr (!std::is_same_v<T, double>) {
+          const bool shares = S::has_fused && pooling.alpha > 1e-9 && pooling.alpha < 1e9;
+          const int64_t n = shares ? neighbours(width, rows.size(), ow) : 0;
+          windows = std::max<int64_t>(n, 1);
+          for (; n > 0 && c + S::lanes <= channels; c += S::lanes) {
+            const T* first[3];
+            A* first_sum[3];
+            for (int r = 0; r < 3; ++r) {
+              first[r] = rows[r] + width.first_input(ow) * all_channels + c;
+              first_sum[r] = sum_rows[r] + width.first_input(ow) * sums_step + c;
+            }
+            if (!add_neighbours<S>(
+                    exponents, pooling.gradient, first, first_sum, all_channels, sums_step, n,
+                    grad_pixel + ow * all_channels + c)) {
+              add_windows(ow, ow + n, c, S::lanes);
+            }
+          }
+        }
+        if (c < channels) {
+          add_windows(ow, ow + windows, c, channels - c);
+        }
+        ow += windows;
       }
+      grad_pixel += width.out * all_channels;
     };
     const auto write = [&](int64_t d, int64_t h, A* sums) INLINED {
       write_row<S>(sums, sums_step, grad_input + row_start(d, h), all_channels, width.in, channels);

@@ -170,6 +170,20 @@ def test_accuracy_beside_an_outlier(format, dtype, pooling):
 
 
 @pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("gradient", ["exact", "paper"])
+@pytest.mark.parametrize("alpha", [0.5, 4.0, 30.0, 1e20])
+@pytest.mark.parametrize("pooling", [(2, 2, 0, 1), (3, 2, 1, 1)], ids=["k2", "k3"])
+def test_gradients_of_large_values_are_right_to_3e_6(format, gradient, alpha, pooling):
+    x = (randn(1, 17, 22, 38) * 60).contiguous(memory_format=format).requires_grad_()
+    y = soft_pool2d(x, *pooling, alpha=alpha, gradient=gradient)
+    g = randn(*y.shape, seed=1)
+    (grad,) = torch.autograd.grad(y, x, g)
+    truth = fold(x, (*((n, n) for n in pooling), False), alpha, g, gradient)
+    error = (grad.double() - truth.gradient).abs()
+    assert (error <= GRADIENT_ERROR[x.dtype] * truth.largest_gradient).all()
+
+
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("pooling", [(2, 2, 0), (3, 2, 1), (3, 3, 0)])
 def test_a_window_of_one_value_gives_it_beside_an_outlier(format, pooling):
     for value in (0.1, 1e-3, 7.7):
