@@ -63,10 +63,12 @@ MMSOFTPOOL_INLINE WindowSums<S> sum_window(
   return {top, (mean(left) + mean(middle) + mean(right)) / sum, sum};
 }
 
-// The lanes in which a window may be wrong.
+// The lanes in which a window may be wrong. Far below the maximum, products that are not fused lose
+// the digits of weights.
 template <typename S>
 MMSOFTPOOL_INLINE auto is_wrong(const WindowSums<S>& window) {
-  return S::is_below(window.sum, std::ldexp(smallest_sum, weight_scale)) |
+  constexpr float least = S::has_fused ? smallest_sum : 0x1p-24f;
+  return S::is_below(window.sum, std::ldexp(least, weight_scale)) |
          S::is_beyond(window.top + window.below, std::numeric_limits<float>::max());
 }
 
