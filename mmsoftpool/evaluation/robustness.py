@@ -125,7 +125,7 @@ class Robustness:
                     cells[-1] += f" ± {_half_interval(values):.1f}"
             lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
         severities = ", ".join(map(str, self.severities))
-        lines += ["", f"Means over the severities {severities} and the checkpoints."]
+        lines += ["", f"Means over the checkpoints and the severities: {severities}."]
         if any(len(values) > 1 for values in self.clean.values()):
             lines[-1] += " ±: 95 % interval of the mean over the checkpoints (Student's t)."
         return "\n".join(lines) + "\n"
