@@ -173,14 +173,14 @@ def test_accuracy_beside_an_outlier(format, dtype, pooling):
 @pytest.mark.parametrize("gradient", ["exact", "paper"])
 @pytest.mark.parametrize("alpha", [0.5, 4.0, 30.0, 1e20])
 @pytest.mark.parametrize("pooling", [(2, 2, 0, 1), (3, 2, 1, 1)], ids=["k2", "k3"])
-def test_gradients_of_large_values_are_right_to_3e_6(format, gradient, alpha, pooling):
+def test_gradients_of_large_values_are_right_to_1e_6(format, gradient, alpha, pooling):
     x = (randn(1, 17, 22, 38) * 60).contiguous(memory_format=format).requires_grad_()
     y = soft_pool2d(x, *pooling, alpha=alpha, gradient=gradient)
     g = randn(*y.shape, seed=1)
     (grad,) = torch.autograd.grad(y, x, g)
     truth = fold(x, (*((n, n) for n in pooling), False), alpha, g, gradient)
     error = (grad.double() - truth.gradient).abs()
-    assert (error <= GRADIENT_ERROR[x.dtype] * truth.largest_gradient).all()
+    assert (error <= 1e-6 * truth.largest_gradient).all()
 
 
 @pytest.mark.parametrize("format", FORMATS)
