@@ -11,7 +11,7 @@ from mmsoftpool.config import load_config
 
 from .common import TABLE_8, config_path
 
-PAIRS = [*TABLE_8, "demo_retinanet", "bccd_retinanet"]
+PAIRS = [*TABLE_8, "demo_retinanet", "bccd_retinanet", "bccd_retinanet_r50"]
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -45,6 +45,9 @@ def test_configs_build_the_detector_with_the_pool_of_their_name(name):
         ("bccd_retinanet_avgpool", "AvgPool2d(kernel_size=3, stride=2, padding=1)"),
         ("bccd_retinanet_softpool_alpha4", "alpha=4.0, gradient='exact'"),
         ("bccd_retinanet_softpool_paper", "alpha=1.0, gradient='paper'"),
+        ("bccd_retinanet_r50_softpool_alpha4", "alpha=4.0, gradient='exact'"),
+        ("bccd_retinanet_r50_softpool_alpha8", "alpha=8.0, gradient='exact'"),
+        ("bccd_retinanet_r50_softpool_alpha16", "alpha=16.0, gradient='exact'"),
         ("demo_retinanet_softpool_alpha4", "alpha=4.0, gradient='exact'"),
     ],
 )
@@ -52,7 +55,8 @@ def test_a_variant_differs_from_its_base_in_the_pool_alone(name, pool):
     from mmdet.registry import MODELS
 
     base, variant = (
-        Config.fromfile(config_path(n)) for n in (f"{name.split('_')[0]}_retinanet_softpool", name)
+        Config.fromfile(config_path(n))
+        for n in (re.sub("(avg|soft)pool.*", "softpool", name), name)
     )
     init_default_scope("mmdet")
     with torch.device("meta"):

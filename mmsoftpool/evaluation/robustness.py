@@ -27,13 +27,14 @@ from ..replace import replace_pooling
 from ..runner import build_runner, explain_errors, load_model
 from .scores import KeptScores, check_alphas, identify, load_runner, main_metric, metric_label
 
-#: The corruptions of the benchmark: noise, blur, weather and digital ones.
-CORRUPTIONS = (
-    *("gaussian_noise", "shot_noise", "impulse_noise"),
-    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
-    *("snow", "frost", "fog", "brightness"),
-    *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
-)
+#: The corruptions of the benchmark by their kind.
+KINDS = {
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
+    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    "weather": ("snow", "frost", "fog", "brightness"),
+    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+}
+CORRUPTIONS = tuple(itertools.chain.from_iterable(KINDS.values()))
 SEVERITIES = (1, 2, 3, 4, 5)
 #: Plain remedies, applied to the corrupted image.
 REMEDIES = {
@@ -83,10 +84,13 @@ class Robustness:
         metric: Name of the metric, such as ``'coco/bbox_mAP'``.
         corruptions: Names of the corruptions.
         severities: Their severities.
-        clean: By the name of a detector, (checkpoints,) scores on the images as they are.
-        corrupted: By the name of a detector, (checkpoints, corruptions, severities) scores.
-        variants: How many of these names in turn belong to one detector: its own alpha and the
-            others, each with every remedy.
+        clean: By the name of a detector or of one of its variants, (checkpoints,) scores on the
+            images as they are.
+        corrupted: By the same names, (checkpoints, corruptions, severities) scores.
+        alphas: Values of alpha that a detector was evaluated with besides its own.
+        remedies: Names of the remedies. The names of ``clean`` are those of every remedy for the
+            first detector with its own alpha, with the next alpha, and so on; then of the next
+            detector.
     """
 
     metric: str
@@ -94,36 +98,50 @@ class Robustness:
     severities: tuple[int, ...]
     clean: dict[str, np.ndarray]
     corrupted: dict[str, np.ndarray]
-    variants: int = 1
+    alphas: tuple[float, ...] = ()
+    remedies: tuple[str, ...] = ("none",)
 
-    def rows(self) -> dict[str, list[np.ndarray]]:
-        """The scores of the checkpoints of each detector, by the name of the row.
+    def columns(self, parts: dict[str, tuple[str, ...]]) -> dict[str, list[np.ndarray]]:
+        """The scores of the checkpoints of each variant, by the name of a column.
 
         The mean performance under corruption (mPC) is the mean over all corruptions and severities,
-        the relative one (rPC) its percentage of the clean score.
+        the relative one (rPC) its percentage of the clean score. ``parts`` has more columns, each
+        the mean over some of the corruptions.
         """
-        rows = {"clean": list(self.clean.values())}
-        rows["mPC"] = [scores.mean((1, 2)) for scores in self.corrupted.values()]
-        with np.errstate(invalid="ignore"):
-            pairs = zip(rows["mPC"], rows["clean"], strict=True)
-            rows["rPC, %"] = [100 * corrupted / clean for corrupted, clean in pairs]
-        for i, name in enumerate(self.corruptions):
-            rows[name] = [scores[:, i].mean(1) for scores in self.corrupted.values()]
-        return rows
+        columns = {"clean": list(self.clean.values())}
+        columns["mPC"] = [scores.mean((1, 2)) for scores in self.corrupted.values()]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            pairs = zip(columns["mPC"], columns["clean"], strict=True)
+            columns["rPC, %"] = [100 * corrupted / clean for corrupted, clean in pairs]
+        for name, members in parts.items():
+            places = [self.corruptions.index(member) for member in members]
+            columns[name] = [scores[:, places].mean((1, 2)) for scores in self.corrupted.values()]
+        return columns
+
+    def each(self) -> dict[str, tuple[str, ...]]:
+        """A part for each corruption, by its name in words."""
+        return {name.replace("_", " "): (name,) for name in self.corruptions}
+
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The kinds of corruptions where all were evaluated, else each corruption."""
+        return KINDS if set(self.corruptions) == set(CORRUPTIONS) else self.each()
 
     def markdown(self) -> str:
-        """Formats the means over the checkpoints as a table, with their 95 % intervals."""
-        lines = [
-            f"| {metric_label(self.metric)} | {' | '.join(self.clean)} |",
-            f"|---|{'---:|' * len(self.clean)}",
-        ]
-        for name, scores in self.rows().items():
-            cells = []
-            for values in scores:
-                cells.append(f"{values.mean():.1f}")
-                if len(values) > 1:
-                    cells[-1] += f" ± {_half_interval(values):.1f}"
-            lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
+        """Formats the means over the checkpoints as tables, with their 95 % intervals.
+
+        The first has a row for each variant, and a column for each kind of corruption where all
+        were evaluated. The second, then, has a row for each corruption.
+        """
+        label = metric_label(self.metric)
+        rows = [[label, *self.clean]]
+        for name, scores in self.columns(self.parts()).items():
+            rows.append([name, *map(_with_interval, scores)])
+        lines = _table(zip(*rows, strict=True))
+        if self.parts() != self.each():
+            rows = rows[:1]
+            for name, scores in self.columns(self.each()).items():
+                rows.append([name, *map(_with_interval, scores)])
+            lines += ["", *_table(rows)]
         severities = ", ".join(map(str, self.severities))
         lines += ["", f"Means over the checkpoints and the severities: {severities}."]
         if any(len(values) > 1 for values in self.clean.values()):
@@ -131,11 +149,12 @@ class Robustness:
         return "\n".join(lines) + "\n"
 
     def plot(self, out) -> None:
-        """Draws the rows of the table, but for rPC, into the picture file ``out``.
+        """Draws every corruption, with intervals, into the picture file ``out``.
 
         A colour is a detector, a shape one of its variants.
         """
-        rows = {name: scores for name, scores in self.rows().items() if not name.startswith("rPC")}
+        rows = self.columns(self.each())
+        del rows["rPC, %"]
         height = 0.6 + (0.16 + 0.06 * len(self.clean)) * len(rows) + 0.2 * len(self.clean)
         figure = Figure(figsize=(6.4, height), layout="constrained")
         axes = figure.subplots()
@@ -144,12 +163,12 @@ class Robustness:
             means = [scores[i].mean() for scores in rows.values()]
             spread = [_half_interval(scores[i]) for scores in rows.values()]
             shift = 0.4 - 0.8 * (i + 0.5) / len(self.clean)
-            detector, variant = divmod(i, self.variants)
+            detector, variant = divmod(i, (1 + len(self.alphas)) * len(self.remedies))
             style = dict(fmt="os^vDP*X"[variant % 8], color=f"C{detector}", ms=4)
             axes.errorbar(means, places + shift, xerr=spread, label=name, **style)
         axes.set(
             yticks=places,
-            yticklabels=[name.replace("_", " ") for name in rows],
+            yticklabels=list(rows),
             ylim=(-0.5, len(rows) - 0.5),
             xlabel=metric_label(self.metric),
         )
@@ -159,6 +178,48 @@ class Robustness:
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside lower center", frameon=False)
         save_figure(figure, out)
+
+    def plot_alphas(self, out) -> None:
+        """Draws each detector with each alpha as heat maps into the picture file ``out``.
+
+        A map is a column of the table; all are of the first remedy.
+        """
+        alphas, remedies = 1 + len(self.alphas), len(self.remedies)
+        detectors = list(self.clean)[:: alphas * remedies]
+        maps = self.columns(self.parts())
+        del maps["rPC, %"]
+        rows = -(-len(maps) // 2)
+        size = (1.6 + 1.2 * alphas, rows * (0.9 + 0.25 * len(detectors)))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(rows, 2, squeeze=False, sharex=True, sharey=True)
+        for ax, (name, scores) in itertools.zip_longest(
+            axes.flat, maps.items(), fillvalue=("", ())
+        ):
+            if not name:
+                ax.set_axis_off()
+                continue
+            means = np.array([values.mean() for values in scores[::remedies]])
+            means = means.reshape(len(detectors), alphas)
+            ax.imshow(means, aspect="auto", cmap="Blues", vmin=0, vmax=1.5 * means.max() or 1)
+            for (y, x), mean in np.ndenumerate(means):
+                ax.text(x, y, f"{mean:.1f}", ha="center", va="center", fontsize=8)
+            ax.set_title(f"{metric_label(self.metric)}, {name}", fontsize=9)
+            ax.set_xticks(range(alphas), ["its own", *(f"{alpha:g}" for alpha in self.alphas)])
+            ax.set_yticks(range(len(detectors)), detectors)
+        figure.supxlabel("α of the evaluation", fontsize=9)
+        save_figure(figure, out)
+
+
+def _table(rows) -> list[str]:
+    """The lines of a table in Markdown; its first row is the header."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, "|---|" + "---:|" * (lines[0].count("|") - 2))
+    return lines
+
+
+def _with_interval(values: np.ndarray) -> str:
+    mean = f"{values.mean():.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {_half_interval(values):.1f}"
 
 
 def _half_interval(values: np.ndarray) -> float:
@@ -198,7 +259,8 @@ def evaluate_robustness(
         include: See :func:`~mmsoftpool.replace_pooling`. Defaults to ``'torch.nn.MaxPool2d'``.
 
     Returns:
-        The scores, also written to ``robustness.md`` and ``robustness.png`` in ``work_dir``.
+        The scores, also written to ``robustness.md`` and ``robustness.png`` in ``work_dir``, and
+        with ``alphas`` to ``robustness_alphas.png``.
 
     Raises:
         FileNotFoundError: If the data set or a checkpoint is missing.
@@ -272,11 +334,14 @@ def evaluate_robustness(
         severities=tuple(severities),
         clean={column: table[:, 0] for column, table in tables.items()},
         corrupted={column: table[:, 1:].reshape(shape) for column, table in tables.items()},
-        variants=len(variants),
+        alphas=tuple(alphas),
+        remedies=tuple(remedies),
     )
     with write_atomically(work_dir / "robustness.md") as temporary:
         temporary.write_text(result.markdown())
     result.plot(work_dir / "robustness.png")
+    if alphas:
+        result.plot_alphas(work_dir / "robustness_alphas.png")
     return result
 
 

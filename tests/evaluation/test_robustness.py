@@ -11,6 +11,7 @@ from make_shapes import make_shapes
 from mmsoftpool import SoftPool2d
 from mmsoftpool.config import load_config
 from mmsoftpool.errors import UserError
+from mmsoftpool.evaluation import robustness
 from mmsoftpool.evaluation.robustness import (
     CORRUPTIONS,
     Corruption,
@@ -135,15 +136,53 @@ def test_the_table_has_the_means_and_their_intervals(tmp_path):
     )
     lines = result.markdown().splitlines()
     # Student's t with one degree of freedom: 12.706 x 5.
-    assert lines[0] == "| box AP | a | b |"
-    assert lines[2:7] == [
-        "| clean | 85.0 ± 63.5 | 50.0 |",
-        "| mPC | 45.0 ± 63.5 | 20.0 |",
-        "| rPC, % | 52.8 ± 35.3 | 40.0 |",
-        "| fog | 55.0 ± 63.5 | 10.0 |",
-        "| snow | 35.0 ± 63.5 | 30.0 |",
+    assert lines[:4] == [
+        "| box AP | clean | mPC | rPC, % | fog | snow |",
+        "|---|---:|---:|---:|---:|---:|",
+        "| a | 85.0 ± 63.5 | 45.0 ± 63.5 | 52.8 ± 35.3 | 55.0 ± 63.5 | 35.0 ± 63.5 |",
+        "| b | 50.0 | 20.0 | 40.0 | 10.0 | 30.0 |",
     ]
     result.plot(tmp_path / "a.png")
+
+
+def test_all_corruptions_are_summed_up_by_their_kinds():
+    table = np.arange(15.0).reshape(1, 15, 1)
+    result = Robustness("coco/bbox_mAP", CORRUPTIONS, (3,), dict(a=np.array([50.0])), dict(a=table))
+    lines = result.markdown().splitlines()
+    assert lines[0] == "| box AP | clean | mPC | rPC, % | noise | blur | weather | digital |"
+    assert lines[2] == "| a | 50.0 | 7.0 | 14.0 | 1.0 | 4.5 | 8.5 | 12.5 |"
+    assert lines[4] == "| box AP | a |" and "| glass blur | 4.0 |" in lines
+
+
+def test_the_heat_map_has_a_cell_for_each_detector_and_alpha(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(robustness, "save_figure", lambda figure, out: figures.append(figure))
+    names = [
+        f"{name}{alpha}{remedy}" for name in "ab" for alpha in "012" for remedy in ("", ", median")
+    ]
+    Robustness(
+        metric="coco/bbox_mAP",
+        corruptions=("fog",),
+        severities=(1,),
+        clean={name: np.array([i, i + 1.0]) for i, name in enumerate(names)},
+        corrupted={name: np.full((2, 1, 1), 30.0 + i) for i, name in enumerate(names)},
+        alphas=(0.5, 2.0),
+        remedies=("none", "median"),
+    ).plot_alphas(tmp_path / "a.png")
+    clean, _, fog, nothing = figures[0].axes
+    texts = [text.get_text() for text in clean.texts]
+    assert texts == ["0.5", "2.5", "4.5", "6.5", "8.5", "10.5"]
+    assert [text.get_text() for text in fog.texts] == [
+        "30.0",
+        "32.0",
+        "34.0",
+        "36.0",
+        "38.0",
+        "40.0",
+    ]
+    assert [label.get_text() for label in clean.get_yticklabels()] == ["a0", "b0"]
+    assert [label.get_text() for label in fog.get_xticklabels()] == ["its own", "0.5", "2"]
+    assert not nothing.axison
 
 
 @pytest.mark.parametrize(
@@ -179,11 +218,11 @@ def test_the_command(detectors, tmp_path, run_tool):
     command += ("--cfg-options", f"data_root={tmp_path / 'shapes'}", *options)
     status, out, error = run_tool(*command)
     assert status == 0, error
-    assert "== 4 of 4" in out and f"| box AP | {MAX} | {SOFT} |" in out
+    assert "== 4 of 4" in out and "| box AP | clean | mPC | rPC, % | fog |" in out
     kept = json.loads((tmp_path / "out" / "robustness.json").read_text())
     assert len(kept) == 4
     status, _, error = run_tool(*command[:3], "--also", config_path(MAX), maximum)
     assert status == 2 and f"names must be 2 different ones, one a config, got ['{MAX}'" in error
     status, out, error = run_tool(*command, "--names", "maximum", "SoftPool, α = 1")
-    assert status == 0 and "| box AP | maximum | SoftPool, α = 1 |" in out, error
+    assert status == 0 and "| maximum | " in out and "| SoftPool, α = 1 | " in out, error
     assert "==" not in out  # the scores are those of the first call
