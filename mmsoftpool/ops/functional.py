@@ -52,14 +52,7 @@ def soft_pool1d(
     alpha: float = 1.0,
     gradient: Gradient = "exact",
 ) -> Tensor:
-    """SoftPool over windows of a sequence. See :func:`soft_pool2d`.
-
-    Args:
-        input: (N, C, L) or (C, L).
-
-    Returns:
-        (N, C, L_out) or (C, L_out).
-    """
+    """SoftPool over windows of a sequence, (N, C, L) or (C, L). See :func:`soft_pool2d`."""
     args = (kernel_size, stride, padding, dilation, ceil_mode)
     return _pool(soft_pool1d, "soft_pool", 1, input, args, alpha, gradient)
 
@@ -127,14 +120,8 @@ def soft_pool3d(
     alpha: float = 1.0,
     gradient: Gradient = "exact",
 ) -> Tensor:
-    """SoftPool over windows of a volume (paper, section 3.4). See :func:`soft_pool2d`.
-
-    Args:
-        input: (N, C, D, H, W) or (C, D, H, W).
-
-    Returns:
-        (N, C, D_out, H_out, W_out) or (C, D_out, H_out, W_out).
-    """
+    """SoftPool over windows of a volume, (N, C, D, H, W) or (C, D, H, W) (paper, section 3.4). See
+    :func:`soft_pool2d`."""
     args = (kernel_size, stride, padding, dilation, ceil_mode)
     return _pool(soft_pool3d, "soft_pool", 3, input, args, alpha, gradient)
 
@@ -142,14 +129,7 @@ def soft_pool3d(
 def adaptive_soft_pool1d(
     input: Tensor, output_size: OutputSize, *, alpha: float = 1.0, gradient: Gradient = "exact"
 ) -> Tensor:
-    """Adaptive SoftPool over a sequence. See :func:`adaptive_soft_pool2d`.
-
-    Args:
-        input: (N, C, L) or (C, L).
-
-    Returns:
-        (N, C, L_out) or (C, L_out).
-    """
+    """Adaptive SoftPool over a sequence, (N, C, L) or (C, L). See :func:`adaptive_soft_pool2d`."""
     args, operator = (output_size,), "adaptive_soft_pool"
     return _pool(adaptive_soft_pool1d, operator, 1, input, args, alpha, gradient)
 
@@ -187,13 +167,7 @@ def adaptive_soft_pool2d(
 def adaptive_soft_pool3d(
     input: Tensor, output_size: OutputSize, *, alpha: float = 1.0, gradient: Gradient = "exact"
 ) -> Tensor:
-    """Adaptive SoftPool over a volume. See :func:`adaptive_soft_pool2d`.
-
-    Args:
-        input: (N, C, D, H, W) or (C, D, H, W).
-
-    Returns:
-        (N, C, D_out, H_out, W_out) or (C, D_out, H_out, W_out).
-    """
+    """Adaptive SoftPool over a volume, (N, C, D, H, W) or (C, D, H, W). See
+    :func:`adaptive_soft_pool2d`."""
     args, operator = (output_size,), "adaptive_soft_pool"
     return _pool(adaptive_soft_pool3d, operator, 3, input, args, alpha, gradient)

@@ -56,12 +56,7 @@ class Pooling(NamedTuple):
         alpha: float = 1.0,
         gradient: str = "exact",
     ) -> "Pooling":
-        """Checks the arguments of a pool over ``axes`` axes, in the forms that users give them.
-
-        Raises:
-            TypeError: If an argument has the wrong type.
-            ValueError: If an argument has a value that is not allowed.
-        """
+        """Checks the arguments of a pool over ``axes`` axes, in the forms that users give them."""
         kernel_size = _per_axis("kernel_size", kernel_size, axes, 1)
         if stride is None or (isinstance(stride, Sequence) and len(stride) == 0):
             stride = kernel_size  # torch's pools take an empty stride for that too
@@ -101,11 +96,8 @@ class Pooling(NamedTuple):
 class AdaptivePooling(NamedTuple):
     """An adaptive pooling; unpacks into the operator ``torch.ops.mmsoftpool.adaptive_soft_pool``.
 
-    Attributes:
-        output_size: Output size of every axis. Output i of an axis of size n covers the inputs from
-            floor(i n / out) to ceil((i + 1) n / out).
-        alpha: Sharpness of the softmax, finite and at least 0.
-        gradient: ``'exact'`` or ``'paper'``.
+    Output i of an axis of size n covers the inputs from floor(i n / out) to ceil((i + 1) n / out).
+    ``alpha`` and ``gradient`` as those of :class:`Pooling`.
     """
 
     output_size: Sequence[int]
@@ -114,12 +106,7 @@ class AdaptivePooling(NamedTuple):
 
 
 def check_input(axes: int, input: Tensor, *args: Any) -> Pooling:
-    """:meth:`Pooling.check` of ``args``, and a check that ``input`` suits the pooling.
-
-    Raises:
-        TypeError: If ``input`` is not a tensor of float16, bfloat16, float32 or float64.
-        ValueError: If its rank is not ``axes + 1`` or ``axes + 2``, or the output would be empty.
-    """
+    """:meth:`Pooling.check` of ``args``, and a check that ``input`` suits the pooling."""
     check_tensor(axes, input)
     pooling = Pooling.check(axes, *args)
     sizes = input.shape[-axes:]
@@ -153,12 +140,7 @@ def check_sizes(axes: int, output_size: OutputSize) -> list[int | None]:
 def check_adaptive(
     axes: int, input: Tensor, output_size: OutputSize, alpha: float, gradient: str
 ) -> AdaptivePooling:
-    """Checks the arguments of an adaptive pool over ``axes`` axes.
-
-    Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If an argument has a value that is not allowed, or ``input`` is empty.
-    """
+    """Checks the input and the arguments of an adaptive pool over ``axes`` axes."""
     check_tensor(axes, input)
     sizes = [_plain(size) for size in input.shape[-axes:]]
     if any(size < 1 for size in sizes):

@@ -205,19 +205,24 @@ def _windows(input: Tensor, pooling: Pooling | AdaptivePooling) -> Windows | Ada
     return Windows(input.shape[2:], pooling)
 
 
-def _slopes(w: Tensor, shifted: Tensor, mean: Tensor, pooling: Pooling | AdaptivePooling) -> Tensor:
-    """Derivative of a window's output by its taps, over w: 1 + alpha (x - y), or 1 (paper)."""
+def _weigh(
+    input: Tensor, pooling: Pooling | AdaptivePooling
+) -> tuple[Windows | AdaptiveWindows, Tensor, Tensor]:
+    """The windows of an input, their weights w and the derivative of the output by the taps, over
+    w: 1 + alpha (x - y), or 1 (paper)."""
+    windows = _windows(input, pooling)
+    taps = windows.gather(input.to(compute_dtype(input.dtype)), -math.inf)
+    w, shifted, _, mean = _softmax(taps, pooling.alpha)
     if pooling.gradient == "paper":
-        return torch.ones_like(w)
+        return windows, w, torch.ones_like(w)
     mean = torch.where(mean == -math.inf, 0, mean)  # where w is 0, but the slope must be finite
-    return 1 + _finite(pooling.alpha, w.dtype) * (shifted - mean)
+    return windows, w, 1 + _finite(pooling.alpha, w.dtype) * (shifted - mean)
 
 
 def memory_format(input: Tensor) -> torch.memory_format:
     """The layout that results have: the input's if that is channels last, else contiguous."""
     if not input.is_contiguous():
-        for format in (torch.channels_last, torch.channels_last_3d):
-            dims = 4 if format == torch.channels_last else 5
+        for dims, format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
             if input.dim() == dims and input.is_contiguous(memory_format=format):
                 return format
     return torch.contiguous_format
@@ -250,17 +255,14 @@ def adaptive_soft_pool_backward(grad_output: Tensor, input: Tensor, *args: Any) 
 
 
 def _forward(input: Tensor, pooling: Pooling | AdaptivePooling) -> Tensor:
-    windows = _windows(input, pooling)
-    taps = windows.gather(input.to(compute_dtype(input.dtype)), -math.inf)
+    taps = _windows(input, pooling).gather(input.to(compute_dtype(input.dtype)), -math.inf)
     _, _, max, mean = _softmax(taps, pooling.alpha)
     return (max + mean).to(input.dtype).contiguous(memory_format=memory_format(input))
 
 
 def _backward(grad_output: Tensor, input: Tensor, pooling: Pooling | AdaptivePooling) -> Tensor:
-    dtype = compute_dtype(input.dtype)
-    windows = _windows(input, pooling)
-    w, shifted, _, mean = _softmax(windows.gather(input.to(dtype), -math.inf), pooling.alpha)
-    grads = grad_output.to(dtype) * w * _slopes(w, shifted, mean, pooling)
+    windows, w, slopes = _weigh(input, pooling)
+    grads = grad_output.to(w.dtype) * w * slopes
     grad_input = windows.scatter(grads).to(input.dtype)
     return grad_input.contiguous(memory_format=memory_format(input))
 
@@ -268,11 +270,8 @@ def _backward(grad_output: Tensor, input: Tensor, pooling: Pooling | AdaptivePoo
 def soft_pool_jvp(tangent: Tensor, input: Tensor, pooling: Pooling | AdaptivePooling) -> Tensor:
     """Forward-mode derivative of the forward: sum of w (1 + alpha (x - y)) t per window, the
     transpose of the backward."""
-    dtype = compute_dtype(input.dtype)
-    windows = _windows(input, pooling)
-    w, shifted, _, mean = _softmax(windows.gather(input.to(dtype), -math.inf), pooling.alpha)
-    t = windows.gather(tangent.to(dtype), 0.0)
-    return (t * w * _slopes(w, shifted, mean, pooling)).sum(0).to(input.dtype)
+    windows, w, slopes = _weigh(input, pooling)
+    return (windows.gather(tangent.to(w.dtype), 0.0) * w * slopes).sum(0).to(input.dtype)
 
 
 def soft_pool_double_backward(
@@ -287,15 +286,10 @@ def soft_pool_double_backward(
     of grad_output is u and that of x_j is alpha g w_j ((v_j - sum v_i w_i) h_j + v_j - u). The
     paper's gradient is the same with h = 1 and without the terms that come from the derivative of
     h. Both matrices of second derivatives are symmetric, so this is their product with v in forward
-    mode as well.
-
-    Returns:
-        The gradients of ``grad_output`` and ``input``.
+    mode as well. Returns the gradients of ``grad_output`` and ``input``.
     """
-    dtype = compute_dtype(input.dtype)
-    windows = _windows(input, pooling)
-    w, shifted, _, mean = _softmax(windows.gather(input.to(dtype), -math.inf), pooling.alpha)
-    h = _slopes(w, shifted, mean, pooling)
+    windows, w, h = _weigh(input, pooling)
+    dtype = w.dtype
     v = windows.gather(grad_grad_input.to(dtype), 0.0)
     v_mean = (v * w).sum(0)
     u = (v * w * h).sum(0)
