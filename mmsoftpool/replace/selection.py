@@ -11,15 +11,10 @@ from .modules import ADAPTIVE, WINDOWED, kernel_is_one, pool_class
 
 
 class Pool(NamedTuple):
-    """A pool of a network: a module, or a call in the forward of one.
+    """A pool of a network: a module, or a call in the forward of one."""
 
-    Args:
-        module: The pool or, for a functional one, the module that calls it.
-        function: The name of the function that is called, ``'max_pool2d'``; None for a module.
-    """
-
-    module: nn.Module
-    function: str | None = None
+    module: nn.Module  # the pool or, for a functional one, the module that calls it
+    function: str | None = None  # the name of the function that is called, 'max_pool2d'
 
     @property
     def runs(self) -> str:
@@ -53,17 +48,8 @@ class Pool(NamedTuple):
 
 
 def select(module: nn.Module, include: Any, exclude: Any) -> tuple[dict[str, Pool], list[str]]:
-    """The pools to replace, see :func:`mmsoftpool.replace_pooling`.
-
-    Returns:
-        The pools by their qualified names, and the names of functional pools that stay only because
-        no name was given, which deserve a warning.
-
-    Raises:
-        ValueError: If nothing is selected, if a name matches no pool, or if the selection cannot
-            be carried out.
-        TypeError: If ``include`` or ``exclude`` has the wrong type.
-    """
+    """The pools to replace by their qualified names, see :func:`mmsoftpool.replace_pooling`; and
+    the names of functional pools that stay only because no name was given, for a warning."""
     include = None if include is None else _selectors("include", include)
     exclude = _selectors("exclude", exclude)
     found = dict(_find(module))
