@@ -15,12 +15,9 @@ from .errors import UserError
 def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
     """Runs a command with its parsed arguments.
 
-    A UserError or an OSError, whose cause the user can correct, ends the process with one line on
-    stderr and exit status 2. Every other exception is a bug and keeps its traceback.
-
-    Args:
-        main: Takes the arguments; a number that it returns is the exit status.
-        args: The parsed arguments.
+    A number that it returns is the exit status. A UserError or an OSError, whose cause the user can
+    correct, ends the process with one line on stderr and exit status 2. Every other exception is a
+    bug and keeps its traceback.
     """
     try:
         sys.exit(main(args) or 0)
@@ -614,10 +611,6 @@ def make_command_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command ``mmsoftpool``.
-
-    Args:
-        argv: The arguments. Defaults to None, those of the process.
-    """
+    """Runs the command ``mmsoftpool`` with ``argv`` or, by default, the process's arguments."""
     args = make_command_parser().parse_args(argv)
     run(COMMANDS[args.command][0], args)
