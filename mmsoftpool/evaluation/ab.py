@@ -135,12 +135,7 @@ def compare_configs(
 def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[str, tuple, tuple]:
     """Records a config with its options in ``folder``, or checks that they have not changed.
 
-    Returns:
-        The annotation file, the metrics and the classes of the evaluation.
-
-    Raises:
-        FileNotFoundError: If the config is missing.
-        UserError: If the folder has runs with other settings.
+    Returns the annotation file, the metrics and the classes of the evaluation.
     """
     cfg = load_config(config, cfg_options, work_dir=str(folder))
     require(cfg, "test_dataloader.dataset")
@@ -177,9 +172,9 @@ def _run_all(runs: list[_Run], cfg_options: list[str], flags: list[str], gpus: i
         if run.finished:
             print(f"== {title}: already finished", flush=True)
             continue
-        left = sum(not other.finished for other in runs[number - 1 :])
         about = ""
         if durations:
+            left = sum(not other.finished for other in runs[number - 1 :])
             minutes = left * sum(durations) / len(durations) / 60
             about = f" (about {minutes:.0f} minutes for the remaining {left})"
         print(f"== {title}{about}", flush=True)

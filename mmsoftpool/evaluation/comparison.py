@@ -90,8 +90,6 @@ class DetectionScores:
         total = weights @ objects
         if total == 0:
             return None
-        if not len(image):
-            return np.zeros(len(true))
         times = weights[image]
         true = np.cumsum(true * times, axis=1)
         false = np.cumsum(false * times, axis=1)
@@ -213,7 +211,7 @@ class Comparison:
         def cell(value, sign=""):
             return "n/a" if np.isnan(value) else f"{value:{sign}.1f}"
 
-        rows = [["", *METRICS], []]
+        rows = [["", *METRICS]]
         for name, scores in zip(self.names, self.scores, strict=True):
             rows.append([name, *map(cell, scores.mean(0))])
         for name, difference, interval in zip(
@@ -225,14 +223,12 @@ class Comparison:
                 "n/a" if np.isnan(low) else f"{low:+.1f} to {high:+.1f}" for low, high in interval.T
             ]
             rows.append([f"{prefix}{self.confidence:.0%} interval", *ends])
-        widths = [max(len(row[i]) for row in rows if row) for i in range(len(METRICS) + 1)]
-        rows[1] = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-        lines = [
-            "| "
-            + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-            + " |"
-            for row in rows
-        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+        lines = []
+        for name, *cells in rows:
+            aligned = [name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]
+            lines.append(f"| {' | '.join(aligned)} |")
         return "\n".join([*lines, "", *self._notes()]) + "\n"
 
     def _notes(self) -> list[str]:
