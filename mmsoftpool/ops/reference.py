@@ -32,39 +32,26 @@ class Windows:
     """The windows of a pooling over (N, C, spatial...) tensors, as a stack of strided slices."""
 
     def __init__(self, sizes: Sequence[int], pooling: Pooling):
-        self.sizes = list(sizes)
-        self.stride = pooling.stride
+        self.sizes, self.stride = list(sizes), pooling.stride
         self.before = list(pooling.padding[0::2])
         self.after = [pooling.padding_after(i) for i in range(len(self.sizes))]
         self._reached = list(self.after)  # of that, by the taps that are kept
-        taps, last = [], []
-        for i, (size, k, d) in enumerate(
-            zip(sizes, pooling.kernel_size, pooling.dilation, strict=True)
-        ):
-            kept = k
+        starts: list[range] = []  # of the taps along every axis
+        slices: list[list[slice]] = []
+        for i, (k, d) in enumerate(zip(pooling.kernel_size, pooling.dilation, strict=True)):
+            kept, size = k, sizes[i]
             if not isinstance(size, torch.SymInt):  # which would need a branch
                 # Taps beyond the input in all windows: those of a kernel larger than the map.
                 kept = min(k, (size + self.before[i] - 1) // d + 1)
             self._reached[i] -= (k - kept) * d
-            taps.append(range(kept))
+            starts.append(range(0, kept * d, d))
             # A slice ends where the last tap of the window leaves room for the other taps. Ends
             # that count from the back do not depend on the size: exporters need no guard for them.
-            last.append(-(kept - 1) * d)
+            last = (kept - 1) * d
+            slices.append([slice(tap, tap - last or None, self.stride[i]) for tap in starts[i]])
         #: Offset of every tap of a window from the window's first one.
-        self.offsets = [
-            tuple(i * d for i, d in zip(tap, pooling.dilation, strict=True))
-            for tap in itertools.product(*taps)
-        ]
-        self.slices = [
-            (
-                ...,
-                *(
-                    slice(start, start + end or None, s)
-                    for start, end, s in zip(offset, last, self.stride, strict=True)
-                ),
-            )
-            for offset in self.offsets
-        ]
+        self.offsets = list(itertools.product(*starts))
+        self.slices: list[tuple[Any, ...]] = [(..., *s) for s in itertools.product(*slices)]
 
     def gather(self, x: Tensor, absent: float) -> Tensor:
         """(taps, N, C, out...) with ``absent`` for what is outside the input."""
