@@ -134,15 +134,6 @@ def _join(per_image: list):
     return objects, image[:end], true[:, :end], false[:, :end]
 
 
-def _load_annotations(ann_file, iou_type: str) -> COCO:
-    data = read_annotations(ann_file, "annotation file")
-    check_evaluable(data, ann_file, masks=iou_type == "segm")
-    # pycocotools takes an object of id 0 for one that no detection matches.
-    for number, annotation in enumerate(data["annotations"], 1):
-        annotation["id"] = number
-    return _index(data)
-
-
 def _index(data: dict) -> COCO:
     coco = COCO()
     coco.dataset = data
@@ -325,7 +316,12 @@ def compare_detections(
     empty = [name for name, files in results.items() if not files]
     if empty:
         raise UserError(f"results must have at least one file for each model, got none for {empty}")
-    ground_truth = _load_annotations(ann_file, iou_type)
+    data = read_annotations(ann_file, "annotation file")
+    check_evaluable(data, ann_file, masks=iou_type == "segm")
+    # pycocotools takes an object of id 0 for one that no detection matches.
+    for number, annotation in enumerate(data["annotations"], 1):
+        annotation["id"] = number
+    ground_truth = _index(data)
     names = {category["name"] for category in ground_truth.cats.values()}
     unknown = [name for name in classes or () if name not in names]
     if unknown:

@@ -31,11 +31,6 @@ class Pool(NamedTuple):
         return self.function in functional.replaced_functions(self.module)
 
     @property
-    def is_torchs(self) -> bool:
-        """Whether it is a max or average pool of torch."""
-        return self.runs in functional.NAMES
-
-    @property
     def is_adaptive(self) -> bool:
         return self.runs.startswith("adaptive")
 
@@ -59,7 +54,7 @@ def select(module: nn.Module, include: Any, exclude: Any) -> tuple[dict[str, Poo
             continue
         if include is None:
             special = pool.function or pool.is_adaptive or pool.only_subsamples
-            wanted = pool.is_torchs and not special
+            wanted = pool.runs in functional.NAMES and not special  # max or average pools of torch
         else:
             wanted = any(_selects(selector, name, pool) for selector in include)
         if wanted:
