@@ -10,7 +10,7 @@ trained with. Requires only torch.
 """
 
 import sys
-from functools import partial
+from functools import partial, partialmethod
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -169,7 +169,7 @@ class _SoftPoolNd(PoolModule):
         super().__setstate__({"variant": self._default, **state})
 
     def forward(self, x: Tensor) -> Tensor:
-        return _soft_pool(self._axes, x, **self.arguments())
+        return _soft_pool(self._axes, x, **self._arguments())
 
 
 class SoftPool1d(_SoftPoolNd):
@@ -274,15 +274,9 @@ def _add_module(name: str, variant: str, names: dict) -> ModuleType:
 
 def _with_default(base: type, default: str) -> type:
     """``base`` with another default for ``variant``, as a class of the module ``SoftPool.idea``."""
-
-    def __init__(self, kernel_size=2, stride=None, force_inplace=False, *, variant=default):
-        base.__init__(self, kernel_size, stride, force_inplace, variant=variant)
-
-    return type(
-        base.__name__,
-        (base,),
-        dict(__init__=__init__, __module__="SoftPool.idea", __doc__=base.__doc__, _default=default),
-    )
+    init = partialmethod(base.__init__, variant=default)
+    names = dict(__module__="SoftPool.idea", __doc__=base.__doc__, _default=default)
+    return type(base.__name__, (base,), dict(__init__=init, **names))
 
 
 def _forward(axes: int, variant: str, input: Tensor, kernel, stride, output: Tensor) -> int:

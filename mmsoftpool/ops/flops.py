@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils import flop_counter
 
@@ -36,25 +37,21 @@ def _adaptive_taps(input: Sequence[int], output_size: Sequence[int]) -> int:
     return math.prod(input[:-axes]) * math.prod(n + out - math.gcd(n, out) for n, out in sizes)
 
 
-def register(operators: Any) -> None:
-    """Registers the formulas with torch's ``FlopCounterMode``, which gives them the arguments with
-    shapes in place of tensors."""
-    formulas: dict[str, Any] = dict(
-        soft_pool=lambda x, k, *_, out_shape, **__: _FORWARD * _taps(k, out_shape),
-        soft_pool_backward=lambda grad, x, k, *_, **__: _BACKWARD * _taps(k, grad),
-        adaptive_soft_pool=lambda x, outs, *_, **__: _FORWARD * _adaptive_taps(x, outs),
-        adaptive_soft_pool_backward=lambda grad, x, outs, *_, **__: (
-            _BACKWARD * _adaptive_taps(x, outs)
-        ),
-    )
-    for name, formula in formulas.items():
-        operator = getattr(operators, name)
-        if TORCH_VERSION >= (2, 2):
-            flop_counter.register_flop_formula(operator)(formula)
-            if operator not in flop_counter.flop_registry:  # torch 2.4 has registered its overload
-                flop_counter.flop_registry[operator] = flop_counter.shape_wrapper(formula)
-        else:
-            flop_counter.flop_mapping[operator] = formula  # type: ignore[attr-defined]
+# torch's FlopCounterMode gives the formulas the arguments, with shapes in place of tensors.
+_formulas: dict[str, Any] = dict(
+    soft_pool=lambda x, k, *_, out_shape, **__: _FORWARD * _taps(k, out_shape),
+    soft_pool_backward=lambda g, x, k, *_, **__: _BACKWARD * _taps(k, g),
+    adaptive_soft_pool=lambda x, outs, *_, **__: _FORWARD * _adaptive_taps(x, outs),
+    adaptive_soft_pool_backward=lambda g, x, outs, *_, **__: _BACKWARD * _adaptive_taps(x, outs),
+)
+for _name, _formula in _formulas.items():
+    _operator = getattr(torch.ops.mmsoftpool, _name)
+    if TORCH_VERSION >= (2, 2):
+        flop_counter.register_flop_formula(_operator)(_formula)
+        if _operator not in flop_counter.flop_registry:  # torch 2.4 has registered its overload
+            flop_counter.flop_registry[_operator] = flop_counter.shape_wrapper(_formula)
+    else:
+        flop_counter.flop_mapping[_operator] = _formula  # type: ignore[attr-defined]
 
 
 def _of_module(module: Any, inputs: Any, output: Any) -> int:

@@ -18,14 +18,14 @@ class PoolModule(nn.Module):
     _axes: ClassVar[int]
     _function: ClassVar[Callable[..., Tensor]]
 
-    def arguments(self) -> dict[str, Any]:
+    def _arguments(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__constants__}
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._function(input, **self.arguments())
+        return self._function(input, **self._arguments())
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.arguments().items())
+        return ", ".join(f"{name}={value!r}" for name, value in self._arguments().items())
 
     def __prepare_scriptable__(self) -> None:  # torch.jit.script calls it first
         raise RuntimeError(
