@@ -262,11 +262,11 @@ def _check_images(split: str, leaf: BaseDetDataset, infos: list[dict]) -> None:
         )
     if leaf.backend_args:
         return  # on a file server
-    places = [os.path.split(info["img_path"]) for info in infos]
+    paths = [info["img_path"] for info in infos]
+    folders = set(map(os.path.dirname, paths))
     # A listing of a folder is faster than a look at each file.
-    folders = {folder for folder, _ in places}
     files = {f: set(os.listdir(f)) if os.path.isdir(f) else () for f in folders}
-    missing = [os.path.join(f, name) for f, name in places if name not in files[f]]
+    missing = [p for p in paths if os.path.basename(p) not in files[os.path.dirname(p)]]
     if missing:
         raise FileNotFoundError(
             2, f"{len(missing)} of the {len(infos)} {split} images are missing", missing[0]

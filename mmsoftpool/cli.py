@@ -15,9 +15,9 @@ from .errors import UserError
 def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
     """Runs a command with its parsed arguments.
 
-    A number that it returns is the exit status. A UserError or an OSError, whose cause the user can
-    correct, ends the process with one line on stderr and exit status 2. Every other exception is a
-    bug and keeps its traceback.
+    A number that ``main`` returns is the exit status. A UserError or an OSError, whose cause the
+    user can correct, ends the process with one line on stderr and exit status 2. Every other
+    exception is a bug and keeps its traceback.
     """
     try:
         sys.exit(main(args) or 0)

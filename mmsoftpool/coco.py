@@ -89,9 +89,9 @@ def read_annotations(path: str | Path, what: str, advice: str = "") -> dict:
             "iscrowd of 0 or 1": lambda a: a.get("iscrowd", 0) in (0, 1),
         },
     }
-    for name, rules_of_name in rules.items():
+    for name in rules:
         source = f"the {name} in {path} are not in COCO's format"
-        check_entries(source, content[name], rules_of_name)
+        check_entries(source, content[name], rules[name])
     return data
 
 

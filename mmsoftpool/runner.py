@@ -269,16 +269,15 @@ def evaluate(
             raise UserError(f"out must end in .pkl or .pickle, got {out}")
         check_output(out)
     if show or show_dir:
-        # The hook would put a relative folder into work_dir.
-        show_dir = os.path.abspath(show_dir) if show_dir else None
         if not cfg.get("default_hooks", {}).get("visualization"):
             raise UserError(f"show and show_dir need default_hooks.visualization in {cfg.filename}")
         hook = cfg.default_hooks.visualization
-        hook.update(show=show, wait_time=wait_time)
-        if hook.type == "VisualizationHook":  # mmpretrain's
-            hook.update(enable=True, interval=1, out_dir=show_dir)
-        else:
-            hook.update(draw=True, test_out_dir=show_dir)
+        mmpretrain = hook.type == "VisualizationHook"
+        hook.update(dict(enable=True, interval=1) if mmpretrain else dict(draw=True))
+        if show:
+            hook.update(show=True, wait_time=wait_time)
+        if show_dir:  # the hook would put a relative folder into work_dir
+            hook["out_dir" if mmpretrain else "test_out_dir"] = os.path.abspath(show_dir)
     if "://" not in checkpoint:
         check_input(checkpoint, "checkpoint")
     cfg.load_from = checkpoint
