@@ -8,38 +8,13 @@ needs.
 import importlib.util
 import warnings
 
-from .ops import (
-    AdaptiveSoftPool1d,
-    AdaptiveSoftPool2d,
-    AdaptiveSoftPool3d,
-    SoftPool1d,
-    SoftPool2d,
-    SoftPool3d,
-    adaptive_soft_pool1d,
-    adaptive_soft_pool2d,
-    adaptive_soft_pool3d,
-    soft_pool1d,
-    soft_pool2d,
-    soft_pool3d,
-)
+from . import ops
+from .ops import *  # noqa: F403 (its __all__)
 from .replace import replace_pooling
 
 __version__ = "0.1.0"
-__all__ = [
-    "AdaptiveSoftPool1d",
-    "AdaptiveSoftPool2d",
-    "AdaptiveSoftPool3d",
-    "SoftPool1d",
-    "SoftPool2d",
-    "SoftPool3d",
-    "adaptive_soft_pool1d",
-    "adaptive_soft_pool2d",
-    "adaptive_soft_pool3d",
-    "replace_pooling",
-    "soft_pool1d",
-    "soft_pool2d",
-    "soft_pool3d",
-]
+__all__ = ["replace_pooling"]
+__all__ += ops.__all__
 
 if importlib.util.find_spec("mmengine") is not None:
     try:

@@ -58,7 +58,7 @@ class DataCheckHook(Hook):
             metrics = [] if split == "train" else getattr(runner, f"{split}_evaluator").metrics
             check_dataset(split, loader.dataset, metrics, runner.model, log=runner.logger.info)
         if any(getattr(hook, "test_out_dir", None) for hook in runner.hooks):
-            _check_picture_names(runner.test_dataloader.dataset)
+            _check_picture_names(_leaves(runner.test_dataloader.dataset))
 
     def before_train(self, runner: Runner) -> None:
         loop, schedulers = runner.train_loop, runner.param_schedulers
@@ -71,11 +71,10 @@ class DataCheckHook(Hook):
             for scheduler in schedulers
         ]
         if max(ends) < loop.max_epochs and loop.epoch < loop.max_epochs:
-            warnings.warn(
+            _warn(
                 f"the schedules end after {max(ends):g} of {loop.max_epochs} epochs: the learning "
                 "rate keeps its last value from there on, because a resumed run has the schedules "
-                "of its checkpoint",
-                stacklevel=2,
+                "of its checkpoint"
             )
 
 
@@ -138,14 +137,14 @@ def check_dataset(
     Raises:
         UserError: If labels, boxes, images, masks or the metrics' annotations do not fit.
     """
-    leaves = [leaf for leaf in _leaves(dataset) if isinstance(leaf, BaseDetDataset)]
+    leaves = _leaves(dataset)
     boxes, dropped, images = Counter(), Counter(), 0
     for leaf in leaves:
         file = read_json(leaf.ann_file, "annotations") if _is_coco(leaf) else None
         _check_labels(split, leaf, file)
         if split == "train" and file:
             dropped += _dropped(file, leaf.cat2label)
-        infos = [leaf.get_data_info(index) for index in range(len(leaf))]
+        infos = _infos(leaf)
         images += len(infos)
         _check_images(split, leaf, infos)
         instances = [instance for info in infos for instance in info.get("instances", [])]
@@ -169,16 +168,12 @@ def check_dataset(
                 + (f": {reasons}" if reasons else f"; the classes are {_listed(classes)}")
             )
         if dropped:
-            warnings.warn(
-                f"{sum(dropped.values())} boxes of the train data are not used: {reasons}",
-                stacklevel=2,
-            )
+            _warn(f"{dropped.total()} boxes of the train data are not used: {reasons}")
         empty = [name for label, name in enumerate(classes) if not boxes[label]]
         if empty:
-            warnings.warn(
+            _warn(
                 f"{len(empty)} of the {len(classes)} classes have no box in the train data: "
-                f"{_listed(empty)}",
-                stacklevel=2,
+                f"{_listed(empty)}"
             )
     for metric in metrics:
         _check_metric(split, metric, leaves)
@@ -186,20 +181,33 @@ def check_dataset(
         _check_heads(split, model, leaves[0].metainfo.get("thing_classes", classes))
 
 
-def _leaves(dataset) -> list:
-    """The data sets inside of mmengine's and mmdet's wrappers."""
-    if hasattr(dataset, "datasets"):
-        return [leaf for part in dataset.datasets for leaf in _leaves(part)]
-    return _leaves(dataset.dataset) if hasattr(dataset, "dataset") else [dataset]
+def _inside(dataset) -> Iterator:
+    """A data set and those that it wraps, if it is one of mmengine's or mmdet's wrappers."""
+    yield dataset
+    for part in getattr(dataset, "datasets", [getattr(dataset, "dataset", None)]):
+        if part is not None:
+            yield from _inside(part)
+
+
+def _leaves(dataset) -> list[BaseDetDataset]:
+    """mmdet's data sets inside of the wrappers."""
+    return [leaf for leaf in _inside(dataset) if isinstance(leaf, BaseDetDataset)]
 
 
 def _transforms(dataset) -> Iterator:
     """The transforms of a data set and of those that it wraps."""
-    pipeline = getattr(dataset, "pipeline", None)
-    yield from getattr(pipeline, "transforms", pipeline if isinstance(pipeline, list) else [])
-    for part in getattr(dataset, "datasets", [getattr(dataset, "dataset", None)]):
-        if part is not None:
-            yield from _transforms(part)
+    for part in _inside(dataset):
+        pipeline = getattr(part, "pipeline", None)
+        yield from getattr(pipeline, "transforms", pipeline if isinstance(pipeline, list) else [])
+
+
+def _infos(leaf: BaseDetDataset) -> list[dict]:
+    """What a data set knows of each image."""
+    return [leaf.get_data_info(index) for index in range(len(leaf))]
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
 
 
 def _listed(names) -> str:
@@ -254,14 +262,11 @@ def _check_images(split: str, leaf: BaseDetDataset, infos: list[dict]) -> None:
         )
     if leaf.backend_args:
         return  # on a file server
-    folders = {}
-    missing = []
-    for info in infos:
-        folder, name = os.path.split(info["img_path"])
-        if folder not in folders:  # a listing is faster than a look at each file
-            folders[folder] = set(os.listdir(folder or ".")) if os.path.isdir(folder) else set()
-        if name not in folders[folder]:
-            missing.append(info["img_path"])
+    paths = [info["img_path"] for info in infos]
+    folders = set(map(os.path.dirname, paths))
+    # A listing of a folder is faster than a look at each file.
+    files = {f: set(os.listdir(f)) if os.path.isdir(f) else () for f in folders}
+    missing = [p for p in paths if os.path.basename(p) not in files[os.path.dirname(p)]]
     if missing:
         raise FileNotFoundError(
             2, f"{len(missing)} of the {len(infos)} {split} images are missing", missing[0]
@@ -308,20 +313,15 @@ def _dropped(file: dict, categories) -> Counter:
     return dropped
 
 
-def _check_picture_names(dataset) -> None:
+def _check_picture_names(leaves: list[BaseDetDataset]) -> None:
     """Warns of images whose pictures mmdet's hook saves under one name."""
-    leaves = [leaf for leaf in _leaves(dataset) if isinstance(leaf, BaseDetDataset)]
-    names = Counter(
-        os.path.basename(leaf.get_data_info(index)["img_path"])
-        for leaf in leaves
-        for index in range(len(leaf))
-    )
+    infos = [info for leaf in leaves for info in _infos(leaf)]
+    names = Counter(os.path.basename(info["img_path"]) for info in infos)
     lost = names.total() - len(names)
     if lost:
-        warnings.warn(
+        _warn(
             f"{lost} pictures will be overwritten: they are named after the image's file, and "
-            f"{names.most_common(1)[0][0]} and others are in more than one folder",
-            stacklevel=2,
+            f"{names.most_common(1)[0][0]} and others are in more than one folder"
         )
 
 
@@ -332,7 +332,7 @@ def _check_metric(split: str, metric, leaves: list[BaseDetDataset]) -> None:
         return
     file = getattr(leaves[0], "ann_file", None)
     known = set(coco.getImgIds())
-    ids = [leaf.get_data_info(i)["img_id"] for leaf in leaves for i in range(len(leaf))]
+    ids = [info["img_id"] for leaf in leaves for info in _infos(leaf)]
     missing = sum(number not in known for number in ids)
     if missing:
         raise UserError(
@@ -347,10 +347,9 @@ def _check_metric(split: str, metric, leaves: list[BaseDetDataset]) -> None:
     masks = "segm" in metric.metrics
     check_evaluable(coco.dataset, f"{split}_evaluator.ann_file", masks)
     if 0 in coco.anns:
-        warnings.warn(
+        _warn(
             f"the annotation with id 0 in {split}_evaluator.ann_file counts as not found, which "
-            "lowers AP: number the annotations from 1",
-            stacklevel=2,
+            "lowers AP: number the annotations from 1"
         )
 
 

@@ -15,12 +15,9 @@ from .errors import UserError
 def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
     """Runs a command with its parsed arguments.
 
-    A UserError or an OSError, whose cause the user can correct, ends the process with one line on
-    stderr and exit status 2. Every other exception is a bug and keeps its traceback.
-
-    Args:
-        main: Takes the arguments; a number that it returns is the exit status.
-        args: The parsed arguments.
+    A number that ``main`` returns is the exit status. A UserError or an OSError, whose cause the
+    user can correct, ends the process with one line on stderr and exit status 2. Every other
+    exception is a bug and keeps its traceback.
     """
     try:
         sys.exit(main(args) or 0)
@@ -56,31 +53,37 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_number(parser: argparse.ArgumentParser, name: str, default: float, help: str, **options):
+    """Adds an option that takes a number, an int or a float as its default is."""
+    help += " (default: %(default)s)"
+    parser.add_argument(name, type=type(default), default=default, help=help, **options)
+
+
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that training and testing share, with MMDetection's names."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--work-dir",
         metavar="DIR",
         help="the folder for logs and results (default: work_dir of the config, or work_dirs/ and "
         "the name of the config)",
     )
     add_cfg_options(parser)
-    parser.add_argument(
+    add(
         "--launcher",
         choices=["none", "pytorch", "slurm", "mpi"],
         default="none",
         help="the launcher that started the processes of a distributed run (default: %(default)s)",
     )
     # torchrun's predecessor passes it; torchrun itself sets LOCAL_RANK.
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    add("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
 def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of a training, with MMDetection's names."""
-    parser.add_argument(
-        "--amp", action="store_true", help="enable automatic mixed precision training; needs a GPU"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--amp", action="store_true", help="enable automatic mixed precision training; needs a GPU")
+    add(
         "--auto-scale-lr",
         action="store_true",
         help="scale the learning rate by the true batch size / auto_scale_lr.base_batch_size",
@@ -116,24 +119,15 @@ def _train(args):
 
 
 def _test_arguments(parser):
-    parser.add_argument("config", help="the config file")
-    parser.add_argument("checkpoint", help="the checkpoint file or its URL")
-    parser.add_argument(
-        "--out", metavar="FILE.pkl", help="save the predictions to this pickle file"
-    )
-    parser.add_argument("--show", action="store_true", help="show the predictions in a window")
-    parser.add_argument(
-        "--show-dir",
-        metavar="DIR",
-        help="save pictures of the predictions and the ground truth to this folder",
-    )
-    parser.add_argument(
-        "--wait-time",
-        type=float,
-        default=2,
-        metavar="SECONDS",
-        help="the time that each window is shown, in seconds (default: %(default)s)",
-    )
+    add = parser.add_argument
+    add("config", help="the config file")
+    add("checkpoint", help="the checkpoint file or its URL")
+    add("--out", metavar="FILE.pkl", help="save the predictions to this pickle file")
+    add("--show", action="store_true", help="show the predictions in a window")
+    pictures = "save pictures of the predictions and the ground truth to this folder"
+    add("--show-dir", metavar="DIR", help=pictures)
+    time = "the time that each window is shown, in seconds"
+    _add_number(parser, "--wait-time", 2.0, time, metavar="SECONDS")
     _add_run_arguments(parser)
 
 
@@ -151,40 +145,23 @@ def _test(args):
 
 
 def _test_dev_arguments(parser):
-    parser.add_argument("config", nargs="?", help="the config file")
-    parser.add_argument("checkpoint", nargs="?", help="the checkpoint file or its URL")
-    parser.add_argument(
-        "--check", metavar="FILE", help="only check this submission, a .json or .zip file"
-    )
-    parser.add_argument(
-        "--name",
-        help="the name of the algorithm in the file names (default: the config's name)",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("config", nargs="?", help="the config file")
+    add("checkpoint", nargs="?", help="the checkpoint file or its URL")
+    add("--check", metavar="FILE", help="only check this submission, a .json or .zip file")
+    add("--name", help="the name of the algorithm in the file names (default: the config's name)")
+    add(
         "--ann-file",
         metavar="FILE.json",
         help="the list of the images (default: annotations/image_info_test-dev2017.json in "
         "the data root)",
     )
-    parser.add_argument(
-        "--image-dir",
-        metavar="DIR",
-        help="the folder with the images (default: test2017/ in the data root)",
-    )
-    parser.add_argument(
-        "--part-size",
-        type=int,
-        default=500,
-        metavar="N",
-        help="save the results after every N images (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max-empty",
-        type=int,
-        default=0,
-        metavar="N",
-        help="with --check, accept up to N images without a detection (default: %(default)s)",
-    )
+    images = "the folder with the images (default: test2017/ in the data root)"
+    add("--image-dir", metavar="DIR", help=images)
+    parts = "save the results after every N images"
+    _add_number(parser, "--part-size", 500, parts, metavar="N")
+    empty = "with --check, accept up to N images without a detection"
+    _add_number(parser, "--max-empty", 0, empty, metavar="N")
     _add_run_arguments(parser)
 
 
@@ -226,45 +203,31 @@ def _test_dev(args):
 
 
 def _compare_arguments(parser):
-    parser.add_argument(
-        "ann_file", help="the annotations in COCO's format, such as instances_val2017.json"
-    )
+    add = parser.add_argument
+    add("ann_file", help="the annotations in COCO's format, such as instances_val2017.json")
     files = dict(nargs="+", required=True, metavar="FILE.json")
-    parser.add_argument("--a", help="the result files of model A, one for each run", **files)
-    parser.add_argument("--b", help="the result files of model B, one for each run", **files)
-    parser.add_argument(
+    add("--a", help="the result files of model A, one for each run", **files)
+    add("--b", help="the result files of model B, one for each run", **files)
+    add(
         "--names",
         nargs=2,
         default=["A", "B"],
         metavar=("A", "B"),
         help="the names of the models in the table (default: A B)",
     )
-    parser.add_argument(
-        "--classes",
-        nargs="+",
-        metavar="NAME",
-        help="the classes that the detectors know (default: all categories of ANN_FILE)",
-    )
-    parser.add_argument(
+    classes = "the classes that the detectors know (default: all categories of ANN_FILE)"
+    add("--classes", nargs="+", metavar="NAME", help=classes)
+    add(
         "--iou-type",
         choices=["bbox", "segm"],
         default="bbox",
         help="compare boxes or masks (default: %(default)s)",
     )
-    parser.add_argument(
-        "--confidence",
-        type=float,
-        default=0.95,
-        help="the confidence of the intervals, between 0 and 1 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="the seed of the bootstrap (default: %(default)s)"
-    )
+    _add_number(parser, "--confidence", 0.95, "the confidence of the intervals, between 0 and 1")
+    _add_number(parser, "--seed", 0, "the seed of the bootstrap")
     _add_resamples(parser)
-    parser.add_argument("--markdown", metavar="FILE.md", help="save the table to this file as well")
-    parser.add_argument(
-        "--plot", metavar="FILE.png", help="save a picture of the differences to this file"
-    )
+    add("--markdown", metavar="FILE.md", help="save the table to this file as well")
+    add("--plot", metavar="FILE.png", help="save a picture of the differences to this file")
 
 
 def _compare(args):
@@ -306,24 +269,16 @@ def _compare(args):
 
 
 def _add_resamples(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--resamples",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="the number of bootstrap samples of the comparison (default: %(default)s)",
-    )
+    samples = "the number of bootstrap samples of the comparison"
+    _add_number(parser, "--resamples", 1000, samples, metavar="N")
 
 
 def _ab_arguments(parser):
-    parser.add_argument("baseline", help="the config file that the others are compared with")
-    parser.add_argument(
-        "configs",
-        nargs="+",
-        metavar="CONFIG",
-        help="a config file to compare with the baseline",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("baseline", help="the config file that the others are compared with")
+    compared = "a config file to compare with the baseline"
+    add("configs", nargs="+", metavar="CONFIG", help=compared)
+    add(
         "--seeds",
         nargs="+",
         type=int,
@@ -331,13 +286,13 @@ def _ab_arguments(parser):
         metavar="N",
         help="the seeds of the runs of each config (default: 0 1 2)",
     )
-    parser.add_argument(
+    add(
         "--work-dir",
         metavar="DIR",
         help="the folder for all runs and results (default: work_dirs/BASELINE_vs_CONFIG, or "
         "work_dirs/BASELINE_vs_N_others for more than one CONFIG)",
     )
-    parser.add_argument(
+    add(
         "--names",
         nargs="+",
         metavar="NAME",
@@ -345,13 +300,7 @@ def _ab_arguments(parser):
         "those of the files)",
     )
     add_cfg_options(parser)
-    parser.add_argument(
-        "--gpus",
-        type=int,
-        default=1,
-        metavar="N",
-        help="the number of GPUs of a run (default: %(default)s)",
-    )
+    _add_number(parser, "--gpus", 1, "the number of GPUs of a run", metavar="N")
     _add_train_arguments(parser)
     _add_resamples(parser)
 
@@ -388,25 +337,19 @@ def _ab(args):
 
 
 def _swap_arguments(parser):
-    parser.add_argument("config", help="the config file of the training")
-    parser.add_argument(
-        "checkpoints", nargs="+", metavar="CHECKPOINT", help="a checkpoint file or its URL"
-    )
-    parser.add_argument(
-        "--alphas",
-        nargs="+",
-        type=float,
-        metavar="A",
-        help="the values of alpha (default: 0 0.5 1 2 4 8 16 32 64)",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("config", help="the config file of the training")
+    add("checkpoints", nargs="+", metavar="CHECKPOINT", help="a checkpoint file or its URL")
+    alphas = "the values of alpha (default: 0 0.5 1 2 4 8 16 32 64)"
+    add("--alphas", nargs="+", type=float, metavar="A", help=alphas)
+    add(
         "--include",
         nargs="+",
         metavar="NAME",
         help="the pools of the backbone to replace: classes such as torch.nn.AvgPool2d, or "
         "names in which * and ? are wildcards (default: torch.nn.MaxPool2d)",
     )
-    parser.add_argument(
+    add(
         "--batch-norm",
         type=int,
         default=0,
@@ -414,11 +357,8 @@ def _swap_arguments(parser):
         help="draw a second curve, with the statistics of batch norm estimated anew from N "
         "training batches after each swap (default: no second curve)",
     )
-    parser.add_argument(
-        "--work-dir",
-        metavar="DIR",
-        help="the folder for swap.md, swap.png and swap.json (default: work_dirs/CONFIG_swap)",
-    )
+    results = "the folder for swap.md, swap.png and swap.json (default: work_dirs/CONFIG_swap)"
+    add("--work-dir", metavar="DIR", help=results)
     add_cfg_options(parser)
 
 
@@ -540,9 +480,10 @@ def _robustness(args):
 
 
 def _export_arguments(parser):
-    parser.add_argument("config", help="the config file")
-    parser.add_argument("checkpoint", help="the checkpoint file")
-    parser.add_argument(
+    add = parser.add_argument
+    add("config", help="the config file")
+    add("checkpoint", help="the checkpoint file")
+    add(
         "--format",
         choices=["onnx", "pt2"],
         default="onnx",
@@ -557,11 +498,8 @@ def _export_arguments(parser):
         action="store_true",
         help="export the whole detector, from the pixels of an image to the boxes after NMS",
     )
-    parser.add_argument(
-        "--out",
-        metavar="FILE",
-        help="the file to write (default: the checkpoint's name with the suffix of the format)",
-    )
+    out = "the file to write (default: the checkpoint's name with the suffix of the format)"
+    add("--out", metavar="FILE", help=out)
     add_cfg_options(parser)
 
 
@@ -598,15 +536,16 @@ def _export(args):
 
 
 def _convert_arguments(parser):
-    parser.add_argument("source", metavar="IN", help="the authors' checkpoint")
-    parser.add_argument("target", metavar="OUT", help="the file to write, with only the weights")
-    parser.add_argument(
+    add = parser.add_argument
+    add("source", metavar="IN", help="the authors' checkpoint")
+    add("target", metavar="OUT", help="the file to write, with only the weights")
+    add(
         "--arch",
         metavar="ARCH",
         help="the architecture, if it is not in the checkpoint: torchvision's name, such as "
         "resnet50, resnext101_32x4d or densenet121",
     )
-    parser.add_argument(
+    add(
         "--windows",
         choices=["shifted", "aligned"],
         default="shifted",
@@ -614,11 +553,8 @@ def _convert_arguments(parser):
         "the authors had before April 2022, or aligned, [2p, 2p+1], since then (default: "
         "%(default)s)",
     )
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="execute code that the checkpoint may contain; only for files from people you trust",
-    )
+    trust = "execute code that the checkpoint may contain; only for files from people you trust"
+    add("--trust", action="store_true", help=trust)
 
 
 def _convert(args):
@@ -630,10 +566,6 @@ def _convert(args):
 
     lines = convert_checkpoint(args.source, args.target, args.arch, args.windows, args.trust)
     print(f"wrote {args.target}; a detector's config starts from it with\n\n{lines}", end="")
-
-
-def _doctor_arguments(parser):
-    pass
 
 
 def _doctor(args):
@@ -649,7 +581,7 @@ def _doctor(args):
 
 
 COMMANDS = {
-    "doctor": (_doctor, _doctor_arguments),
+    "doctor": (_doctor, lambda parser: None),
     "train": (_train, _train_arguments),
     "test": (_test, _test_arguments),
     "test-dev": (_test_dev, _test_dev_arguments),
@@ -679,10 +611,6 @@ def make_command_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command ``mmsoftpool``.
-
-    Args:
-        argv: The arguments. Defaults to None, those of the process.
-    """
+    """Runs the command ``mmsoftpool`` with ``argv`` or, by default, the process's arguments."""
     args = make_command_parser().parse_args(argv)
     run(COMMANDS[args.command][0], args)

@@ -13,11 +13,8 @@ from .files import read_json
 def check_entries(source: str, entries: list, rules: dict[str, Callable[[dict], bool]]) -> None:
     """Checks the entries of a list in a file; a UserError counts those that break a rule.
 
-    Args:
-        source: Start of the message, such as ``'x.json is not a result file'``.
-        entries: The list.
-        rules: What every entry must have, each with a function that returns whether it does. A
-            function that fails, because an entry has another form, counts as False.
+    The message starts with ``source``. ``rules`` are what every entry must have, each with a
+    function that returns whether it does, or fails because an entry has another form.
     """
 
     def holds(rule, entry) -> bool:
@@ -53,51 +50,37 @@ def is_one_of(known) -> Callable[[object], bool]:
     return lambda value: type(value) is int and value in known
 
 
-def _is_new() -> Callable[[object], bool]:
-    """A check that returns True for an integer when it is given for the first time."""
-    seen = set()
-    return lambda value: type(value) is int and not (value in seen or seen.add(value))
+def _is_new(value, known: set) -> bool:
+    """Whether a value is an integer that is not in ``known``, where it is from then on."""
+    return type(value) is int and not (value in known or known.add(value))
 
 
 def read_annotations(path: str | Path, what: str, advice: str = "") -> dict:
     """Reads a file in COCO's annotation format; without annotations, as for a test set, too."""
     data = read_json(path, what, advice)
-    lists = ("images", "categories", "annotations")
     content = {"annotations": [], **data} if isinstance(data, dict) else {}
+    lists = ("images", "categories", "annotations")
     if not all(isinstance(content.get(key), list) for key in lists):
         raise UserError(
             f"{path} is not in COCO's annotation format: it must have lists of images and of "
             "categories and, if there are any, of annotations"
         )
-    images, categories, annotations = (content[key] for key in lists)
-    source = f"the {{}} in {path} are not in COCO's format"
-    new_image, new_category = _is_new(), _is_new()
-    check_entries(
-        source.format("images"),
-        images,
-        {
-            "id of its own, an integer": lambda image: new_image(image["id"]),
+    image_ids, category_ids = set(), set()  # those that the first rules have passed
+    is_image, is_category = is_one_of(image_ids), is_one_of(category_ids)
+    rules = {
+        "images": {
+            "id of its own, an integer": lambda image: _is_new(image["id"], image_ids),
             "file_name, a text": lambda image: isinstance(image["file_name"], str),
             # From 2**31 on, no image has this size and arithmetic may overflow.
             "height and width, positive integers": lambda image: all(
                 type(image[side]) is int and 0 < image[side] < 2**31 for side in ("height", "width")
             ),
         },
-    )
-    check_entries(
-        source.format("categories"),
-        categories,
-        {
-            "id of its own, an integer": lambda category: new_category(category["id"]),
+        "categories": {
+            "id of its own, an integer": lambda category: _is_new(category["id"], category_ids),
             "name, a text": lambda category: isinstance(category["name"], str),
         },
-    )
-    is_image = is_one_of({image["id"] for image in images})
-    is_category = is_one_of({category["id"] for category in categories})
-    check_entries(
-        source.format("annotations"),
-        annotations,
-        {
+        "annotations": {
             "id, an integer": lambda a: type(a["id"]) is int,
             "image_id of one of the images": lambda a: is_image(a["image_id"]),
             "category_id of one of the categories": lambda a: is_category(a["category_id"]),
@@ -105,7 +88,10 @@ def read_annotations(path: str | Path, what: str, advice: str = "") -> dict:
             "area, a number": lambda a: is_number(a["area"]),
             "iscrowd of 0 or 1": lambda a: a.get("iscrowd", 0) in (0, 1),
         },
-    )
+    }
+    for name in rules:
+        source = f"the {name} in {path} are not in COCO's format"
+        check_entries(source, content[name], rules[name])
     return data
 
 

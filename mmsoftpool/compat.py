@@ -10,14 +10,15 @@ trained with. Requires only torch.
 """
 
 import sys
-from functools import partial
+from functools import partial, partialmethod
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import ops
+from .ops.modules import PoolModule
 from .ops.pooling import Pooling, check_input, check_tensor
 from .ops.reference import compute_dtype
 
@@ -39,14 +40,7 @@ _FUNCTIONS = {1: ops.soft_pool1d, 2: ops.soft_pool2d, 3: ops.soft_pool3d}
 
 
 def soft_pool1d(x, kernel_size=2, stride=None, force_inplace=False, *, variant="aligned") -> Tensor:
-    """The authors' ``soft_pool1d``. See :func:`soft_pool2d`.
-
-    Args:
-        x: (N, C, L) or (C, L).
-
-    Returns:
-        (N, C, L_out) or (C, L_out).
-    """
+    """The authors' ``soft_pool1d``, of (N, C, L) or (C, L). See :func:`soft_pool2d`."""
     return _soft_pool(1, x, kernel_size, stride, force_inplace, variant)
 
 
@@ -89,14 +83,7 @@ def soft_pool2d(x, kernel_size=2, stride=None, force_inplace=False, *, variant="
 
 
 def soft_pool3d(x, kernel_size=2, stride=None, force_inplace=False, *, variant="aligned") -> Tensor:
-    """The authors' ``soft_pool3d``. See :func:`soft_pool2d`.
-
-    Args:
-        x: (N, C, D, H, W) or (C, D, H, W).
-
-    Returns:
-        (N, C, D_out, H_out, W_out) or (C, D_out, H_out, W_out).
-    """
+    """The authors' ``soft_pool3d``, of (N, C, D, H, W) or (C, D, H, W). See :func:`soft_pool2d`."""
     return _soft_pool(3, x, kernel_size, stride, force_inplace, variant)
 
 
@@ -164,7 +151,8 @@ def _channel_sum(axes: int, x, kernel_size, stride) -> Tensor:
     return (weights * windows(taps)).sum(-1).to(x.dtype)
 
 
-class _SoftPoolNd(nn.Module):
+class _SoftPoolNd(PoolModule):
+    __constants__ = ("kernel_size", "stride", "force_inplace", "variant")
     _default = "aligned"  # the variant of instances that were pickled by the authors' class
 
     def __init__(self, kernel_size=2, stride=None, force_inplace=False, *, variant="aligned"):
@@ -181,15 +169,7 @@ class _SoftPoolNd(nn.Module):
         super().__setstate__({"variant": self._default, **state})
 
     def forward(self, x: Tensor) -> Tensor:
-        return _soft_pool(
-            self._axes, x, self.kernel_size, self.stride, self.force_inplace, self.variant
-        )
-
-    def extra_repr(self) -> str:
-        return (
-            f"kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"force_inplace={self.force_inplace}, variant={self.variant!r}"
-        )
+        return _soft_pool(self._axes, x, **self._arguments())
 
 
 class SoftPool1d(_SoftPoolNd):
@@ -294,15 +274,9 @@ def _add_module(name: str, variant: str, names: dict) -> ModuleType:
 
 def _with_default(base: type, default: str) -> type:
     """``base`` with another default for ``variant``, as a class of the module ``SoftPool.idea``."""
-
-    def __init__(self, kernel_size=2, stride=None, force_inplace=False, *, variant=default):
-        base.__init__(self, kernel_size, stride, force_inplace, variant=variant)
-
-    return type(
-        base.__name__,
-        (base,),
-        dict(__init__=__init__, __module__="SoftPool.idea", __doc__=base.__doc__, _default=default),
-    )
+    init = partialmethod(base.__init__, variant=default)
+    names = dict(__module__="SoftPool.idea", __doc__=base.__doc__, _default=default)
+    return type(base.__name__, (base,), dict(__init__=init, **names))
 
 
 def _forward(axes: int, variant: str, input: Tensor, kernel, stride, output: Tensor) -> int:

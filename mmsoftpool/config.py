@@ -110,12 +110,10 @@ def _read(path: str) -> Config:
 def _describe(error: Exception) -> str:
     """An error's message with its kind and, if a config file raised it, the line there."""
     text = str(error) or "no message"
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).suffix == ".py" and frame.name == "<module>"
-    ]
-    line = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    line = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if Path(frame.filename).suffix == ".py" and frame.name == "<module>":
+            line = f" ({frame.filename}, line {frame.lineno})"
     return f"{type(error).__name__}: {text}{line}"
 
 

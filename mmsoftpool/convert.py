@@ -6,7 +6,6 @@ are torchvision's after the prefix ``module.``. The converted file has mmpretrai
 keys ``backbone.`` and ``head.fc.``, as pre-training with this project's configs gives it.
 """
 
-import hashlib
 import importlib.util
 import pickle
 import re
@@ -19,7 +18,7 @@ from yapf.yapflib.yapf_api import FormatCode
 
 from . import __version__
 from .errors import UserError
-from .files import check_input, check_output, write_atomically
+from .files import check_input, check_output, file_hash, write_atomically
 
 #: Positions of the 2x2 windows of the authors' operator, by the time of training.
 #:
@@ -97,10 +96,9 @@ def convert_checkpoint(
     checkpoint = _load(source, trust)
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
     if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
+        content = type(checkpoint).__name__
         if isinstance(checkpoint, Mapping) and checkpoint:
             content = f"keys {', '.join(sorted(map(str, checkpoint))[:5])}"
-        else:
-            content = type(checkpoint).__name__
         raise UserError(
             f"{source} is not a checkpoint in the authors' format: state_dict must hold weights by "
             f"name, got {content}"
@@ -123,7 +121,7 @@ def convert_checkpoint(
         accuracy = accuracy.item()
     meta = dict(
         source=Path(source).name,
-        source_sha256=hashlib.sha256(Path(source).read_bytes()).hexdigest(),
+        source_sha256=file_hash(source),
         arch=arch,
         epoch=epoch if isinstance(epoch, int) else None,
         best_acc1=accuracy if isinstance(accuracy, (int, float)) else None,
@@ -160,13 +158,14 @@ def _rename(key: str) -> str:
 
 def _build(arch: str) -> torch.nn.Module:
     """Builds the backbone of an architecture."""
-    cfg = ARCHITECTURES[arch]
-    if cfg["type"].startswith("mmpretrain."):
+    cfg = dict(ARCHITECTURES[arch])
+    if cfg["type"].startswith("SoftPool"):
+        cfg["type"] = f"mmdet.{cfg['type']}"
+    else:
         for package in ("mmpretrain", "timm"):
             if importlib.util.find_spec(package) is None:
                 raise UserError(f"arch {arch} needs {package}: pip install onedl-mmpretrain timm")
-        return MODELS.build(cfg)
-    return MODELS.build({**cfg, "type": f"mmdet.{cfg['type']}"})
+    return MODELS.build(cfg)
 
 
 def _check(source: str, arch: str, state_dict: dict, backbone: torch.nn.Module) -> None:

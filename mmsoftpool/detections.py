@@ -244,20 +244,16 @@ class Detections(nn.Module):
         priors = head.prior_generator.grid_priors(
             sizes, device=cls_scores[0].device, with_stride=True
         )
-        scores, boxes, objectness = (
-            torch.cat([_rows(level, channels) for level in levels], 1)
-            for levels, channels in (
-                (cls_scores, head.cls_out_channels),
-                (bbox_preds, 4),
-                (objectnesses, 1),
-            )
-        )
-        priors = torch.cat(priors)
+
+        def join(levels, channels):
+            return torch.cat([_rows(level, channels) for level in levels], 1)
+
+        priors, boxes = torch.cat(priors), join(bbox_preds, 4)
         centres = boxes[..., :2] * priors[:, 2:] + priors[:, :2]
         half = boxes[..., 2:].exp() * priors[:, 2:] / 2
-        scores, labels = scores.sigmoid().max(-1)
         boxes = torch.cat([centres - half, centres + half], -1)
-        return boxes, scores * objectness[..., 0].sigmoid(), labels
+        scores, labels = join(cls_scores, head.cls_out_channels).sigmoid().max(-1)
+        return boxes, scores * join(objectnesses, 1)[..., 0].sigmoid(), labels
 
 
 def _rows(level: Tensor, channels: int) -> Tensor:

@@ -116,12 +116,10 @@ def _check_requirements(distributions, present: dict[str, str]) -> Iterator[Prob
     for name in present.values():
         for requirement in map(Requirement, distributions[name].requires or []):
             version, marker = versions.get(requirement.name), requirement.marker
-            applies = marker is None or any(
-                marker.evaluate({"extra": extra}) for extra in ("", "mim", "mminstall")
-            )
-            if version is None or not applies:
-                continue
-            if not requirement.specifier.contains(version, prereleases=True):
+            extras = ("", "mim", "mminstall")
+            applies = not marker or any(marker.evaluate({"extra": extra}) for extra in extras)
+            fits = version is None or requirement.specifier.contains(version, prereleases=True)
+            if applies and not fits:
                 needed = f"{requirement.name}{requirement.specifier}"
                 yield Problem(
                     f"{name} {versions[name]} needs {needed}, {version} is installed",
@@ -183,7 +181,7 @@ def check_imports(packages: Iterable[str]) -> Iterator[Problem]:
     }
     imported = {"mmcv": "mmcv.ops", "mmdet": "mmdet.models"}
     modules = [imported.get(package, package) for package in packages]
-    for module in [*modules, *["mmsoftpool.registry"][: len(modules)]]:
+    for module in [*modules, "mmsoftpool.registry"] if modules else []:
         try:
             importlib.import_module(module)
         except Exception as error:  # AssertionError for versions, OSError for libraries, ...

@@ -6,6 +6,7 @@ operators; a ``torch.export`` program contains the operator ``mmsoftpool::soft_p
 mmsoftpool to be imported before it is loaded.
 """
 
+import contextlib
 import importlib.util
 import math
 from collections.abc import Iterator
@@ -45,17 +46,16 @@ class Network(nn.Module):
     def __init__(self, detector: nn.Module, backbone: bool = False):
         super().__init__()
         single = isinstance(detector, SingleStageDetector)
-        if not (
-            backbone or single or (isinstance(detector, TwoStageDetector) and detector.with_rpn)
-        ):
+        two_stage = isinstance(detector, TwoStageDetector) and detector.with_rpn
+        if not (backbone or single or two_stage):
             raise UserError(
                 "detector must be a single-stage detector or a two-stage one with an RPN, got "
                 f"{type(detector).__name__}; backbone=True exports only its backbone"
             )
         self.backbone = detector.backbone
-        self.neck = None if backbone or not detector.with_neck else detector.neck
+        self.neck = nn.Identity() if backbone or not detector.with_neck else detector.neck
         self.head = None if backbone else detector.bbox_head if single else detector.rpn_head
-        self.two_stage = not (backbone or single)
+        self.two_stage = two_stage and not backbone
         self.metadata: dict[str, str] = {}  # for the file
 
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
@@ -71,13 +71,11 @@ class Network(nn.Module):
             Of a two-stage detector: the neck's ``feature_0``, ..., which its second stage crops
             from, and the RPN's ``rpn_cls_score_0``, ..., ``rpn_bbox_pred_0``, ...
         """
-        features = self.backbone(image)
-        if self.neck is not None:
-            features = self.neck(features)
+        features = self.neck(self.backbone(image))
         groups = {"feature": features} if self.head is None or self.two_stage else {}
         if self.head is not None:
-            prefix = "rpn_" if self.two_stage else ""
-            names = (prefix + name for name in ("cls_score", "bbox_pred", "score_factor"))
+            names = ("cls_score", "bbox_pred", "score_factor")
+            names = (f"rpn_{name}" if self.two_stage else name for name in names)
             groups |= dict(zip(names, self.head(features), strict=False))
         return {
             f"{name}_{level}": tensor
@@ -90,13 +88,22 @@ class Network(nn.Module):
 
     def shapes(self) -> tuple[tuple, dict, list[tuple]]:
         """The shape of an example image, the dynamic axes, the shapes of images to compare on."""
-        stride = self._stride()
-        divisor = 1 if _takes_any_size(self) else stride
+        stride = divisor = self._stride()
+        # Necks that concatenate a level with the upsampled next one, as YOLOX's and RTMDet's, take
+        # only multiples of the stride.
+        with contextlib.suppress(RuntimeError):  # sizes of tensors must match
+            self.outputs(torch.zeros(1, 3, *_CHECKS[-1][1:]))
+            divisor = 1
+        axes = {0: torch.export.Dim("batch")}
+        for axis, name in ((2, "height"), (3, "width")):
+            # From two elements of the coarsest level on: one is a special case of torch.export.
+            size = torch.export.Dim(name, min=stride // divisor + 1, max=(1 << 16) // divisor)
+            axes[axis] = divisor * size if divisor > 1 else size
         checks = [
             (batch, 3, *(math.ceil(pixels / divisor) * divisor for pixels in size))
             for batch, *size in _CHECKS
         ]
-        return (_EXAMPLE[0], 3, *_EXAMPLE[1:]), _dynamic_axes(stride, divisor), checks
+        return (_EXAMPLE[0], 3, *_EXAMPLE[1:]), axes, checks
 
     def _stride(self) -> int:
         """Of the coarsest level."""
@@ -152,27 +159,20 @@ class NetworkWithNMS(Network):
             ``dets`` and ``labels``, see :meth:`~.detections.Detections.forward`.
         """
         image, size = self.preprocessing(image)
-        features = self.backbone(image)
-        if self.neck is not None:
-            features = self.neck(features)
-        dets, labels = self.detections(self.head(features), size)
+        dets, labels = self.detections(self.head(self.neck(self.backbone(image))), size)
         return {"dets": dets, "labels": labels}
 
     def shapes(self) -> tuple[tuple, dict, list[tuple]]:
         """As :meth:`Network.shapes`. Where images are padded to a fixed size, none is larger, and
         those to compare on fill most of it: in the padding, boxes have the same scores."""
-        canvas = self.preprocessing.size
-        smallest, largest = (2, canvas) if canvas else (self._stride() + 1, (1 << 16,) * 2)
-        axes = {0: torch.export.Dim("batch")} | {
-            axis: torch.export.Dim(name, min=smallest, max=pixels)
-            for axis, name, pixels in zip((1, 2), ("height", "width"), largest, strict=True)
-        }
-        sizes = [_EXAMPLE, *_CHECKS]
-        if canvas:
-            sizes = [
-                (batch, *(n * part // 8 for n in canvas))
-                for batch, part in ((2, 6), (1, 8), (3, 7))
-            ]
+        smallest, largest, sizes = self._stride() + 1, (1 << 16,) * 2, [_EXAMPLE, *_CHECKS]
+        if canvas := self.preprocessing.size:
+            parts = ((2, 6), (1, 8), (3, 7))
+            sizes = [(batch, *(n * part // 8 for n in canvas)) for batch, part in parts]
+            smallest, largest = 2, canvas
+        axes = {0: torch.export.Dim("batch")}
+        for axis, name in ((1, "height"), (2, "width")):
+            axes[axis] = torch.export.Dim(name, min=smallest, max=largest[axis - 1])
         example, *checks = ((*size, 3) for size in sizes)
         return example, axes, checks
 
@@ -241,9 +241,8 @@ def export(network: Network, format: str, out: str) -> float:
     if format not in FORMATS:
         raise UserError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     if format == "onnx":
-        missing = [
-            n for n in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(n)
-        ]
+        needed = ("onnx", "onnxscript", "onnxruntime")
+        missing = [name for name in needed if not importlib.util.find_spec(name)]
         if missing:
             raise UserError(
                 f"format onnx needs {', '.join(missing)}: pip install {' '.join(missing)}"
@@ -263,31 +262,6 @@ def export(network: Network, format: str, out: str) -> float:
         return _compare(network, format, str(temporary), checks)
 
 
-def _takes_any_size(network: Network) -> bool:
-    """Whether a network runs on an image whose size no stride divides.
-
-    Necks that concatenate a level with the upsampled next one (YOLOX, RTMDet) do not.
-    """
-    try:
-        network.outputs(torch.zeros(1, 3, *_CHECKS[-1][1:]))
-    except RuntimeError:  # sizes of tensors must match
-        return False
-    return True
-
-
-def _dynamic_axes(stride: int, divisor: int) -> dict:
-    """Dynamic batch and image size, the latter in multiples of ``divisor``.
-
-    The size starts where the coarsest level has two elements: one is a special case of
-    torch.export.
-    """
-    axes = {0: torch.export.Dim("batch")}
-    for axis, name in ((2, "height"), (3, "width")):
-        size = torch.export.Dim(name, min=stride // divisor + 1, max=(1 << 16) // divisor)
-        axes[axis] = divisor * size if divisor > 1 else size
-    return axes
-
-
 def _write_onnx(program, axes: dict, path: str, names: list[str], metadata: dict[str, str]) -> None:
     torch.onnx.export(
         program,
@@ -304,11 +278,10 @@ def _write_onnx(program, axes: dict, path: str, names: list[str], metadata: dict
     import onnx
 
     model = onnx.load(path)
-    foreign = {
-        f"{n.domain}::{n.op_type}" for n in model.graph.node if n.domain not in ("", "ai.onnx")
-    }
-    if foreign or model.functions:
-        foreign |= {function.name for function in model.functions}
+    nodes = [node for node in model.graph.node if node.domain not in ("", "ai.onnx")]
+    foreign = {f"{node.domain}::{node.op_type}" for node in nodes}
+    foreign |= {function.name for function in model.functions}
+    if foreign:
         raise UserError(
             f"network must consist of standard ONNX operators, got {', '.join(sorted(foreign))}"
         )
@@ -330,8 +303,7 @@ def _compare(network: Network, format: str, path: str, shapes: list[tuple]) -> f
     largest = 0.0
     for shape in shapes:
         image = network.noise(shape, seed=1)
-        found = network.differences(run(image), network.outputs(image))
-        for name, difference, size in found:
+        for name, difference, size in network.differences(run(image), network.outputs(image)):
             allowed = TOLERANCE * max(1.0, size)
             if not difference <= allowed:
                 raise UserError(

@@ -1,5 +1,6 @@
 """Files of the user: read with errors that name them, written completely or not at all."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -18,6 +19,11 @@ def check_input(path: str | Path, what: str, advice: str = "") -> Path:
     if not path.exists():
         raise FileNotFoundError(f"no {what} at {path.absolute()}{advice}")
     return path
+
+
+def file_hash(path: str | Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def read_json(path: str | Path, what: str, advice: str = ""):
@@ -59,20 +65,12 @@ def check_output(path: str | Path) -> None:
 
 @contextmanager
 def write_atomically(path: str | Path, exclusive: bool = False) -> Iterator[Path]:
-    """Gives a temporary file name for a file to be written, and renames the file at the end.
+    """Yields a file in the same folder and with the same suffix to write to, renamed at the end.
 
     A reader finds the earlier file or the complete new one, and an error or an interruption leaves
     the earlier one unchanged. A symbolic link stays a link; other than regular files, such as
-    ``/dev/stdout``, are written to directly.
-
-    Args:
-        path: The file to write; its folder must exist.
-        exclusive: Whether no other process writes the same file. The temporary name is then always
-            the same, so that the next call overwrites what a killed process left. Defaults to
-            False.
-
-    Yields:
-        Path: A file in the same folder and with the same suffix to write to.
+    ``/dev/stdout``, are written to directly. With ``exclusive``, where no other process writes the
+    same file, the next call overwrites what a killed process left.
     """
     given = Path(os.path.realpath(path))
     temporary = given

@@ -7,15 +7,7 @@ from .files import check_output, write_atomically
 
 
 def check_picture(path) -> None:
-    """Checks, before the work, that a picture can be written at its end.
-
-    Args:
-        path (str | Path): The file; its suffix is the format, such as ``.png``, ``.jpg``, ``.pdf``.
-
-    Raises:
-        UserError: If matplotlib cannot write that format.
-        OSError: If the file cannot be written.
-    """
+    """Checks, before the work, that a picture can be written; its suffix is the format."""
     from matplotlib.backend_bases import FigureCanvasBase  # here: the rest requires only torch
 
     formats = FigureCanvasBase.get_supported_filetypes()
@@ -26,16 +18,10 @@ def check_picture(path) -> None:
 
 
 def save_figure(figure, path, **options) -> None:
-    """Writes a picture file.
+    """Writes a figure; ``options`` as for ``Figure.savefig``.
 
-    Args:
-        figure (matplotlib.figure.Figure): The picture. A figure made by this class, without pyplot,
-            needs no window system and does not have to be closed.
-        path (str | Path): The file, see :func:`check_picture`.
-        **options: As for ``Figure.savefig``.
-
-    Raises:
-        UserError, OSError: See :func:`check_picture`.
+    A figure made by matplotlib's class ``Figure``, without pyplot, needs no window system and does
+    not have to be closed.
     """
     check_picture(path)
     if Path(path).suffix.lower() in (".jpg", ".jpeg"):

@@ -21,15 +21,17 @@ from . import _openmmlab, ops
 MODELS = Registry("model", parent=ROOT, scope="mmsoftpool")
 
 
-def _register(registry: Registry, name: str, module) -> None:
-    if name in registry.module_dict:
-        warnings.warn(
-            f"mmsoftpool: {name} in the registry {registry.scope}.{registry.name} is "
-            f"{registry.module_dict[name]!r}, which is kept; use mmsoftpool.{name} for this one",
-            stacklevel=2,
-        )
-        return
-    registry.register_module(name=name, module=module)
+def _register(name: str, module, *registries: Registry) -> None:
+    for registry in registries:
+        if name in registry.module_dict:
+            warnings.warn(
+                f"mmsoftpool: {name} in the registry {registry.scope}.{registry.name} is "
+                f"{registry.module_dict[name]!r}, which is kept; use mmsoftpool.{name} for this "
+                "one",
+                stacklevel=2,
+            )
+        else:
+            registry.register_module(name=name, module=module)
 
 
 def _builder(module: str, name: str):
@@ -44,13 +46,9 @@ def _builder(module: str, name: str):
 
 # In the root registry: mmdet, mmpretrain and the other libraries find these without a prefix.
 for _name in ops.__all__:
-    _pool = getattr(ops, _name)
-    if isinstance(_pool, type):
-        _register(MODELS, _name, _pool)
-        _register(ROOT, _name, _pool)
-_backbone = _builder(".models.backbone", "soft_pool_backbone")
-_register(MODELS, "SoftPoolBackbone", _backbone)
-_register(ROOT, "SoftPoolBackbone", _backbone)
+    if isinstance(getattr(ops, _name), type):
+        _register(_name, getattr(ops, _name), MODELS, ROOT)
+_register("SoftPoolBackbone", _builder(".models.backbone", "soft_pool_backbone"), MODELS, ROOT)
 
 for _name, _module in (
     ("AtomicCheckpointHook", ".hooks.checkpoints"),
@@ -59,21 +57,19 @@ for _name, _module in (
     ("RandomAlphaHook", ".hooks.alpha"),
     ("AlphaAnnealingHook", ".hooks.alpha"),
 ):
-    _register(HOOKS, _name, _builder(_module, _name))
+    _register(_name, _builder(_module, _name), HOOKS)
 
 # Only in the scope mmsoftpool: a name that others may have too.
-_register(MODELS, "GoogLeNet", _builder(".models.googlenet", "GoogLeNet"))
+_register("GoogLeNet", _builder(".models.googlenet", "GoogLeNet"), MODELS)
 
 if importlib.util.find_spec("mmdet") is not None:
     import mmdet.registry
 
     for _name in ("SoftPoolResNet", "SoftPoolResNetV1d", "SoftPoolResNeXt"):
-        _backbone = _builder(".models.resnet", _name)
-        _register(MODELS, _name, _backbone)
-        _register(mmdet.registry.MODELS, _name, _backbone)
+        _register(_name, _builder(".models.resnet", _name), MODELS, mmdet.registry.MODELS)
 
 # For checkpoints of development versions, which have these names in their configs.
-_register(TRANSFORMS, "NamingLoadImageFromFile", _builder("mmcv.transforms", "LoadImageFromFile"))
+_register("NamingLoadImageFromFile", _builder("mmcv.transforms", "LoadImageFromFile"), TRANSFORMS)
 
 
 @FUNCTIONS.register_module()

@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper
 from mmengine.registry import DATASETS, METRICS, MODELS, RUNNERS, init_default_scope
@@ -112,19 +111,15 @@ def explain_errors(cfg: Config) -> Iterator[None]:
         logging.raiseExceptions = report
 
 
-def read_weights(checkpoint: str, what: str = "checkpoint") -> OrderedDict:
-    """Reads the weights in a checkpoint.
-
-    Args:
-        checkpoint: File or URL.
-        what: Its description in the error message. Defaults to ``'checkpoint'``.
+def read_weights(checkpoint: str) -> OrderedDict:
+    """Reads the weights in a checkpoint, a file or URL.
 
     Raises:
         FileNotFoundError: If there is no such file.
         UserError: If it is damaged or not a checkpoint.
     """
     if "://" not in checkpoint:
-        check_input(checkpoint, what)
+        check_input(checkpoint, "checkpoint")
     try:
         content = CheckpointLoader.load_checkpoint(checkpoint, map_location="cpu")
         weights = content.get("state_dict", content)
@@ -148,11 +143,7 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def load_weights(model: nn.Module, checkpoint: str) -> None:
-    """Loads the weights of a checkpoint into a model; all of them must fit.
-
-    Args:
-        model: The model, wrapped or not.
-        checkpoint: File or URL.
+    """Loads the weights of a checkpoint, a file or URL, into a model; all of them must fit.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -273,23 +264,20 @@ def evaluate(
             or ``out`` is not a pickle file.
     """
     require(cfg, "test_dataloader.dataset", "test_evaluator", "test_cfg")
-    if out is not None and not out.endswith((".pkl", ".pickle")):
-        raise UserError(f"out must end in .pkl or .pickle, got {out}")
     if out is not None:
+        if not out.endswith((".pkl", ".pickle")):
+            raise UserError(f"out must end in .pkl or .pickle, got {out}")
         check_output(out)
     if show or show_dir:
-        # The hook would put a relative folder into work_dir.
-        show_dir = os.path.abspath(show_dir) if show_dir else None
         if not cfg.get("default_hooks", {}).get("visualization"):
             raise UserError(f"show and show_dir need default_hooks.visualization in {cfg.filename}")
-        if cfg.default_hooks.visualization.type == "VisualizationHook":  # mmpretrain's
-            cfg.default_hooks.visualization.update(
-                enable=True, interval=1, show=show, out_dir=show_dir, wait_time=wait_time
-            )
-        else:
-            cfg = trigger_visualization_hook(
-                cfg, ConfigDict(show=show, show_dir=show_dir, wait_time=wait_time)
-            )
+        hook = cfg.default_hooks.visualization
+        mmpretrain = hook.type == "VisualizationHook"
+        hook.update(dict(enable=True, interval=1) if mmpretrain else dict(draw=True))
+        if show:
+            hook.update(show=True, wait_time=wait_time)
+        if show_dir:  # the hook would put a relative folder into work_dir
+            hook["out_dir" if mmpretrain else "test_out_dir"] = os.path.abspath(show_dir)
     if "://" not in checkpoint:
         check_input(checkpoint, "checkpoint")
     cfg.load_from = checkpoint

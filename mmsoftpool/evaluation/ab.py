@@ -89,15 +89,13 @@ def compare_configs(
         raise UserError(f"gpus must be at least 1, got {gpus}")
     if resamples < 1:
         raise UserError(f"resamples must be at least 1, got {resamples}")
-    folders = [Path(config).stem for config in configs]
-    if len(folders) < 2 or len(set(folders)) != len(folders):
-        raise UserError(f"configs must be at least two with different names, got {folders}")
+    stems = [Path(config).stem for config in configs]
+    if len(stems) < 2 or len(set(stems)) != len(stems):
+        raise UserError(f"configs must be at least two with different names, got {stems}")
     names = config_names(configs, names)
-    work_dir = Path(work_dir)
-    evaluations = [
-        _check_settings(config, list(cfg_options), work_dir / folder)
-        for config, folder in zip(configs, folders, strict=True)
-    ]
+    work_dir, cfg_options = Path(work_dir), list(cfg_options)
+    folders = {config: work_dir / stem for config, stem in zip(configs, stems, strict=True)}
+    evaluations = [_check_settings(c, cfg_options, folder) for c, folder in folders.items()]
     for config, evaluation in zip(configs, evaluations, strict=True):
         parts = zip(("annotations", "metrics", "classes"), evaluations[0], evaluation, strict=True)
         different = [name for name, first, other in parts if first != other]
@@ -109,12 +107,12 @@ def compare_configs(
     ann_file, metrics, classes = evaluations[0]
     # Seed by seed, so that an interrupted experiment has complete pairs.
     runs = [
-        _Run(config, seed, work_dir / folder / f"seed_{seed}", metrics)
+        _Run(config, seed, folder / f"seed_{seed}", metrics)
         for seed in seeds
-        for config, folder in zip(configs, folders, strict=True)
+        for config, folder in folders.items()
     ]
     flags = ["--amp"] * amp + ["--auto-scale-lr"] * auto_scale_lr
-    _run_all(runs, list(cfg_options), flags, gpus)
+    _run_all(runs, cfg_options, flags, gpus)
 
     comparisons = {}
     for metric in metrics:
@@ -135,12 +133,7 @@ def compare_configs(
 def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[str, tuple, tuple]:
     """Records a config with its options in ``folder``, or checks that they have not changed.
 
-    Returns:
-        The annotation file, the metrics and the classes of the evaluation.
-
-    Raises:
-        FileNotFoundError: If the config is missing.
-        UserError: If the folder has runs with other settings.
+    Returns the annotation file, the metrics and the classes of the evaluation.
     """
     cfg = load_config(config, cfg_options, work_dir=str(folder))
     require(cfg, "test_dataloader.dataset")
@@ -177,9 +170,9 @@ def _run_all(runs: list[_Run], cfg_options: list[str], flags: list[str], gpus: i
         if run.finished:
             print(f"== {title}: already finished", flush=True)
             continue
-        left = sum(not other.finished for other in runs[number - 1 :])
         about = ""
         if durations:
+            left = sum(not other.finished for other in runs[number - 1 :])
             minutes = left * sum(durations) / len(durations) / 60
             about = f" (about {minutes:.0f} minutes for the remaining {left})"
         print(f"== {title}{about}", flush=True)

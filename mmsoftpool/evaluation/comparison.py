@@ -90,8 +90,6 @@ class DetectionScores:
         total = weights @ objects
         if total == 0:
             return None
-        if not len(image):
-            return np.zeros(len(true))
         times = weights[image]
         true = np.cumsum(true * times, axis=1)
         false = np.cumsum(false * times, axis=1)
@@ -134,15 +132,6 @@ def _join(per_image: list):
     # Detections after the last true positive do not change the precision.
     end = np.flatnonzero(true.any(axis=0)).max(initial=-1) + 1
     return objects, image[:end], true[:, :end], false[:, :end]
-
-
-def _load_annotations(ann_file, iou_type: str) -> COCO:
-    data = read_annotations(ann_file, "annotation file")
-    check_evaluable(data, ann_file, masks=iou_type == "segm")
-    # pycocotools takes an object of id 0 for one that no detection matches.
-    for number, annotation in enumerate(data["annotations"], 1):
-        annotation["id"] = number
-    return _index(data)
 
 
 def _index(data: dict) -> COCO:
@@ -213,7 +202,7 @@ class Comparison:
         def cell(value, sign=""):
             return "n/a" if np.isnan(value) else f"{value:{sign}.1f}"
 
-        rows = [["", *METRICS], []]
+        rows = [["", *METRICS]]
         for name, scores in zip(self.names, self.scores, strict=True):
             rows.append([name, *map(cell, scores.mean(0))])
         for name, difference, interval in zip(
@@ -225,14 +214,12 @@ class Comparison:
                 "n/a" if np.isnan(low) else f"{low:+.1f} to {high:+.1f}" for low, high in interval.T
             ]
             rows.append([f"{prefix}{self.confidence:.0%} interval", *ends])
-        widths = [max(len(row[i]) for row in rows if row) for i in range(len(METRICS) + 1)]
-        rows[1] = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-        lines = [
-            "| "
-            + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-            + " |"
-            for row in rows
-        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+        lines = []
+        for name, *cells in rows:
+            aligned = [name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]
+            lines.append(f"| {' | '.join(aligned)} |")
         return "\n".join([*lines, "", *self._notes()]) + "\n"
 
     def _notes(self) -> list[str]:
@@ -329,7 +316,12 @@ def compare_detections(
     empty = [name for name, files in results.items() if not files]
     if empty:
         raise UserError(f"results must have at least one file for each model, got none for {empty}")
-    ground_truth = _load_annotations(ann_file, iou_type)
+    data = read_annotations(ann_file, "annotation file")
+    check_evaluable(data, ann_file, masks=iou_type == "segm")
+    # pycocotools takes an object of id 0 for one that no detection matches.
+    for number, annotation in enumerate(data["annotations"], 1):
+        annotation["id"] = number
+    ground_truth = _index(data)
     names = {category["name"] for category in ground_truth.cats.values()}
     unknown = [name for name in classes or () if name not in names]
     if unknown:

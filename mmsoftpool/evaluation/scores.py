@@ -9,26 +9,23 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..errors import UserError
-from ..files import read_json, write_atomically
+from ..files import file_hash, read_json, write_atomically
 from ..ops.pooling import Pooling
 from ..runner import build_runner
 
 
 class KeptScores:
-    """The metrics of evaluations in a JSON file, written after each.
-
-    Args:
-        path: The file; what it has is not evaluated again.
-
-    Raises:
-        UserError: If it is something else.
-    """
+    """The metrics of evaluations in a JSON file, written after each and not evaluated again."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.known = read_json(path, f"results in {path.name}") if path.exists() else {}
-        if not (isinstance(self.known, dict) and all(map(_are_scores, self.known.values()))):
+        if not (
+            isinstance(self.known, dict)
+            and all(isinstance(scores, dict) for scores in self.known.values())
+            and all(isinstance(x, float) for scores in self.known.values() for x in scores.values())
+        ):
             raise UserError(f"{path} is damaged; delete it to evaluate everything again")
 
     def __contains__(self, key: str) -> bool:
@@ -43,28 +40,17 @@ class KeptScores:
         return self.known[key]
 
 
-def _are_scores(value) -> bool:
-    """Whether a value in the file of the results has the form of an evaluation's metrics."""
-    return isinstance(value, dict) and all(isinstance(x, float) for x in value.values())
-
-
 def identify(cfg: Config, checkpoint: str, *settings) -> str:
     """A name of a config and a checkpoint, another one for other settings or weights."""
     cfg = cfg.copy()
     cfg.work_dir = ""
-    weights = checkpoint
-    if "://" not in checkpoint:
-        weights = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:16]
+    weights = checkpoint if "://" in checkpoint else file_hash(checkpoint)[:16]
     text = "".join([cfg.pretty_text, *map(str, settings)])
     return f"{hashlib.sha256(text.encode()).hexdigest()[:16]} {weights}"
 
 
 def check_alphas(alphas: Sequence[float]) -> None:
-    """Checks values of the sharpness.
-
-    Raises:
-        UserError: If one is out of its range or there twice.
-    """
+    """Checks that values of the sharpness are in their range and different."""
     if len(set(alphas)) != len(alphas):
         raise UserError(f"alphas must be different numbers, got {list(alphas)}")
     for alpha in alphas:

@@ -1,6 +1,5 @@
 """Submissions to the COCO server: detections on test-dev, zipped and checked."""
 
-import hashlib
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from mmengine.runner import Runner
 from ..coco import RLE, check_entries, is_box, is_number, is_one_of, is_rle, read_annotations
 from ..config import coco_metrics, require
 from ..errors import UserError
-from ..files import check_input, parse_json, read_json, write_atomically
+from ..files import check_input, file_hash, parse_json, read_json, write_atomically
 from ..runner import build_runner, load_weights
 
 #: Number of images in test-dev2017.
@@ -133,14 +132,15 @@ def detect_test_dev(
     if is_main_process():
         _begin(folder, cfg, checkpoint, ann_file, part_size)
         print(f"{len(dataset)} images in {len(starts)} parts")
-    todo = [
-        [i for i in range(len(starts)) if not all(p.exists() for p in _parts(folder, i, metrics))]
-    ]
-    broadcast_object_list(todo)  # all processes follow the first one
-    for i in todo[0]:
+    # All processes follow the first one.
+    done = [[all(p.exists() for p in _parts(folder, i, metrics)) for i in range(len(starts))]]
+    broadcast_object_list(done)
+    for i, start in enumerate(starts):
+        if done[0][i]:
+            continue
         if is_main_process():
             print(f"part {i + 1} of {len(starts)}", flush=True)
-        indices = range(starts[i], min(starts[i] + part_size, len(dataset)))
+        indices = range(start, min(start + part_size, len(dataset)))
         loader = dict(cfg.test_dataloader, dataset=dataset.get_subset(list(indices)))
         runner.test_loop.dataloader = Runner.build_dataloader(loader, seed=runner.seed)
         runner.test()
@@ -174,18 +174,12 @@ def _keep(unfinished: Path, part: Path, metric: str) -> None:
 
 
 def _begin(folder: Path, cfg: Config, checkpoint: str, ann_file, part_size: int) -> None:
-    """Records the settings of a run in ``run.json``, or checks that they have not changed.
-
-    Raises:
-        UserError: If the folder has results of a run with other settings.
-    """
+    """Records the settings of a run in ``run.json``, or checks that they have not changed."""
     (folder / "parts").mkdir(parents=True, exist_ok=True)
-    weights = Path(checkpoint)
+    weights = file_hash(checkpoint) if Path(checkpoint).is_file() else checkpoint
     settings = dict(
-        checkpoint=hashlib.sha256(weights.read_bytes()).hexdigest()
-        if weights.is_file()
-        else checkpoint,
-        annotations=hashlib.sha256(Path(ann_file).read_bytes()).hexdigest(),
+        checkpoint=weights,
+        annotations=file_hash(ann_file),
         part_size=part_size,
         model=json.dumps(cfg.model, sort_keys=True, default=str),
         pipeline=json.dumps(cfg.test_dataloader.dataset.pipeline, sort_keys=True, default=str),
@@ -207,20 +201,14 @@ def _begin(folder: Path, cfg: Config, checkpoint: str, ann_file, part_size: int)
 
 
 def _write(path: Path, parts: list[Path]) -> Path:
-    """Joins the lists in the files ``parts`` into the file ``path`` and zips it.
-
-    Returns:
-        The zip file.
-    """
+    """Joins the lists in the files ``parts`` into the file ``path``; returns that zipped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(path) as temporary, temporary.open("w") as out:
+        # As text, because the masks of 20 000 images are a gigabyte.
+        contents = (part.read_text().strip()[1:-1] for part in parts)
         out.write("[")
-        separator = ""
-        for part in parts:  # as text, because the masks of 20 000 images are a gigabyte
-            content = part.read_text().strip()[1:-1]
-            if content:
-                out.write(separator + content)
-                separator = ","
+        for number, content in enumerate(filter(None, contents)):
+            out.write("," * (number > 0) + content)
         out.write("]")
     zipped = path.with_suffix(".zip")
     with (
@@ -252,11 +240,8 @@ def check_submission(path, ann_file, max_empty: int = 0) -> str:
     detections = _read_submission(path)
     if not detections:
         raise UserError(f"{path} has no detections")
-    kinds = [
-        kind
-        for kind in ("bbox", "segmentation")
-        if any(isinstance(d, dict) and kind in d for d in detections)
-    ]
+    keys = {key for d in detections if isinstance(d, dict) for key in d}
+    kinds = [kind for kind in ("bbox", "segmentation") if kind in keys]
     images = {image["id"]: image for image in info["images"]}
     is_image = is_one_of(images)
     is_category = is_one_of({category["id"] for category in info["categories"]})
@@ -286,14 +271,12 @@ def check_submission(path, ann_file, max_empty: int = 0) -> str:
             f"without is {empty[0]}; the file may be truncated (max_empty={len(empty)} if the "
             "detector found nothing there)"
         )
+    ready = "ready for the server"
+    if len(images) != TEST_DEV_IMAGES:
+        ready = f"but the server's test-dev2017 has {TEST_DEV_IMAGES} images"
     return (
         f"{path}: {len(detections)} detections ({' and '.join(kinds)}) in {len(counts)} of "
-        f"{len(images)} images, "
-        + (
-            "ready for the server"
-            if len(images) == TEST_DEV_IMAGES
-            else f"but the server's test-dev2017 has {TEST_DEV_IMAGES} images"
-        )
+        f"{len(images)} images, {ready}"
     )
 
 

@@ -1,7 +1,7 @@
 """The swap without training: a network trained with max pooling, evaluated with SoftPool (the
 paper's column "pre-trained" in Table 2), over the sharpness alpha."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.runner import Runner, set_random_seed
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import update_bn
 
 from ..checks import check_dataset
 from ..config import require
@@ -48,24 +46,19 @@ class Swap:
 
     def markdown(self) -> str:
         """Formats the means over the checkpoints as a table, and the scores of each below it."""
-        columns = [("", "right"), (metric_label(self.metric), "right"), ("change", "right")]
         scores = np.column_stack([self.trained, self.swapped])
         curves = [scores] if self.renewed is None else [scores, self.renewed]
-        if self.renewed is not None:
-            columns += [("new batch norm", "right"), ("change", "right")]
+        columns = [metric_label(self.metric), "change", "new batch norm", "change"]
+        columns = columns[: 2 * len(curves)]
         names = ["pool of the training", *(f"alpha {alpha:g}" for alpha in self.alphas)]
-        lines = [
-            f"| | {' | '.join(name for name, _ in columns[1:])} |",
-            f"|---|{'---:|' * (len(columns) - 1)}",
-        ]
+        lines = [f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
         for i, name in enumerate(names):
             cells = []
             for curve in curves:
                 change = (curve[:, i] - self.trained).mean()
-                cells += [
-                    f"{curve[:, i].mean():.1f}",
-                    f"{change:+.1f}" if (i or len(cells)) else "",
-                ]
+                cells.append(f"{curve[:, i].mean():.1f}")
+                # The first cell is what all are compared with.
+                cells.append(f"{change:+.1f}" if i or len(cells) > 1 else "")
             lines.append(f"| {name} | {' | '.join(cells)} |")
         if len(self.trained) > 1:
             lines += ["", "Each checkpoint:", ""]
@@ -157,8 +150,7 @@ def evaluate_swap(
 
     curves = []
     for checkpoint in checkpoints:
-        identity = identify(cfg, checkpoint, include)
-        runner, pools, scores = None, {}, []
+        identity, runner, scores = identify(cfg, checkpoint, include), None, []
         for batches in [0, batch_norm] if batch_norm else [0]:
             for alpha in (None, *alphas):
                 key = f"{identity} alpha={alpha} batch_norm={batches}"
@@ -178,47 +170,27 @@ def evaluate_swap(
     metric, scale = main_metric({name for curve in curves for scores in curve for name in scores})
     # A detector that finds nothing has no metrics: its AP is 0.
     table = scale * np.array([[scores.get(metric, 0.0) for scores in curve] for curve in curves])
-    count = 1 + len(alphas)
-    swap = Swap(
-        metric=metric,
-        alphas=tuple(alphas),
-        trained=table[:, 0],
-        swapped=table[:, 1:count],
-        renewed=table[:, count:] if batch_norm else None,
-    )
+    trained, swapped, renewed = np.split(table, [1, 1 + len(alphas)], axis=1)
+    renewed = renewed if batch_norm else None
+    swap = Swap(metric, tuple(alphas), trained[:, 0], swapped, renewed)
     with write_atomically(work_dir / "swap.md") as temporary:
         temporary.write_text(swap.markdown())
     swap.plot(work_dir / "swap.png")
     return swap
 
 
-class _BatchNormOnly(nn.Module):
-    """A network in which only batch norm changes its training mode, frozen stages included."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def train(self, mode: bool = True):
-        self.training = mode
-        for module in self.network.modules():
-            if isinstance(module, _BatchNorm):
-                nn.Module.train(module, mode)
-        return self
-
-    def forward(self, inputs):
-        return self.network(inputs)
-
-
+@torch.no_grad()
 def _renew_batch_norm(runner: Runner, batches: int) -> None:
     """Estimates the statistics of the backbone's batch norm from the first training batches."""
     model = runner.model
+    for module in model.backbone.modules():
+        if isinstance(module, _BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # the mean over the batches
+            module.train()
     set_random_seed(0)  # the same images, in the same augmentation, for every pool
-
-    def inputs() -> Iterable[torch.Tensor]:
-        # A new loader: one that has been iterated would continue with other random numbers.
-        loader = Runner.build_dataloader(runner.cfg.train_dataloader, seed=0)
-        for _, data in zip(range(batches), loader, strict=False):
-            yield model.data_preprocessor(data, True)["inputs"]
-
-    update_bn(inputs(), _BatchNormOnly(model.backbone).eval())
+    # A new loader: one that has been iterated would continue with other random numbers.
+    loader = Runner.build_dataloader(runner.cfg.train_dataloader, seed=0)
+    for _, data in zip(range(batches), loader, strict=False):
+        model.backbone(model.data_preprocessor(data, True)["inputs"])
+    model.eval()

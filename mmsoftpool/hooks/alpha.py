@@ -13,7 +13,8 @@ from ..ops.modules import SoftPool2d
 class _AlphaHook(Hook):
     """Hook that sets alpha of the SoftPools in every training iteration.
 
-    Validation, and the network after the training, have the alpha of the config.
+    Validation, and the network after the training, have the alpha of the config. The subclasses'
+    ``alpha(runner, alpha)`` is that of the next iteration, of a pool with ``alpha`` in the config.
     """
 
     def before_train(self, runner):
@@ -31,10 +32,6 @@ class _AlphaHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         for pool, alpha in self.pools:
             pool.alpha = alpha
-
-    def alpha(self, runner, alpha: float) -> float:
-        """Alpha in the runner's next iteration of a pool that has ``alpha`` in the config."""
-        raise NotImplementedError
 
 
 class RandomAlphaHook(_AlphaHook):

@@ -37,9 +37,8 @@ class AtomicCheckpointHook(CheckpointHook):
     mmengine removes the oldest checkpoint, and the previous best one, before it writes the new one
     in place. Here both are held until the new one is written, and a file in the run's folder is a
     complete checkpoint or not there. This takes the space of one more checkpoint than
-    ``max_keep_ckpts``. Arguments as for mmengine's, with ``interval`` 1 by
-    default; with ``backend_args``, ``file_client_args`` or
-    a remote ``out_dir``, files are written as these say.
+    ``max_keep_ckpts``. Arguments as for mmengine's, with ``interval`` 1 by default; with
+    ``backend_args``, ``file_client_args`` or a remote ``out_dir``, files are written as these say.
     """
 
     def __init__(self, interval: int = 1, *args, **kwargs):

@@ -160,10 +160,8 @@ class MissedValidationHook(Hook):
 
     def before_train(self, runner):
         self.in_training = True
-        loop = runner.train_loop
-        if runner.val_loop is None or not isinstance(
-            loop, (EpochBasedTrainLoop, IterBasedTrainLoop)
-        ):
+        loop, known = runner.train_loop, (EpochBasedTrainLoop, IterBasedTrainLoop)
+        if runner.val_loop is None or not isinstance(loop, known):
             return
         step, last = _step(loop)
         interval = loop.dynamic_intervals[bisect(loop.dynamic_milestones, step + 1) - 1]

@@ -1,6 +1,4 @@
-import torch
-
-from . import flops
+from . import flops  # noqa: F401 (registers FLOP formulas)
 from .functional import (
     adaptive_soft_pool1d,
     adaptive_soft_pool2d,
@@ -17,8 +15,6 @@ from .modules import (
     SoftPool2d,
     SoftPool3d,
 )
-
-flops.register(torch.ops.mmsoftpool)
 
 __all__ = [
     "AdaptiveSoftPool1d",

@@ -184,12 +184,7 @@ def _batched(operator: Any, tensors: int) -> Callable[..., Any]:
 
 
 def register(library: torch.library.Library, fakes: dict[str, Callable[..., Tensor]]) -> None:
-    """Registers autograd, batching and decomposition of the operators.
-
-    Args:
-        library: Where the operators are defined.
-        fakes: Their fake kernels by name.
-    """
+    """Registers autograd, batching and decomposition of the operators in ``fakes``."""
     for name, fake in fakes.items():
         operator = getattr(torch.ops.mmsoftpool, name)
         is_backward = name.endswith("_backward")

@@ -40,12 +40,9 @@ class Backend(NamedTuple):
 
 
 def find_library(device: str) -> Backend:
-    """The compiled library for a device type that fits this torch, not loaded yet.
+    """The compiled library for ``'cpu'`` or ``'cuda'`` that fits this torch, not loaded yet.
 
     One on the stable ABI fits every torch from 2.10 on, one on ATen the version in its name.
-
-    Args:
-        device: ``'cpu'`` or ``'cuda'``.
     """
     choice = os.environ.get("MMSOFTPOOL_BACKEND", "auto")
     if choice not in ("auto", "reference"):
@@ -78,13 +75,10 @@ _CANNOT_RUN = re.compile("kernel image|invalid device function|PTX|driver")
 
 
 def load(device: str | torch.device) -> Backend:
-    """What runs SoftPool on a device type; loads its library and tries it out on the first call.
+    """What runs SoftPool on a device type; loads its library on the first call, and tries it out
+    on this device.
 
     Where that fails the reference runs, with one warning that names the cause.
-
-    Args:
-        device: Of the type ``'cpu'`` or ``'cuda'``; ``'cuda'`` needs a GPU. The library is tried
-            out on this one.
     """
     device = torch.device(device)
     if device.type not in _loaded:

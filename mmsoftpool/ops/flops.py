@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils import flop_counter
 
@@ -23,61 +24,41 @@ from .pooling import Pooling
 _FORWARD, _BACKWARD = 6, 10
 
 
-def forward_flops(
-    input: Any, kernel_size: Sequence[int], *args: Any, out_shape: Sequence[int], **kwargs: Any
-) -> int:
-    return _FORWARD * math.prod(kernel_size) * math.prod(out_shape)
+def _taps(kernel_size: Sequence[int], outputs: Sequence[int]) -> int:
+    """Number of taps of all windows of a pooling with outputs of a shape."""
+    return math.prod(kernel_size) * math.prod(outputs)
 
 
-def _backward_flops(
-    grad_output: Sequence[int], input: Any, kernel_size: Sequence[int], *args: Any, **kwargs: Any
-) -> int:
-    return _BACKWARD * math.prod(kernel_size) * math.prod(grad_output)
-
-
-def adaptive_forward_flops(
-    input: Sequence[int], output_size: Sequence[int], *args: Any, **kwargs: Any
-) -> int:
-    return _FORWARD * _taps(input, output_size)
-
-
-def _adaptive_backward_flops(
-    grad_output: Any, input: Sequence[int], output_size: Sequence[int], *args: Any, **kwargs: Any
-) -> int:
-    return _BACKWARD * _taps(input, output_size)
-
-
-def _taps(input: Sequence[int], output_size: Sequence[int]) -> int:
-    """Number of taps of all windows of an adaptive pooling; neighbours share one, except where the
-    sizes divide."""
+def _adaptive_taps(input: Sequence[int], output_size: Sequence[int]) -> int:
+    """The same of an adaptive pooling; neighbouring windows share a tap, except where the sizes
+    divide."""
     axes = len(output_size)
     sizes = zip(input[-axes:], output_size, strict=True)
     return math.prod(input[:-axes]) * math.prod(n + out - math.gcd(n, out) for n, out in sizes)
 
 
-def register(operators: Any) -> None:
-    """Registers the formulas with torch's ``FlopCounterMode``."""
-    formulas: dict[str, Any] = dict(
-        soft_pool=forward_flops,
-        soft_pool_backward=_backward_flops,
-        adaptive_soft_pool=adaptive_forward_flops,
-        adaptive_soft_pool_backward=_adaptive_backward_flops,
-    )
-    for name, formula in formulas.items():
-        operator = getattr(operators, name)
-        if TORCH_VERSION >= (2, 2):
-            flop_counter.register_flop_formula(operator)(formula)
-            if operator not in flop_counter.flop_registry:  # torch 2.4 has registered its overload
-                flop_counter.flop_registry[operator] = flop_counter.shape_wrapper(formula)
-        else:
-            flop_counter.flop_mapping[operator] = formula  # type: ignore[attr-defined]
+# torch's FlopCounterMode gives the formulas the arguments, with shapes in place of tensors.
+_formulas: dict[str, Any] = dict(
+    soft_pool=lambda x, k, *_, out_shape, **__: _FORWARD * _taps(k, out_shape),
+    soft_pool_backward=lambda g, x, k, *_, **__: _BACKWARD * _taps(k, g),
+    adaptive_soft_pool=lambda x, outs, *_, **__: _FORWARD * _adaptive_taps(x, outs),
+    adaptive_soft_pool_backward=lambda g, x, outs, *_, **__: _BACKWARD * _adaptive_taps(x, outs),
+)
+for _name, _formula in _formulas.items():
+    _operator = getattr(torch.ops.mmsoftpool, _name)
+    if TORCH_VERSION >= (2, 2):
+        flop_counter.register_flop_formula(_operator)(_formula)
+        if _operator not in flop_counter.flop_registry:  # torch 2.4 has registered its overload
+            flop_counter.flop_registry[_operator] = flop_counter.shape_wrapper(_formula)
+    else:
+        flop_counter.flop_mapping[_operator] = _formula  # type: ignore[attr-defined]
 
 
 def _of_module(module: Any, inputs: Any, output: Any) -> int:
     if hasattr(module, "output_size"):
-        return adaptive_forward_flops(inputs[0].shape, output.shape[-module._axes :])
+        return _FORWARD * _adaptive_taps(inputs[0].shape, output.shape[-module._axes :])
     kernel_size = Pooling.check(module._axes, module.kernel_size).kernel_size
-    return forward_flops(None, kernel_size, out_shape=output.shape)
+    return _FORWARD * _taps(kernel_size, output.shape)
 
 
 def _thop(module: Any, inputs: Any, output: Any) -> None:
@@ -90,11 +71,11 @@ def _ptflops(module: Any, inputs: Any, output: Any) -> None:
 
 def _soft_pool_node(inputs: Any, outputs: Any) -> int:
     kernel_size = [value.toIValue() for value in inputs[1].node().inputs()]
-    return forward_flops(None, kernel_size, out_shape=outputs[0].type().sizes())
+    return _FORWARD * _taps(kernel_size, outputs[0].type().sizes())
 
 
 def _adaptive_soft_pool_node(inputs: Any, outputs: Any) -> int:
-    return adaptive_forward_flops(inputs[0].type().sizes(), outputs[0].type().sizes()[2:])
+    return _FORWARD * _adaptive_taps(inputs[0].type().sizes(), outputs[0].type().sizes()[2:])
 
 
 _MODULES: list[type[nn.Module]] = [

@@ -11,40 +11,23 @@ from . import autograd, library
 from .pooling import Gradient, Ints, OutputSize, Padding, check_adaptive, check_input
 
 
-def _soft_pool(
+def _pool(
     function: Callable[..., Tensor],
+    operator: str,
     axes: int,
     input: Tensor,
     args: tuple[Any, ...],
     alpha: float,
     gradient: str,
 ) -> Tensor:
-    # Subclasses, modes and the proxies of torch.fx see this function, and not the operator.
+    """What every ``function`` of this module does, with the operator that it calls."""
+    # Subclasses, modes and the proxies of torch.fx see the function, and not the operator.
     if has_torch_function_unary(input):
         return handle_torch_function(
             function, (input,), input, *args, alpha=alpha, gradient=gradient
         )
-    pooling = check_input(axes, input, *args, alpha, gradient)
-    return _run("soft_pool", axes, input, pooling)
-
-
-def _adaptive_soft_pool(
-    function: Callable[..., Tensor],
-    axes: int,
-    input: Tensor,
-    output_size: OutputSize,
-    alpha: float,
-    gradient: str,
-) -> Tensor:
-    if has_torch_function_unary(input):
-        return handle_torch_function(
-            function, (input,), input, output_size, alpha=alpha, gradient=gradient
-        )
-    pooling = check_adaptive(axes, input, output_size, alpha, gradient)
-    return _run("adaptive_soft_pool", axes, input, pooling)
-
-
-def _run(operator: str, axes: int, input: Tensor, pooling: tuple[Any, ...]) -> Tensor:
+    check: Any = check_adaptive if operator == "adaptive_soft_pool" else check_input
+    pooling = check(axes, input, *args, alpha, gradient)
     if type(input) is not Tensor:
         library.register_sharding()
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
@@ -69,16 +52,9 @@ def soft_pool1d(
     alpha: float = 1.0,
     gradient: Gradient = "exact",
 ) -> Tensor:
-    """SoftPool over windows of a sequence. See :func:`soft_pool2d`.
-
-    Args:
-        input: (N, C, L) or (C, L).
-
-    Returns:
-        (N, C, L_out) or (C, L_out).
-    """
+    """SoftPool over windows of a sequence, (N, C, L) or (C, L). See :func:`soft_pool2d`."""
     args = (kernel_size, stride, padding, dilation, ceil_mode)
-    return _soft_pool(soft_pool1d, 1, input, args, alpha, gradient)
+    return _pool(soft_pool1d, "soft_pool", 1, input, args, alpha, gradient)
 
 
 def soft_pool2d(
@@ -130,7 +106,7 @@ def soft_pool2d(
         tensor([[[2.4927]]])
     """
     args = (kernel_size, stride, padding, dilation, ceil_mode)
-    return _soft_pool(soft_pool2d, 2, input, args, alpha, gradient)
+    return _pool(soft_pool2d, "soft_pool", 2, input, args, alpha, gradient)
 
 
 def soft_pool3d(
@@ -144,30 +120,18 @@ def soft_pool3d(
     alpha: float = 1.0,
     gradient: Gradient = "exact",
 ) -> Tensor:
-    """SoftPool over windows of a volume (paper, section 3.4). See :func:`soft_pool2d`.
-
-    Args:
-        input: (N, C, D, H, W) or (C, D, H, W).
-
-    Returns:
-        (N, C, D_out, H_out, W_out) or (C, D_out, H_out, W_out).
-    """
+    """SoftPool over windows of a volume, (N, C, D, H, W) or (C, D, H, W) (paper, section 3.4). See
+    :func:`soft_pool2d`."""
     args = (kernel_size, stride, padding, dilation, ceil_mode)
-    return _soft_pool(soft_pool3d, 3, input, args, alpha, gradient)
+    return _pool(soft_pool3d, "soft_pool", 3, input, args, alpha, gradient)
 
 
 def adaptive_soft_pool1d(
     input: Tensor, output_size: OutputSize, *, alpha: float = 1.0, gradient: Gradient = "exact"
 ) -> Tensor:
-    """Adaptive SoftPool over a sequence. See :func:`adaptive_soft_pool2d`.
-
-    Args:
-        input: (N, C, L) or (C, L).
-
-    Returns:
-        (N, C, L_out) or (C, L_out).
-    """
-    return _adaptive_soft_pool(adaptive_soft_pool1d, 1, input, output_size, alpha, gradient)
+    """Adaptive SoftPool over a sequence, (N, C, L) or (C, L). See :func:`adaptive_soft_pool2d`."""
+    args, operator = (output_size,), "adaptive_soft_pool"
+    return _pool(adaptive_soft_pool1d, operator, 1, input, args, alpha, gradient)
 
 
 def adaptive_soft_pool2d(
@@ -196,18 +160,14 @@ def adaptive_soft_pool2d(
         >>> adaptive_soft_pool2d(torch.tensor([[[0.0, 1.0], [2.0, 3.0]]]), 1)
         tensor([[[2.4927]]])
     """
-    return _adaptive_soft_pool(adaptive_soft_pool2d, 2, input, output_size, alpha, gradient)
+    args, operator = (output_size,), "adaptive_soft_pool"
+    return _pool(adaptive_soft_pool2d, operator, 2, input, args, alpha, gradient)
 
 
 def adaptive_soft_pool3d(
     input: Tensor, output_size: OutputSize, *, alpha: float = 1.0, gradient: Gradient = "exact"
 ) -> Tensor:
-    """Adaptive SoftPool over a volume. See :func:`adaptive_soft_pool2d`.
-
-    Args:
-        input: (N, C, D, H, W) or (C, D, H, W).
-
-    Returns:
-        (N, C, D_out, H_out, W_out) or (C, D_out, H_out, W_out).
-    """
-    return _adaptive_soft_pool(adaptive_soft_pool3d, 3, input, output_size, alpha, gradient)
+    """Adaptive SoftPool over a volume, (N, C, D, H, W) or (C, D, H, W). See
+    :func:`adaptive_soft_pool2d`."""
+    args, operator = (output_size,), "adaptive_soft_pool"
+    return _pool(adaptive_soft_pool3d, operator, 3, input, args, alpha, gradient)

@@ -1,15 +1,32 @@
 """SoftPool as modules, with the arguments of ``nn.MaxPool2d`` and ``nn.AdaptiveAvgPool2d``."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from . import functional as F
 from .pooling import Gradient, Ints, OutputSize, Padding, Pooling, check_sizes
 
+_SOFTMAX = ("alpha", "gradient")
 
-class _Pool(nn.Module):
+
+class PoolModule(nn.Module):
+    """A pool whose arguments are attributes of the same names, those in ``__constants__``."""
+
+    __constants__: ClassVar[tuple[str, ...]]
+    _axes: ClassVar[int]
+    _function: ClassVar[Callable[..., Tensor]]
+
+    def _arguments(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__constants__}
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._function(input, **self._arguments())
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self._arguments().items())
+
     def __prepare_scriptable__(self) -> None:  # torch.jit.script calls it first
         raise RuntimeError(
             f"torch.jit.script cannot compile {type(self).__name__}, whose arguments are checked "
@@ -17,9 +34,8 @@ class _Pool(nn.Module):
         )
 
 
-class _SoftPoolNd(_Pool):
-    _axes: ClassVar[int]
-    _function: ClassVar[Callable[..., Tensor]]
+class _SoftPoolNd(PoolModule):
+    __constants__ = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", *_SOFTMAX)
 
     def __init__(
         self,
@@ -50,25 +66,6 @@ class _SoftPoolNd(_Pool):
         self.ceil_mode = ceil_mode
         self.alpha = alpha
         self.gradient = gradient
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self._function(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.ceil_mode,
-            alpha=self.alpha,
-            gradient=self.gradient,
-        )
-
-    def extra_repr(self) -> str:
-        return (
-            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
-            f"dilation={self.dilation}, ceil_mode={self.ceil_mode}, alpha={self.alpha}, "
-            f"gradient={self.gradient!r}"
-        )
 
 
 class SoftPool1d(_SoftPoolNd):
@@ -103,9 +100,8 @@ class SoftPool3d(_SoftPoolNd):
     _function = staticmethod(F.soft_pool3d)
 
 
-class _AdaptiveSoftPoolNd(_Pool):
-    _axes: ClassVar[int]
-    _function: ClassVar[Callable[..., Tensor]]
+class _AdaptiveSoftPoolNd(PoolModule):
+    __constants__ = ("output_size", *_SOFTMAX)
 
     def __init__(
         self, output_size: OutputSize, *, alpha: float = 1.0, gradient: Gradient = "exact"
@@ -116,12 +112,6 @@ class _AdaptiveSoftPoolNd(_Pool):
         self.output_size = output_size
         self.alpha = alpha
         self.gradient = gradient
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self._function(input, self.output_size, alpha=self.alpha, gradient=self.gradient)
-
-    def extra_repr(self) -> str:
-        return f"output_size={self.output_size}, alpha={self.alpha}, gradient={self.gradient!r}"
 
 
 class AdaptiveSoftPool1d(_AdaptiveSoftPoolNd):

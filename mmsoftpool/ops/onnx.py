@@ -160,11 +160,7 @@ def exact(x: Tensor, pooling: Pooling) -> Tensor:
     """SoftPool with the maximum of every window subtracted.
 
     The taps of a window that have been seen are three numbers: their maximum m, the sum of
-    e^(alpha (x - m)) and that of (x - m) e^(alpha (x - m)).
-
-    Args:
-        x: (N, C, spatial...), float32 or float64.
-        pooling: The pooling, without ``ceil_mode``.
+    e^(alpha (x - m)) and that of (x - m) e^(alpha (x - m)). ``pooling`` has no ``ceil_mode``.
     """
     axes = len(pooling.kernel_size)
     alpha = min(max(pooling.alpha, _SMALLEST_ALPHA), _FLOAT32.max)

@@ -19,7 +19,6 @@ Padding: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]]
 #: Output size of an adaptive pool; None keeps the size of an axis.
 OutputSize: TypeAlias = int | Sequence[int | None] | None
 _SPATIAL = ("D", "H", "W")
-_LIMIT = 2**31  # of torch's own pools, too
 
 
 class Pooling(NamedTuple):
@@ -56,12 +55,7 @@ class Pooling(NamedTuple):
         alpha: float = 1.0,
         gradient: str = "exact",
     ) -> "Pooling":
-        """Checks the arguments of a pool over ``axes`` axes, in the forms that users give them.
-
-        Raises:
-            TypeError: If an argument has the wrong type.
-            ValueError: If an argument has a value that is not allowed.
-        """
+        """Checks the arguments of a pool over ``axes`` axes, in the forms that users give them."""
         kernel_size = _per_axis("kernel_size", kernel_size, axes, 1)
         if stride is None or (isinstance(stride, Sequence) and len(stride) == 0):
             stride = kernel_size  # torch's pools take an empty stride for that too
@@ -101,11 +95,8 @@ class Pooling(NamedTuple):
 class AdaptivePooling(NamedTuple):
     """An adaptive pooling; unpacks into the operator ``torch.ops.mmsoftpool.adaptive_soft_pool``.
 
-    Attributes:
-        output_size: Output size of every axis. Output i of an axis of size n covers the inputs from
-            floor(i n / out) to ceil((i + 1) n / out).
-        alpha: Sharpness of the softmax, finite and at least 0.
-        gradient: ``'exact'`` or ``'paper'``.
+    Output i of an axis of size n covers the inputs from floor(i n / out) to ceil((i + 1) n / out).
+    ``alpha`` and ``gradient`` as those of :class:`Pooling`.
     """
 
     output_size: Sequence[int]
@@ -114,12 +105,7 @@ class AdaptivePooling(NamedTuple):
 
 
 def check_input(axes: int, input: Tensor, *args: Any) -> Pooling:
-    """:meth:`Pooling.check` of ``args``, and a check that ``input`` suits the pooling.
-
-    Raises:
-        TypeError: If ``input`` is not a tensor of float16, bfloat16, float32 or float64.
-        ValueError: If its rank is not ``axes + 1`` or ``axes + 2``, or the output would be empty.
-    """
+    """:meth:`Pooling.check` of ``args``, and a check that ``input`` suits the pooling."""
     check_tensor(axes, input)
     pooling = Pooling.check(axes, *args)
     sizes = input.shape[-axes:]
@@ -135,30 +121,15 @@ def check_input(axes: int, input: Tensor, *args: Any) -> Pooling:
     return pooling
 
 
-def check_sizes(axes: int, output_size: OutputSize) -> list[int | None]:
-    """The output size of an adaptive pool, an int or None or one of them per axis, as a list."""
-    allowed = "an int >= 1 and < 2**48 or None" + (f", or {axes} of them" if axes > 1 else "")
-    one = output_size is None or _is_int(output_size)
-    sizes: Any = [output_size] * axes if one else output_size
-    if not isinstance(sizes, Sequence) or not all(n is None or _is_int(n) for n in sizes):
-        raise TypeError(f"output_size must be {allowed}, got {output_size!r}")
-    checked = [n if n is None else _plain(n) for n in sizes]
-    if len(checked) == 1:
-        checked *= axes
-    if len(checked) != axes or any(n is not None and not 1 <= n < 2**48 for n in checked):
-        raise ValueError(f"output_size must be {allowed}, got {output_size!r}")
-    return checked
+def check_sizes(axes: int, output_size: OutputSize) -> tuple[int | None, ...]:
+    """The output size of an adaptive pool, an int or None or one of them per axis, as a tuple."""
+    return _per_axis("output_size", output_size, axes, 1, bits=48, or_none=True)
 
 
 def check_adaptive(
     axes: int, input: Tensor, output_size: OutputSize, alpha: float, gradient: str
 ) -> AdaptivePooling:
-    """Checks the arguments of an adaptive pool over ``axes`` axes.
-
-    Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If an argument has a value that is not allowed, or ``input`` is empty.
-    """
+    """Checks the input and the arguments of an adaptive pool over ``axes`` axes."""
     check_tensor(axes, input)
     sizes = [_plain(size) for size in input.shape[-axes:]]
     if any(size < 1 for size in sizes):
@@ -197,18 +168,24 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (int, torch.SymInt)) else int(value)
 
 
-def _per_axis(name: str, value: Any, axes: int, minimum: int) -> tuple[int, ...]:
-    """``value``, an int or one int per axis, as a tuple of ``axes`` ints."""
-    if type(value) is int and minimum <= value < _LIMIT:  # the rest takes several times as long
+def _per_axis(
+    name: str, value: Any, axes: int, minimum: int, bits: int = 31, or_none: bool = False
+) -> tuple[Any, ...]:
+    """``value``, one number or one per axis, as ``axes`` of them, below ``2**bits`` as in torch."""
+    if type(value) is int and minimum <= value < 1 << bits:  # the rest takes several times as long
         return (value,) * axes
-    allowed = f"an int >= {minimum} and < 2**31" + (f" or {axes} of them" if axes > 1 else "")
-    values = [value] * axes if _is_int(value) else value
-    if not isinstance(values, Sequence) or not all(map(_is_int, values)):
+    allowed = f"an int >= {minimum} and < 2**{bits}" + (" or None" if or_none else "")
+    if axes > 1:
+        allowed += f"{',' if or_none else ''} or {axes} of them"
+    values = [value] * axes if _is_int(value) or (or_none and value is None) else value
+    if not isinstance(values, Sequence) or not all(
+        _is_int(v) or (or_none and v is None) for v in values
+    ):
         raise TypeError(f"{name} must be {allowed}, got {value!r}")
-    values = [_plain(v) for v in values]
+    values = [v if v is None else _plain(v) for v in values]
     if len(values) == 1:
         values *= axes
-    if len(values) != axes or min(values) < minimum or max(values) >= _LIMIT:
+    if len(values) != axes or any(v is not None and not minimum <= v < 1 << bits for v in values):
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
     return tuple(values)
 

@@ -32,39 +32,26 @@ class Windows:
     """The windows of a pooling over (N, C, spatial...) tensors, as a stack of strided slices."""
 
     def __init__(self, sizes: Sequence[int], pooling: Pooling):
-        self.sizes = list(sizes)
-        self.stride = pooling.stride
+        self.sizes, self.stride = list(sizes), pooling.stride
         self.before = list(pooling.padding[0::2])
         self.after = [pooling.padding_after(i) for i in range(len(self.sizes))]
         self._reached = list(self.after)  # of that, by the taps that are kept
-        taps, last = [], []
-        for i, (size, k, d) in enumerate(
-            zip(sizes, pooling.kernel_size, pooling.dilation, strict=True)
-        ):
-            kept = k
+        starts: list[range] = []  # of the taps along every axis
+        slices: list[list[slice]] = []
+        for i, (k, d) in enumerate(zip(pooling.kernel_size, pooling.dilation, strict=True)):
+            kept, size = k, sizes[i]
             if not isinstance(size, torch.SymInt):  # which would need a branch
                 # Taps beyond the input in all windows: those of a kernel larger than the map.
                 kept = min(k, (size + self.before[i] - 1) // d + 1)
             self._reached[i] -= (k - kept) * d
-            taps.append(range(kept))
+            starts.append(range(0, kept * d, d))
             # A slice ends where the last tap of the window leaves room for the other taps. Ends
             # that count from the back do not depend on the size: exporters need no guard for them.
-            last.append(-(kept - 1) * d)
+            last = (kept - 1) * d
+            slices.append([slice(tap, tap - last or None, self.stride[i]) for tap in starts[i]])
         #: Offset of every tap of a window from the window's first one.
-        self.offsets = [
-            tuple(i * d for i, d in zip(tap, pooling.dilation, strict=True))
-            for tap in itertools.product(*taps)
-        ]
-        self.slices = [
-            (
-                ...,
-                *(
-                    slice(start, start + end or None, s)
-                    for start, end, s in zip(offset, last, self.stride, strict=True)
-                ),
-            )
-            for offset in self.offsets
-        ]
+        self.offsets = list(itertools.product(*starts))
+        self.slices: list[tuple[Any, ...]] = [(..., *s) for s in itertools.product(*slices)]
 
     def gather(self, x: Tensor, absent: float) -> Tensor:
         """(taps, N, C, out...) with ``absent`` for what is outside the input."""
@@ -205,19 +192,24 @@ def _windows(input: Tensor, pooling: Pooling | AdaptivePooling) -> Windows | Ada
     return Windows(input.shape[2:], pooling)
 
 
-def _slopes(w: Tensor, shifted: Tensor, mean: Tensor, pooling: Pooling | AdaptivePooling) -> Tensor:
-    """Derivative of a window's output by its taps, over w: 1 + alpha (x - y), or 1 (paper)."""
+def _weigh(
+    input: Tensor, pooling: Pooling | AdaptivePooling
+) -> tuple[Windows | AdaptiveWindows, Tensor, Tensor]:
+    """The windows of an input, their weights w and the derivative of the output by the taps, over
+    w: 1 + alpha (x - y), or 1 (paper)."""
+    windows = _windows(input, pooling)
+    taps = windows.gather(input.to(compute_dtype(input.dtype)), -math.inf)
+    w, shifted, _, mean = _softmax(taps, pooling.alpha)
     if pooling.gradient == "paper":
-        return torch.ones_like(w)
+        return windows, w, torch.ones_like(w)
     mean = torch.where(mean == -math.inf, 0, mean)  # where w is 0, but the slope must be finite
-    return 1 + _finite(pooling.alpha, w.dtype) * (shifted - mean)
+    return windows, w, 1 + _finite(pooling.alpha, w.dtype) * (shifted - mean)
 
 
 def memory_format(input: Tensor) -> torch.memory_format:
     """The layout that results have: the input's if that is channels last, else contiguous."""
     if not input.is_contiguous():
-        for format in (torch.channels_last, torch.channels_last_3d):
-            dims = 4 if format == torch.channels_last else 5
+        for dims, format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
             if input.dim() == dims and input.is_contiguous(memory_format=format):
                 return format
     return torch.contiguous_format
@@ -250,17 +242,14 @@ def adaptive_soft_pool_backward(grad_output: Tensor, input: Tensor, *args: Any) 
 
 
 def _forward(input: Tensor, pooling: Pooling | AdaptivePooling) -> Tensor:
-    windows = _windows(input, pooling)
-    taps = windows.gather(input.to(compute_dtype(input.dtype)), -math.inf)
+    taps = _windows(input, pooling).gather(input.to(compute_dtype(input.dtype)), -math.inf)
     _, _, max, mean = _softmax(taps, pooling.alpha)
     return (max + mean).to(input.dtype).contiguous(memory_format=memory_format(input))
 
 
 def _backward(grad_output: Tensor, input: Tensor, pooling: Pooling | AdaptivePooling) -> Tensor:
-    dtype = compute_dtype(input.dtype)
-    windows = _windows(input, pooling)
-    w, shifted, _, mean = _softmax(windows.gather(input.to(dtype), -math.inf), pooling.alpha)
-    grads = grad_output.to(dtype) * w * _slopes(w, shifted, mean, pooling)
+    windows, w, slopes = _weigh(input, pooling)
+    grads = grad_output.to(w.dtype) * w * slopes
     grad_input = windows.scatter(grads).to(input.dtype)
     return grad_input.contiguous(memory_format=memory_format(input))
 
@@ -268,11 +257,8 @@ def _backward(grad_output: Tensor, input: Tensor, pooling: Pooling | AdaptivePoo
 def soft_pool_jvp(tangent: Tensor, input: Tensor, pooling: Pooling | AdaptivePooling) -> Tensor:
     """Forward-mode derivative of the forward: sum of w (1 + alpha (x - y)) t per window, the
     transpose of the backward."""
-    dtype = compute_dtype(input.dtype)
-    windows = _windows(input, pooling)
-    w, shifted, _, mean = _softmax(windows.gather(input.to(dtype), -math.inf), pooling.alpha)
-    t = windows.gather(tangent.to(dtype), 0.0)
-    return (t * w * _slopes(w, shifted, mean, pooling)).sum(0).to(input.dtype)
+    windows, w, slopes = _weigh(input, pooling)
+    return (windows.gather(tangent.to(w.dtype), 0.0) * w * slopes).sum(0).to(input.dtype)
 
 
 def soft_pool_double_backward(
@@ -287,15 +273,10 @@ def soft_pool_double_backward(
     of grad_output is u and that of x_j is alpha g w_j ((v_j - sum v_i w_i) h_j + v_j - u). The
     paper's gradient is the same with h = 1 and without the terms that come from the derivative of
     h. Both matrices of second derivatives are symmetric, so this is their product with v in forward
-    mode as well.
-
-    Returns:
-        The gradients of ``grad_output`` and ``input``.
+    mode as well. Returns the gradients of ``grad_output`` and ``input``.
     """
-    dtype = compute_dtype(input.dtype)
-    windows = _windows(input, pooling)
-    w, shifted, _, mean = _softmax(windows.gather(input.to(dtype), -math.inf), pooling.alpha)
-    h = _slopes(w, shifted, mean, pooling)
+    windows, w, h = _weigh(input, pooling)
+    dtype = w.dtype
     v = windows.gather(grad_grad_input.to(dtype), 0.0)
     v_mean = (v * w).sum(0)
     u = (v * w * h).sum(0)

@@ -83,11 +83,7 @@ def replaced_functions(module: nn.Module) -> dict[str, PoolFactory]:
 
 
 def example(module: nn.Module, function: str, factory: PoolFactory) -> nn.Module:
-    """One of the pools that :func:`replace_calls` would make in the calls.
-
-    Raises:
-        ValueError: If the calls in ``module`` cannot be replaced.
-    """
+    """One of the pools that :func:`replace_calls` would make in the calls of ``module``."""
     if "forward" in vars(module):
         raise ValueError("its forward was set on the module itself and not by its class")
     if isinstance(module, torch.fx.GraphModule):  # copies itself without our subclass
@@ -116,26 +112,22 @@ def _with_replaced_calls(cls: Any) -> Any:
 
     original = cls.forward
 
-    @functools.wraps(original)  # torch.fx and torch.onnx read the signature
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _ReplacedCalls(replaced_functions(self), self.training):
-            return original(self, *args, **kwargs)
+    class Replaced(cls):  # type: ignore[misc]
+        __module__, __qualname__, __doc__ = cls.__module__, cls.__qualname__, cls.__doc__
 
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:
-        # A pickle finds a class by its name, and under this one it finds `cls`.
-        make, args, *state = cls.__reduce_ex__(self, protocol)
-        args = tuple(cls if arg is type(self) else arg for arg in args)
-        return (_restore, (make, args), *state)
+        @functools.wraps(original)  # torch.fx and torch.onnx read the signature
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            with _ReplacedCalls(replaced_functions(self), self.training):
+                return original(self, *args, **kwargs)
 
-    members = dict(
-        forward=forward,
-        __reduce_ex__=__reduce_ex__,
-        __module__=cls.__module__,
-        __qualname__=cls.__qualname__,
-        __doc__=cls.__doc__,
-    )
-    subclass = types.new_class(cls.__name__, (cls,), exec_body=lambda body: body.update(members))
-    return subclass
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            # A pickle finds a class by its name, and under this one it finds `cls`.
+            make, args, *state = cls.__reduce_ex__(self, protocol)
+            args = tuple(cls if arg is type(self) else arg for arg in args)
+            return (_restore, (make, args), *state)
+
+    Replaced.__name__ = cls.__name__
+    return Replaced
 
 
 def _restore(make: Any, args: Any) -> nn.Module:

@@ -52,15 +52,10 @@ def kernel_is_one(kernel_size: Any) -> bool:
 
 @dataclass(frozen=True)
 class PoolFactory:
-    """Makes the new pools.
+    """Makes the new pools."""
 
-    Args:
-        kind: A class or its name; one that ends in 2d stands for its 1d, 2d or 3d variant.
-        arguments: Arguments of the class beside those that are taken from the old pool.
-    """
-
-    kind: type | str
-    arguments: dict[str, Any]
+    kind: type | str  # a class or its name; one that ends in 2d stands for 1d, 2d or 3d
+    arguments: dict[str, Any]  # of the class, beside those that are taken from the old pool
 
     @classmethod
     def from_config(cls, pool: Any) -> "PoolFactory":
@@ -151,11 +146,7 @@ class EqualWindows(nn.Module):
 
 
 def counterpart(old: nn.Module, factory: PoolFactory) -> nn.Module:
-    """The new pool for the place of ``old``.
-
-    Raises:
-        ValueError: If it cannot do the same as ``old``.
-    """
+    """The new pool for the place of ``old``."""
     if "forward" in vars(old):
         raise ValueError("its forward was set on the module itself and not by its class")
     for setting in ("return_indices", "divisor_override"):
@@ -224,11 +215,10 @@ def _takes(cls: type, argument: str) -> bool:
 
 def _class_for(kind: type | str, axes: int) -> type:
     """The class ``kind``, or its 1d, 2d or 3d variant."""
+    name = re.sub("[123]d$", f"{axes}d", kind if isinstance(kind, str) else kind.__name__)
     if isinstance(kind, type):
-        name = re.sub("[123]d$", f"{axes}d", kind.__name__)
         found = kind if name == kind.__name__ else getattr(sys.modules[kind.__module__], name, None)
     else:
-        name = re.sub("[123]d$", f"{axes}d", kind)
         found = getattr(ops, name, None) or getattr(nn, name.removeprefix("torch.nn."), None)
         if found is None and "mmengine" in sys.modules:  # this package imports it if installed
             from mmengine.registry import MODELS

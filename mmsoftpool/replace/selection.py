@@ -11,15 +11,10 @@ from .modules import ADAPTIVE, WINDOWED, kernel_is_one, pool_class
 
 
 class Pool(NamedTuple):
-    """A pool of a network: a module, or a call in the forward of one.
+    """A pool of a network: a module, or a call in the forward of one."""
 
-    Args:
-        module: The pool or, for a functional one, the module that calls it.
-        function: The name of the function that is called, ``'max_pool2d'``; None for a module.
-    """
-
-    module: nn.Module
-    function: str | None = None
+    module: nn.Module  # the pool or, for a functional one, the module that calls it
+    function: str | None = None  # the name of the function that is called, 'max_pool2d'
 
     @property
     def runs(self) -> str:
@@ -36,11 +31,6 @@ class Pool(NamedTuple):
         return self.function in functional.replaced_functions(self.module)
 
     @property
-    def is_torchs(self) -> bool:
-        """Whether it is a max or average pool of torch."""
-        return self.runs in functional.NAMES
-
-    @property
     def is_adaptive(self) -> bool:
         return self.runs.startswith("adaptive")
 
@@ -53,17 +43,8 @@ class Pool(NamedTuple):
 
 
 def select(module: nn.Module, include: Any, exclude: Any) -> tuple[dict[str, Pool], list[str]]:
-    """The pools to replace, see :func:`mmsoftpool.replace_pooling`.
-
-    Returns:
-        The pools by their qualified names, and the names of functional pools that stay only because
-        no name was given, which deserve a warning.
-
-    Raises:
-        ValueError: If nothing is selected, if a name matches no pool, or if the selection cannot
-            be carried out.
-        TypeError: If ``include`` or ``exclude`` has the wrong type.
-    """
+    """The pools to replace by their qualified names, see :func:`mmsoftpool.replace_pooling`; and
+    the names of functional pools that stay only because no name was given, for a warning."""
     include = None if include is None else _selectors("include", include)
     exclude = _selectors("exclude", exclude)
     found = dict(_find(module))
@@ -73,7 +54,7 @@ def select(module: nn.Module, include: Any, exclude: Any) -> tuple[dict[str, Poo
             continue
         if include is None:
             special = pool.function or pool.is_adaptive or pool.only_subsamples
-            wanted = pool.is_torchs and not special
+            wanted = pool.runs in functional.NAMES and not special  # max or average pools of torch
         else:
             wanted = any(_selects(selector, name, pool) for selector in include)
         if wanted:
