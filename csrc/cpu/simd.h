@@ -312,6 +312,41 @@ struct Simd {
   }
 };
 
+// Vectors with a faster exponential, for windows that take little else. It is within
+// 2.7 units of 2^-24 for float, and 3e-6 for float16 and 1e-4 for bfloat16, whose roundings are 170
+// and 20 times as much.
+template <typename T, int Bytes>
+struct FastSimd : Simd<Compute<T>, Bytes> {
+  using Vec = typename Simd<Compute<T>, Bytes>::Vec;
+
+  static MMSOFTPOOL_INLINE Vec exp2(Vec x) {
+    if constexpr (std::is_same_v<T, double>) {
+      return Simd<double, Bytes>::exp2(x);
+    } else {
+      using Bits = typename Simd<float, Bytes>::Bits;
+      constexpr float magic = 12583039.0f;  // as in Simd::exp2
+      const Vec shifted = x + magic, f = x - (shifted - magic);
+      // 2^f = 1 + f q(f) for |f| <= 1/2, the q of degree 4, 3 or 2 with the smallest relative
+      // error.
+      Vec p;
+      if constexpr (std::is_same_v<T, float>) {
+        p = f * 1.3264727e-3f + 9.6715130e-3f;
+        p = p * f + 5.5507336e-2f;
+        p = p * f + 2.4022242e-1f;
+        p = p * f + 6.9314700e-1f;
+      } else if constexpr (std::is_same_v<T, Half>) {
+        p = f * 9.5828529e-3f + 5.5906426e-2f;
+        p = p * f + 2.4024099e-1f;
+        p = p * f + 6.9312418e-1f;
+      } else {
+        p = f * 5.5008933e-2f + 2.4221097e-1f;
+        p = p * f + 6.9328290e-1f;
+      }
+      return (p * f + 1.0f) * (Vec)((Bits)shifted << 23);
+    }
+  }
+};
+
 // Whether a mask of float has no lane.
 template <typename Bits>
 MMSOFTPOOL_INLINE bool none_of(Bits mask) {
