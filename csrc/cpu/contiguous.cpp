@@ -11,16 +11,6 @@
 namespace mmsoftpool::cpu {
 namespace {
 
-// Whether the windows are disjoint and cover the map, as those of 2 x 2 at stride 2 do. Then rows
-// of outputs have rows of the input to themselves.
-bool tile_the_map(const Pooling& pooling) {
-  const auto tile = [](const Axis& axis) {
-    return axis.out * axis.kernel_size == axis.in && axis.padding == 0 && axis.dilation == 1 &&
-           !axis.adaptive && (axis.out == 1 || axis.stride == axis.kernel_size);
-  };
-  return tile(pooling.depth) && tile(pooling.height) && tile(pooling.width);
-}
-
 // A pooling whose rows of the input are blocks of rows that follow each other in the tensor, with
 // what `pieces` rows of outputs reach: small maps have short rows. Only for windows that tile the
 // map; others have one piece.
