@@ -60,30 +60,20 @@ int64_t adaptive_blocks(const Pooling& pooling) {
   return (pooling.planes() + planes_side_by_side - 1) / planes_side_by_side;
 }
 
-// The entry points of the kernel that a pooling takes.
-template <typename T>
-struct Kernel {
-  decltype(&forward_contiguous<T>) forward;
-  decltype(&backward_contiguous<T>) backward;
-};
-
 template <typename T>
 Kernel<T> choose_kernel(const Pooling& pooling, bool backward) {
   if (use_adaptive(pooling)) {
-    return {forward_adaptive<T>, backward_adaptive<T>};
+    return adaptive_kernel<T>();
   }
   if constexpr (!std::is_same_v<T, double>) {
     if (shares_powers<T>(pooling, backward)) {
-      return {forward_shared<T>, backward_shared<T>};
+      return shared_kernel<T>();
     }
   }
   if (pooling.layout == Layout::channels_last) {
-    return {forward_channels_last<T>, backward_channels_last<T>};
+    return channels_last_kernel<T>();
   }
-  if (use_one_window<T>(pooling)) {
-    return {forward_one_window<T>, backward_one_window<T>};
-  }
-  return {forward_contiguous<T>, backward_contiguous<T>};
+  return use_one_window<T>(pooling) ? one_window_kernel<T>() : contiguous_kernel<T>();
 }
 
 // The widest instruction set that the machine has and that ATEN_CPU_CAPABILITY allows, the variable
