@@ -200,7 +200,7 @@ MMSOFTPOOL_INLINE void backward(
       const T* const grad_y = grad_output + row * blocks.pieces * blocks.windows;
       const A* const* const tap = taps.data();
       A* const* const grad = grads.data();
-      with_taps(taps.size(), [&](auto constant) INLINED {
+      const auto pool_vectors = [&](auto constant, auto tiled) INLINED {
         blocks.for_each_vector<S>([&](int64_t window, int64_t place, auto n) INLINED {
           const auto live = S::first_lanes(n);
           window_gradients<constant.value, S>(
@@ -210,16 +210,23 @@ MMSOFTPOOL_INLINE void backward(
               },
               scratch.data(), [&](int64_t t, int64_t) INLINED { return S::load(tap[t] + place); },
               [&](int64_t t, int64_t, Vec v) INLINED {
-                // The lanes beyond may hold columns of real windows, or a NaN.
-                constexpr bool all = std::is_same_v<decltype(n), typename S::All>;
                 A* const to = grad[t] + place;
-                if (blocks.tiled) {
+                if constexpr (tiled.value) {
                   S::store(v, to);
                 } else {
+                  // The lanes beyond may hold columns of real windows, or a NaN.
+                  constexpr bool all = std::is_same_v<decltype(n), typename S::All>;
                   S::store(S::load(to) + (all ? v : S::masked(v, live)), to);
                 }
               });
         });
+      };
+      with_taps(taps.size(), [&](auto constant) INLINED {
+        if (blocks.tiled) {
+          pool_vectors(constant, std::true_type());
+        } else {
+          pool_vectors(constant, std::false_type());
+        }
       });
     };
     const auto write_row = [&](int64_t d, int64_t h, A* sums) INLINED {

@@ -45,6 +45,10 @@ struct SplitRow {
         columns.push_back({i * part + (column + width.padding) / width.stride, column});
       }
     }
+    for (int64_t column : {0, 1}) {
+      const int64_t place = column + width.padding;
+      places[column] = place % width.stride * part + place / width.stride;
+    }
   }
 
   // Whether all columns are in one part, or in two by their parity. Then vectors are copied.
@@ -65,12 +69,6 @@ struct SplitRow {
     const auto phase = std::lower_bound(phases.begin(), phases.end(), place % width.stride);
     return (phase - phases.begin()) * part + place / width.stride;
   }
-  // Where column 0 or 1 is, of one or two parts.
-  int64_t place(int64_t column) const {
-    const int64_t place = column + width.padding;
-    return place % width.stride * part + place / width.stride;
-  }
-
   struct Column {
     int64_t place, column;
   };
@@ -79,6 +77,7 @@ struct SplitRow {
   int64_t part, size;
   std::vector<int64_t> phases;  // places modulo the stride, ascending
   std::vector<Column> columns;
+  int64_t places[2] = {};  // of the columns 0 and 1, where vectors are copied
 };
 
 template <typename S, typename From, typename To>
@@ -147,10 +146,10 @@ template <typename S, typename T>
 MMSOFTPOOL_INLINE void split_row(const SplitRow& layout, const T* row, Compute<T>* split) {
   const int64_t in = layout.width.in;
   if (layout.is_whole()) {
-    return copy_row<S>(row, in, split + layout.place(0));
+    return copy_row<S>(row, in, split + layout.places[0]);
   }
   if (layout.has_pairs()) {
-    return split_pairs<S>(row, in, split + layout.place(0), split + layout.place(1));
+    return split_pairs<S>(row, in, split + layout.places[0], split + layout.places[1]);
   }
   const Compute<T>* x = split + layout.size;
   if constexpr (std::is_same_v<T, Compute<T>>) {
@@ -168,9 +167,9 @@ template <typename S, typename T>
 MMSOFTPOOL_INLINE void merge_row(const SplitRow& layout, Compute<T>* split, T* row) {
   const int64_t in = layout.width.in;
   if (layout.is_whole()) {
-    copy_row<S>(split + layout.place(0), in, row);
+    copy_row<S>(split + layout.places[0], in, row);
   } else if (layout.has_pairs()) {
-    merge_pairs<S>(split + layout.place(0), split + layout.place(1), in, row);
+    merge_pairs<S>(split + layout.places[0], split + layout.places[1], in, row);
   } else {
     Compute<T>* sums = split + layout.size;
     if constexpr (std::is_same_v<T, Compute<T>>) {
