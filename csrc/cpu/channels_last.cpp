@@ -94,9 +94,9 @@ MMSOFTPOOL_INLINE void for_each_neighbour(
   }
 }
 
-// The outputs of n such windows for a vector of channels. Returns the lanes that are wrong.
+// The outputs of n such windows for a vector of channels. Returns whether they are right.
 template <typename S, typename T>
-MMSOFTPOOL_INLINE auto pool_neighbours(
+MMSOFTPOOL_INLINE bool pool_neighbours(
     const Exponents<S>& exponents, const T* const* row, int64_t step, int64_t n, T* output) {
   using Vec = typename S::Vec;
   Vec max = S::load(row[0]);
@@ -119,40 +119,60 @@ MMSOFTPOOL_INLINE auto pool_neighbours(
         S::store(window.top + window.below, output + i * step);
         wrong |= is_wrong(window);
       });
-  return wrong;
+  return none_of(wrong);
 }
 
-// Calls visit(taps, vectors, c, n) for the vectors of the channels [c, end), n lanes each: `Many`
-// of them at once for windows of many taps, whose number K is not known when compiling. The last
-// vector may have fewer lanes.
+// Calls together(ow, n, c) for n neighbouring windows of a row from ow on and a vector of channels
+// from c on, and each(ow, end, c, number) for the windows [ow, end) and channels for which that is
+// false, or which have no such neighbours or do not share their weights.
+template <typename S, typename Together, typename Each>
+MMSOFTPOOL_INLINE void for_each_window(
+    const Axis& width, size_t rows, int64_t channels, bool shares, Together&& together,
+    Each&& each) {
+  for (int64_t ow = 0, end; ow < width.out; ow = end) {
+    const int64_t n = shares ? neighbours(width, rows, ow) : 0;
+    end = ow + std::max<int64_t>(n, 1);
+    for (int64_t c = 0, number; c < channels; c += number) {
+      const bool share = n > 0 && c + S::lanes <= channels;
+      number = share ? S::lanes : channels - c;
+      if (!share || !together(ow, n, c)) {
+        each(ow, end, c, number);
+      }
+    }
+  }
+}
+
+// Calls visit(taps, vectors, c, n) for vectors of n channels from c on: `Many` of them at once for
+// windows of many taps, whose number K is not known when compiling. The last vector may have fewer
+// lanes.
 template <int K, typename S, typename Many, typename Visit>
-MMSOFTPOOL_INLINE void for_each_vector(int64_t c, int64_t end, Visit&& visit) {
+MMSOFTPOOL_INLINE void for_each_vector(int64_t channels, Visit&& visit) {
   const typename S::All all;
   const std::integral_constant<int, K> taps;
+  int64_t c = 0;
   if constexpr (K == 0) {
     constexpr int64_t block = Many::size() * S::lanes;
-    for (; c + block <= end; c += block) {
+    for (; c + block <= channels; c += block) {
       visit(taps, Many(), c, all);
     }
   }
-  for (; c + S::lanes <= end; c += S::lanes) {
+  for (; c + S::lanes <= channels; c += S::lanes) {
     visit(taps, OneVector(), c, all);
   }
-  if (c < end) {
-    visit(std::integral_constant<int, 0>(), OneVector(), c, end - c);
+  if (c < channels) {
+    visit(std::integral_constant<int, 0>(), OneVector(), c, channels - c);
   }
 }
 
-// Pools the channels [first_channel, channels) of one window. taps: where they begin.
+// Pools one window. taps: where its channels begin.
 template <int Bytes, typename S, typename T>
-MMSOFTPOOL_INLINE void pool_pixel(
-    const Exponents<S>& exponents, const Pointers<const T>& taps, int64_t first_channel,
-    int64_t channels, T* pixel) {
+MMSOFTPOOL_INLINE void pool_window(
+    const Exponents<S>& exponents, const Pointers<const T>& taps, int64_t channels, T* pixel) {
   using Many = std::make_index_sequence<Bytes == 64 ? 4 : 2>;
   const T* const* const tap = taps.data();
   with_taps(taps.size(), [&](auto constant) INLINED {
     for_each_vector<constant.value, S, Many>(
-        first_channel, channels, [&](auto known, auto vectors, int64_t c, auto n) INLINED {
+        channels, [&](auto known, auto vectors, int64_t c, auto n) INLINED {
           window_outputs<known.value, S>(
               vectors, taps.size(), exponents,
               [&](int64_t t, int64_t i) INLINED { return S::load(tap[t] + c + i * S::lanes, n); },
@@ -167,49 +187,41 @@ MMSOFTPOOL_INLINE void forward(
     const Pooling& pooling, const T* input, T* output, int64_t begin, int64_t end) {
   using S = Simd<Compute<T>, Bytes>;
   const Exponents<S> exponents(pooling);
-  const int64_t depth = pooling.depth.out, height = pooling.height.out;
-  const int64_t channels = pooling.channels, vectors = channels / S::lanes * S::lanes;
+  const Axis& width = pooling.width;
+  const int64_t channels = pooling.channels;
+  const bool shares = !std::is_same_v<T, double> && pooling.alpha > 1e-9;  // else products overflow
   Pointers<const T> rows, taps;
   rows.reserve(pooling.depth.kernel_size * pooling.height.kernel_size);
   taps.reserve(pooling.taps());
-  for (int64_t row = begin; row < end; ++row) {
-    const T* const image = input + row / height / depth * pooling.in_plane() * channels;
-    rows.clear();
-    for_each_row(pooling, row / height % depth, row % height, [&](int64_t d, int64_t h) INLINED {
-      rows.push_back(image + (d * pooling.height.in + h) * pooling.width.in * channels);
-    });
-    int64_t end = 0;  // of the windows that pool_neighbours() took
-    bool pooled = false;
-    for (int64_t ow = 0; ow < pooling.width.out; ++ow) {
-      T* const pixel = output + (row * pooling.width.out + ow) * channels;
-      if constexpr (!std::is_same_v<T, double>) {
-        const int64_t n = ow < end ? 0 : neighbours(pooling.width, rows.size(), ow);
-        if (n > 0 && vectors > 0 && pooling.alpha > 1e-9) {  // else products could overflow
-          typename S::Bits wrong{};
-          for (int64_t c = 0; c < vectors; c += S::lanes) {
-            const T* first[3];
-            for (int r = 0; r < 3; ++r) {
-              first[r] = rows[r] + pooling.width.first_input(ow) * channels + c;
-            }
-            wrong |= pool_neighbours<S>(exponents, first, channels, n, pixel + c);
-          }
-          pooled = none_of(wrong);
-          end = ow + n;
-        }
-      }
-      const int64_t first_channel = ow < end && pooled ? vectors : 0;
-      if (first_channel == channels) {
-        continue;
-      }
-      taps.clear();
-      for (const T* const input_row : rows) {
-        for_each_column(pooling.width, ow, [&](int64_t w) INLINED {
-          taps.push_back(input_row + w * channels);
+  for_each_output_row(
+      pooling, begin, end, [&](int64_t row, int64_t image, int64_t od, int64_t oh) INLINED {
+        rows.clear();
+        for_each_row(pooling, od, oh, [&](int64_t d, int64_t h) INLINED {
+          const int64_t number = (image * pooling.depth.in + d) * pooling.height.in + h;
+          rows.push_back(input + number * width.in * channels);
         });
-      }
-      pool_pixel<Bytes>(exponents, taps, first_channel, channels, pixel);
-    }
-  }
+        T* const output_row = output + row * width.out * channels;
+        const auto together = [&](int64_t ow, int64_t n, int64_t c) INLINED {
+          if constexpr (std::is_same_v<T, double>) {
+            return false;
+          } else {
+            const int64_t first = width.first_input(ow) * channels + c;
+            const T* const taps[] = {rows[0] + first, rows[1] + first, rows[2] + first};
+            return pool_neighbours<S>(exponents, taps, channels, n, output_row + ow * channels + c);
+          }
+        };
+        const auto each = [&](int64_t ow, int64_t end, int64_t c, int64_t number) INLINED {
+          for (; ow < end; ++ow) {
+            taps.clear();
+            for (const T* const row : rows) {
+              for_each_column(
+                  width, ow, [&](int64_t w) INLINED { taps.push_back(row + w * channels + c); });
+            }
+            pool_window<Bytes>(exponents, taps, number, output_row + ow * channels + c);
+          }
+        };
+        for_each_window<S>(width, rows.size(), channels, shares, together, each);
+      });
 }
 
 // Vectors of channels that the backward takes at once: no more channels than the smallest
@@ -228,7 +240,7 @@ MMSOFTPOOL_INLINE void add_gradients(
   with_taps(taps.size(), [&](auto constant) INLINED {
     const bool add_to_sums = constant.value == 9 || !set;  // nine branches would not pay
     for_each_vector<constant.value, S, BackwardVectors<Bytes>>(
-        0, channels, [&](auto known, auto vectors, int64_t c, auto n) INLINED {
+        channels, [&](auto known, auto vectors, int64_t c, auto n) INLINED {
           window_gradients<known.value, S>(
               vectors, taps.size(), exponents, gradient,
               [&](int64_t i) INLINED { return S::load(grad_output + c + i * S::lanes, n); },
@@ -363,18 +375,13 @@ MMSOFTPOOL_INLINE void backward(
   constexpr bool in_place = std::is_same_v<T, A>;
   const int64_t sums_step = in_place ? all_channels : channel_block;  // from a pixel to the next
   GradientRows<A> gradient_rows(pooling, in_place ? 0 : width.in * channel_block);
+  constexpr bool can_share = S::has_fused && !std::is_same_v<T, double>;
+  const bool shares = can_share && pooling.alpha > 1e-9 && pooling.alpha < 1e9;
   Pointers<const T> rows, taps;
   Pointers<A> sum_rows, sums;  // as the rows and the taps
   std::vector<A> scratch(pooling.taps() * BackwardVectors<Bytes>::size() * S::lanes);
-  // Whether no input is in two windows, and whether each is in one. Then there is nothing to add
-  // to.
-  const auto all_axes = [&](auto&& is) { return is(depth) && is(height) && is(width); };
-  const bool disjoint =
-      all_axes([](const Axis& axis) { return axis.stride >= axis.span() || axis.out == 1; });
-  const bool covered =
-      disjoint && pooling.taps() != 9 && all_axes([](const Axis& axis) {
-        return axis.padding == 0 && axis.dilation == 1 && axis.out * axis.kernel_size == axis.in;
-      });
+  // Where gradients are set, not added to; see add_gradients().
+  const bool tiled = tile_the_map(pooling) && pooling.taps() != 9;
 
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / blocks, first_channel = item % blocks * channel_block;
@@ -395,8 +402,20 @@ MMSOFTPOOL_INLINE void backward(
           sum_rows.push_back(gradient_rows.claim(item, d, h));
         }
       });
-      // The gradients of windows [ow, end) for the channels from c on.
-      const auto add_windows = [&](int64_t ow, int64_t end, int64_t c, int64_t n) INLINED {
+      const auto together = [&](int64_t ow, int64_t n, int64_t c) INLINED {
+        if constexpr (!can_share) {
+          return false;
+        } else {
+          const int64_t w = width.first_input(ow), first = w * all_channels + c;
+          const int64_t sum = w * sums_step + c;
+          const T* const taps[] = {rows[0] + first, rows[1] + first, rows[2] + first};
+          A* const sums[] = {sum_rows[0] + sum, sum_rows[1] + sum, sum_rows[2] + sum};
+          return add_neighbours<S>(
+              exponents, pooling.gradient, taps, sums, all_channels, sums_step, n,
+              grad_pixel + ow * all_channels + c);
+        }
+      };
+      const auto each = [&](int64_t ow, int64_t end, int64_t c, int64_t number) INLINED {
         for (; ow < end; ++ow) {
           taps.clear();
           sums.clear();
@@ -407,35 +426,11 @@ MMSOFTPOOL_INLINE void backward(
             });
           }
           add_gradients<Bytes>(
-              exponents, pooling.gradient, taps, sums, disjoint, grad_pixel + ow * all_channels + c,
-              n, scratch.data());
+              exponents, pooling.gradient, taps, sums, tiled, grad_pixel + ow * all_channels + c,
+              number, scratch.data());
         }
       };
-      for (int64_t ow = 0; ow < width.out;) {
-        int64_t c = 0, windows = 1;
-        if constexpr (!std::is_same_v<T, double>) {
-          const bool shares = S::has_fused && pooling.alpha > 1e-9 && pooling.alpha < 1e9;
-          const int64_t n = shares ? neighbours(width, rows.size(), ow) : 0;
-          windows = std::max<int64_t>(n, 1);
-          for (; n > 0 && c + S::lanes <= channels; c += S::lanes) {
-            const T* first[3];
-            A* first_sum[3];
-            for (int r = 0; r < 3; ++r) {
-              first[r] = rows[r] + width.first_input(ow) * all_channels + c;
-              first_sum[r] = sum_rows[r] + width.first_input(ow) * sums_step + c;
-            }
-            if (!add_neighbours<S>(
-                    exponents, pooling.gradient, first, first_sum, all_channels, sums_step, n,
-                    grad_pixel + ow * all_channels + c)) {
-              add_windows(ow, ow + n, c, S::lanes);
-            }
-          }
-        }
-        if (c < channels) {
-          add_windows(ow, ow + windows, c, channels - c);
-        }
-        ow += windows;
-      }
+      for_each_window<S>(width, rows.size(), channels, shares, together, each);
       grad_pixel += width.out * all_channels;
     };
     const auto write = [&](int64_t d, int64_t h, A* sums) INLINED {
@@ -443,7 +438,7 @@ MMSOFTPOOL_INLINE void backward(
     };
     if constexpr (in_place) {
       // Rows are set to 0 when the first windows reach them, so that they are in the cache.
-      int64_t cleared = covered ? depth.in * height.in : 0;
+      int64_t cleared = tiled ? depth.in * height.in : 0;
       const auto clear_until = [&](int64_t end) INLINED {
         for (; cleared < end; ++cleared) {
           write(cleared / height.in, cleared % height.in, nullptr);

@@ -14,25 +14,27 @@ namespace mmsoftpool::cpu {
 template <typename T>
 int64_t vector_bytes(const Pooling& pooling);
 
-// Arguments are those of pool_forward and pool_backward.
-#define MMSOFTPOOL_DECLARE_KERNEL(name)                                                           \
-  template <typename T>                                                                           \
-  void forward_##name(const Pooling&, const T* input, T* output, int64_t begin, int64_t end);     \
-  template <typename T>                                                                           \
-  void backward_##name(                                                                           \
-      const Pooling&, int64_t channel_block, const T* grad_output, const T* input, T* grad_input, \
+// The entry points of a kernel; arguments are those of pool_forward and pool_backward.
+template <typename T>
+struct Kernel {
+  void (*forward)(const Pooling&, const T* input, T* output, int64_t begin, int64_t end);
+  void (*backward)(
+      const Pooling&, int64_t channel_block, const T* grad_output, const T* input, T* grad_input,
       int64_t begin, int64_t end);
+};
 
-MMSOFTPOOL_DECLARE_KERNEL(contiguous)
-MMSOFTPOOL_DECLARE_KERNEL(channels_last)
-// Not for double:
-MMSOFTPOOL_DECLARE_KERNEL(shared)
-// Only for contiguous tensors:
-MMSOFTPOOL_DECLARE_KERNEL(one_window)
-// Only for adaptive pooling:
-MMSOFTPOOL_DECLARE_KERNEL(adaptive)
+template <typename T>
+Kernel<T> contiguous_kernel();
+template <typename T>
+Kernel<T> channels_last_kernel();
+template <typename T>
+Kernel<T> shared_kernel();  // not for double
+template <typename T>
+Kernel<T> one_window_kernel();  // only for contiguous tensors
+template <typename T>
+Kernel<T> adaptive_kernel();  // only for adaptive pooling
 
-// How many planes the last one pools together; a multiple of all vector lengths.
+// How many planes the kernel for adaptive pooling pools together; a multiple of all vector lengths.
 constexpr int64_t planes_side_by_side = 16;
 
 // Whether the taps of every window lie in memory one after the other, contiguous.
@@ -82,29 +84,25 @@ void with_vectors(int64_t bytes, const Run& run) {
   run(std::integral_constant<int, 16>());
 }
 
-// The entry points of a kernel, from the functions forward and backward of its source file, for all
-// types but double.
-#define MMSOFTPOOL_DEFINE_KERNEL(name)                                                           \
-  template <typename T>                                                                          \
-  void forward_##name(                                                                           \
-      const Pooling& pooling, const T* input, T* output, int64_t begin, int64_t end) {           \
-    with_vectors(vector_bytes<T>(pooling), [&](auto bytes) INLINED {                             \
-      forward<bytes.value>(pooling, input, output, begin, end);                                  \
-    });                                                                                          \
-  }                                                                                              \
-  template <typename T>                                                                          \
-  void backward_##name(                                                                          \
-      const Pooling& pooling, int64_t channel_block, const T* grad_output, const T* input,       \
-      T* grad_input, int64_t begin, int64_t end) {                                               \
-    with_vectors(vector_bytes<T>(pooling), [&](auto bytes) INLINED {                             \
-      backward<bytes.value>(pooling, channel_block, grad_output, input, grad_input, begin, end); \
-    });                                                                                          \
-  }                                                                                              \
-  MMSOFTPOOL_INSTANTIATE_KERNEL(name, float)                                                     \
-  MMSOFTPOOL_INSTANTIATE_KERNEL(name, Half)                                                      \
+// The kernel of a source file from its functions forward and backward, for all types but double.
+#define MMSOFTPOOL_DEFINE_KERNEL(name)                                     \
+  template <typename T>                                                    \
+  Kernel<T> name##_kernel() {                                              \
+    return {                                                               \
+        [](const Pooling& pooling, auto... arguments) {                    \
+          with_vectors(vector_bytes<T>(pooling), [&](auto bytes) INLINED { \
+            forward<bytes.value>(pooling, arguments...);                   \
+          });                                                              \
+        },                                                                 \
+        [](const Pooling& pooling, auto... arguments) {                    \
+          with_vectors(vector_bytes<T>(pooling), [&](auto bytes) INLINED { \
+            backward<bytes.value>(pooling, arguments...);                  \
+          });                                                              \
+        }};                                                                \
+  }                                                                        \
+  MMSOFTPOOL_INSTANTIATE_KERNEL(name, float)                               \
+  MMSOFTPOOL_INSTANTIATE_KERNEL(name, Half)                                \
   MMSOFTPOOL_INSTANTIATE_KERNEL(name, BFloat16)
-#define MMSOFTPOOL_INSTANTIATE_KERNEL(name, T)                                  \
-  template void forward_##name(const Pooling&, const T*, T*, int64_t, int64_t); \
-  template void backward_##name(const Pooling&, int64_t, const T*, const T*, T*, int64_t, int64_t);
+#define MMSOFTPOOL_INSTANTIATE_KERNEL(name, T) template Kernel<T> name##_kernel();
 
 }  // namespace mmsoftpool::cpu

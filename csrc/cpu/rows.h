@@ -13,6 +13,15 @@ namespace mmsoftpool::cpu {
 template <typename T>
 using Pointers = std::vector<T*>;
 
+// Whether the windows are disjoint and cover the map, as those of 2 x 2 at stride 2 do.
+inline bool tile_the_map(const Pooling& pooling) {
+  const auto tile = [](const Axis& axis) {
+    return axis.out * axis.kernel_size == axis.in && axis.padding == 0 && axis.dilation == 1 &&
+           !axis.adaptive && (axis.out == 1 || axis.stride == axis.kernel_size);
+  };
+  return tile(pooling.depth) && tile(pooling.height) && tile(pooling.width);
+}
+
 // Calls visit(d, h) for the rows of the input that the windows of output row (od, oh) reach.
 template <typename Visit>
 MMSOFTPOOL_INLINE void for_each_row(const Pooling& pooling, int64_t od, int64_t oh, Visit&& visit) {

@@ -3,52 +3,19 @@
 //
 // Both layouts have split rows. A position of one holds `step` numbers: one, and a vector has those
 // of neighbouring windows; or, channels last, a vector of channels. Below, places and sizes count
-// numbers. Channels last works on a tile of columns and a block of channels at a time, so that
-// their powers stay in the cache; a contiguous plane is one tile with one channel.
+// numbers. Channels last works on a block of channels at a time; a contiguous plane is a block of
+// one channel.
 #include <algorithm>
-#include <optional>
+#include <limits>
 #include <vector>
 
 #include "dispatch.h"
 #include "powers.h"
+#include "rows.h"
 #include "split_rows.h"
 
 namespace mmsoftpool::cpu {
 namespace {
-
-// Some windows of a row, and the columns that they reach, as a width of their own. The backward
-// computes the gradients of the columns [first, last).
-struct Tile {
-  Axis width;
-  int64_t first_column, first_window, first, last;
-};
-
-Tile make_tile(
-    const Axis& width, int64_t first_window, int64_t last_window, int64_t first, int64_t last) {
-  Tile tile{width, 0, first_window, first, last};
-  tile.width.out = last_window - first_window;
-  if (tile.width.out > 0) {
-    const int64_t begin = width.first_input(first_window);
-    tile.first_column = std::max<int64_t>(begin, 0);
-    tile.width.padding = tile.first_column - begin;
-    const int64_t end = width.first_input(last_window - 1) + width.span();
-    tile.width.in = std::min(end, width.in) - tile.first_column;
-  }
-  return tile;
-}
-
-// The tile with the gradients of these columns: the windows that reach them.
-Tile tile_around(const Axis& width, int64_t first, int64_t last) {
-  const int64_t reach = std::max<int64_t>(first + width.padding - width.span() + 1, 0);
-  const int64_t first_window = (reach + width.stride - 1) / width.stride;
-  const int64_t last_window = std::min((last - 1 + width.padding) / width.stride + 1, width.out);
-  return make_tile(width, first_window, std::max(first_window, last_window), first, last);
-}
-
-// Columns of a tile: enough that few are in two of them, and that the cache holds the powers.
-int64_t tile_columns(const Axis& width) {
-  return std::min(width.in, std::max<int64_t>(64, 8 * width.span()));
-}
 
 // The rows of the input as powers, and their sums along the width. Products are those of
 // Powers::power.
@@ -59,35 +26,31 @@ class PowerRows {
   static constexpr int64_t step = Last ? S::lanes : 1;
   static constexpr int64_t slack = Last ? 0 : S::lanes;
 
-  // For blocks of that many channels, and tiles of that many windows.
-  PowerRows(const Pooling& pooling, int64_t block, int64_t windows, bool whole_slices)
+  // For blocks of that many channels.
+  PowerRows(const Pooling& pooling, int64_t block, bool whole_slices)
       : channels(Last ? pooling.channels : 1),
+        vectors((std::min(block, channels) + S::lanes - 1) / S::lanes),
+        layout(pooling.width, slack),
+        size(layout.size * step),
+        size_with_row(Last ? size : layout.size_with_row()),
+        part(layout.part * step),
+        windows(pooling.width.out * step),
         pooling_(pooling),
         powers_(pooling),
-        widest_(pooling.width, windows),
-        vector_size_(2 * widest_.size + 2 * widest_.room + S::lanes),
-        rows_(pooling, vectors(block) * vector_size_, 0.0f, whole_slices) {
+        room_((windows + S::lanes - 1) / S::lanes * S::lanes),
+        vector_size_(2 * size + 2 * room_ + S::lanes),
+        rows_(pooling, vectors * vector_size_, 0.0f, whole_slices),
+        x_(size_with_row, -std::numeric_limits<float>::infinity()) {
+    for (int64_t k = 0; k < pooling.width.kernel_size; ++k) {
+      offsets.push_back(layout.offset(k) * step);
+    }
     reached_.reserve(pooling.depth.kernel_size * pooling.height.kernel_size);
     differences_.resize(reached_.capacity() * S::lanes);
     ratios_.resize(differences_.size());
   }
 
-  void set_tile(const Tile& new_tile) {
-    tile = new_tile;
-    layout.emplace(tile.width, slack);
-    size = layout->size * step;
-    part = layout->part * step;
-    windows = tile.width.out * step;
-    room = (windows + S::lanes - 1) / S::lanes * S::lanes;
-    offsets.clear();
-    for (int64_t k = 0; k < tile.width.kernel_size; ++k) {
-      offsets.push_back(layout->offset(k) * step);
-    }
-    x_.assign(size, -std::numeric_limits<float>::infinity());
-  }
-
-  // Makes the rows that output row (od, oh) reaches. key: one for each image, tile and block.
-  // image: its first channel of `number`.
+  // Makes the rows that output row (od, oh) reaches. key: one for each image and block. image: its
+  // first channel of `number`.
   MMSOFTPOOL_INLINE void reach(
       const T* image, int64_t number, int64_t key, int64_t od, int64_t oh) {
     image_ = image;
@@ -109,7 +72,7 @@ class PowerRows {
   MMSOFTPOOL_INLINE void choose(int64_t c) {
     channel_ = c;
     chosen_ = c / S::lanes * vector_size_;
-    const int64_t place = chosen_ + 2 * size + 2 * room;
+    const int64_t place = chosen_ + 2 * size + 2 * room_;
     Vec largest = S::splat(-std::numeric_limits<float>::max());
     for (const float* const row : reached_) {
       const Vec exponent = S::load(row + place);
@@ -135,7 +98,7 @@ class PowerRows {
     const int64_t place = chosen_ + 2 * size + window;
     for (size_t r = 0; r < reached_.size(); ++r) {
       const Vec row_sum = S::load(reached_[r] + place);
-      Vec row_product = S::load(reached_[r] + place + room);
+      Vec row_product = S::load(reached_[r] + place + room_);
       if constexpr (Relative) {
         row_product += difference(r) * row_sum;
       }
@@ -172,7 +135,7 @@ class PowerRows {
     return Last ? ~typename S::Bits{} : S::first_lanes(windows - window);
   }
   MMSOFTPOOL_INLINE int64_t in_output(int64_t window) const {
-    return channel_ + (tile.first_window + window / step) * channels;
+    return channel_ + window / step * channels;
   }
 
   // For a vector of channels: powers and products of the columns.
@@ -180,51 +143,30 @@ class PowerRows {
     return rows_.find(key, d, h) + c / S::lanes * vector_size_;
   }
 
-  const int64_t channels;
-  std::optional<SplitRow> layout;
-  Tile tile;
-  // Of the tile. windows: numbers in a row of windows; room: the same in whole vectors.
-  int64_t size = 0, part = 0, windows = 0, room = 0;
-  std::vector<int64_t> offsets;  // of the taps
-  size_t rows() const { return reached_.size(); }
-  int64_t widest() const { return widest_.size; }
-  int64_t vectors(int64_t block) const {
-    return (std::min(block, channels) + S::lanes - 1) / S::lanes;
-  }
+  const int64_t channels, vectors;  // vectors: of the channels of a block
+  const SplitRow layout;
+  const int64_t size, size_with_row, part;  // of a split row
+  const int64_t windows;                    // numbers in a row of windows
+  std::vector<int64_t> offsets;             // of the taps
 
  private:
-  struct Widest {
-    int64_t size, room;
-    Widest(Axis width, int64_t windows) {
-      if (Last) {  // no tile reaches more than its windows do
-        width.in = 1;
-        width.padding = 0;
-      }
-      width.out = windows;
-      size = SplitRow(width, slack).size * step;
-      room = (windows * step + S::lanes - 1) / S::lanes * S::lanes;
-    }
-  };
-
-  // A row of the tile, for a vector of channels.
+  // A row of the input, for a vector of channels.
   MMSOFTPOOL_INLINE void split(int64_t d, int64_t h, int64_t c, float* to) const {
-    const int64_t number = (d * pooling_.height.in + h) * pooling_.width.in + tile.first_column;
-    const T* const from = image_ + number * channels + c;
-    if constexpr (!Last) {
-      return split_row<S>(*layout, from, to);
-    }
-    const int64_t lanes = std::min(S::lanes, number_ - c);
-    for (const auto& run : layout->runs) {
-      for (int64_t i = 0; i < run.number; ++i) {
-        const int64_t column = run.column + i * tile.width.stride;
-        S::store(S::load(from + column * channels, lanes), to + (run.place + i) * step);
+    const int64_t row = (d * pooling_.height.in + h) * pooling_.width.in;
+    const T* const from = image_ + row * channels + c;
+    if constexpr (Last) {
+      const int64_t lanes = std::min(S::lanes, number_ - c);
+      for (const auto& [place, column] : layout.columns) {
+        S::store(S::load(from + column * channels, lanes), to + place * step);
       }
+    } else {
+      split_row<S>(layout, from, to);
     }
   }
 
   // Of all rows that were reached: the taps of the first window, those of the next behind them.
   MMSOFTPOOL_INLINE void split_taps() {
-    copies_.assign(reached_.size() * size, -std::numeric_limits<float>::infinity());
+    copies_.assign(reached_.size() * size_with_row, -std::numeric_limits<float>::infinity());
     taps_.clear();
     float* copy = copies_.data();
     for_each_row(pooling_, od_, oh_, [&](int64_t d, int64_t h) INLINED {
@@ -232,7 +174,7 @@ class PowerRows {
       for (const int64_t offset : offsets) {
         taps_.push_back(copy + offset);
       }
-      copy += size;
+      copy += size_with_row;
     });
   }
 
@@ -260,7 +202,7 @@ class PowerRows {
       S::store(power, powers + i);
       S::store(product, products + i);
     });
-    float *const sums = products + size, *const product_sums = sums + room;
+    float *const sums = products + size, *const product_sums = sums + room_;
     for (int64_t i = 0; i < windows; i += S::lanes) {
       Vec sum{}, product{};
       for (const int64_t tap : offsets) {
@@ -270,15 +212,14 @@ class PowerRows {
       S::store(sum, sums + i);
       S::store(product, product_sums + i);
     }
-    S::store(reference.exponent, product_sums + room);
+    S::store(reference.exponent, product_sums + room_);
   }
 
   const Pooling& pooling_;
   const Powers<S> powers_;
-  const Widest widest_;
-  const int64_t vector_size_;
+  const int64_t room_, vector_size_;  // room_: for `windows`, in whole vectors
   RowCache<float> rows_;
-  Pointers<float> reached_;
+  Pointers<const float> reached_;
   std::vector<float> differences_, ratios_;  // a vector for each row that was reached
   std::vector<float> x_, copies_;
   Pointers<const float> taps_;
@@ -293,45 +234,37 @@ MMSOFTPOOL_INLINE void forward_rows(
     const Pooling& pooling, const T* input, T* output, int64_t begin, int64_t end) {
   using Vec = typename S::Vec;
   const Exponents<S> exponents(pooling);
-  const Axis& width = pooling.width;
   const int64_t height = pooling.height.out, image_rows = pooling.depth.out * height;
-  const int64_t windows =
-      Last ? std::min(width.out, (tile_columns(width) - 1) / width.stride + 1) : width.out;
   const int64_t block = Last ? 64 : 1;  // channels
-  PowerRows<Last, false, S, T> rows(pooling, block, windows, false);
+  PowerRows<Last, false, S, T> rows(pooling, block, false);
+  const int64_t channels = rows.channels;
   int64_t key = 0;
   for (int64_t first_row = begin; first_row < end;) {
     const int64_t n = first_row / image_rows, last_row = std::min(end, (n + 1) * image_rows);
-    const T* const image = input + n * pooling.in_plane() * rows.channels;
-    for (int64_t window = 0; window < width.out; window += windows) {
-      if (key == 0 || windows < width.out) {
-        const int64_t last = std::min(window + windows, width.out);
-        rows.set_tile(Last ? make_tile(width, window, last, 0, 0) : Tile{width, 0, 0, 0, 0});
-      }
-      for (int64_t channel = 0; channel < rows.channels; channel += block, ++key) {
-        const int64_t number = std::min(block, rows.channels - channel);
-        for (int64_t row = first_row; row < last_row; ++row) {
-          rows.reach(image + channel, number, key, row % image_rows / height, row % height);
-          T* const output_row = output + row * width.out * rows.channels + channel;
-          for (int64_t c = 0; c < number; c += S::lanes) {
-            rows.choose(c);
-            const auto store = [&](int64_t i, Vec y) INLINED {
-              S::store(y, output_row + rows.in_output(i), rows.lanes(i));
-            };
-            rows.for_each_window(
-                [&](int64_t i) INLINED {
-                  Vec sum, product;
-                  rows.sums(i, sum, product);
-                  store(i, product / sum);
-                  return S::is_below(sum, smallest_sum) & rows.present(i);
-                },
-                [&](const auto& taps, int64_t i) INLINED {
-                  window_outputs<0, S>(
-                      OneVector(), taps.size(), exponents,
-                      [&](int64_t t, int64_t) INLINED { return S::load(taps[t] + i); },
-                      [&](int64_t, Vec y) INLINED { store(i, y); });
-                });
-          }
+    const T* const image = input + n * pooling.in_plane() * channels;
+    for (int64_t channel = 0; channel < channels; channel += block, ++key) {
+      const int64_t number = std::min(block, channels - channel);
+      for (int64_t row = first_row; row < last_row; ++row) {
+        rows.reach(image + channel, number, key, row % image_rows / height, row % height);
+        T* const output_row = output + row * pooling.width.out * channels + channel;
+        const auto store = [&](int64_t i, Vec y) INLINED {
+          S::store(y, output_row + rows.in_output(i), rows.lanes(i));
+        };
+        for (int64_t c = 0; c < number; c += S::lanes) {
+          rows.choose(c);
+          rows.for_each_window(
+              [&](int64_t i) INLINED {
+                Vec sum, product;
+                rows.sums(i, sum, product);
+                store(i, product / sum);
+                return S::is_below(sum, smallest_sum) & rows.present(i);
+              },
+              [&](const auto& taps, int64_t i) INLINED {
+                window_outputs<0, S>(
+                    OneVector(), taps.size(), exponents,
+                    [&](int64_t t, int64_t) INLINED { return S::load(taps[t] + i); },
+                    [&](int64_t, Vec y) INLINED { store(i, y); });
+              });
         }
       }
     }
@@ -345,64 +278,55 @@ class SharedGradients {
  public:
   using Vec = typename S::Vec;
 
-  SharedGradients(const Pooling& pooling, int64_t block, int64_t windows)
+  SharedGradients(const Pooling& pooling, int64_t block)
       : pooling_(pooling),
         exponents_(pooling),
         slope_(S::splat(pooling.gradient == Gradient::exact ? ln2 : 0.0f)),
-        rows_(pooling, block, windows, GradientRows<float>::keeps_slices(pooling)),
-        gradient_rows_(pooling, rows_.vectors(block) * 3 * rows_.widest()),
-        scratch_(pooling.taps() * S::lanes) {}
-
-  int64_t channels() const { return rows_.channels; }
-
-  void set_tile(const Tile& tile) {
-    rows_.set_tile(tile);
-    distances_.assign(rows_.layout->phases.size(), {});
-    before_ = 0;
+        rows_(pooling, block, GradientRows<float>::keeps_slices(pooling)),
+        vector_size_(2 * rows_.size + rows_.size_with_row),
+        gradient_rows_(pooling, rows_.vectors * vector_size_),
+        scratch_(pooling.taps() * S::lanes),
+        spread_(2 * rows_.part),
+        distances_(rows_.layout.phases.size()) {
     for (const int64_t offset : rows_.offsets) {
       distances_[offset / rows_.part].push_back(offset % rows_.part);
       before_ = std::max(before_, offset % rows_.part);
     }
-    // The positions in a part whose columns are the tile's own.
-    const Axis& width = tile.width;
-    const int64_t place = width.padding - tile.first_column;
-    first_ = std::max<int64_t>(tile.first + place, 0) / width.stride * step;
-    last_ = std::min((tile.last - 1 + place) / width.stride + 1, rows_.layout->part - slack) * step;
-    a_.assign(before_ + rows_.part + 2 * S::lanes, 0.0f);
+    const Axis& width = pooling.width;
+    first_ = width.padding / width.stride * step;
+    const int64_t last = (width.in - 1 + width.padding) / width.stride + 1;
+    last_ = std::min(last, rows_.layout.part - slack) * step;
+    a_.resize(before_ + rows_.part + 2 * S::lanes);
     b_ = a_;
-    spread_.resize(2 * rows_.part);
   }
 
-  // Pointers to the first of `number` channels.
+  // Pointers to the first of `number` channels. key: one for each image and block.
   MMSOFTPOOL_INLINE void compute(
       int64_t key, const T* grad_output, const T* image, T* grad_image, int64_t number) {
     const int64_t row_size = pooling_.width.out * rows_.channels;
-    const bool empty = rows_.windows == 0;
-    gradient_rows_.for_each_output_row(
-        key,
-        [&](int64_t od, int64_t oh) INLINED {
-          if (empty) {
-            return;
-          }
-          rows_.reach(image, number, key, od, oh);
-          sums_.clear();
-          for_each_row(pooling_, od, oh, [&](int64_t d, int64_t h) INLINED {
-            sums_.push_back(gradient_rows_.claim(key, d, h));
-          });
-          for (int64_t c = 0; c < number; c += S::lanes) {
-            rows_.choose(c);
-            share(grad_output + (od * pooling_.height.out + oh) * row_size, c);
-            spread(c);
-          }
-        },
-        [&](int64_t d, int64_t h, float* sum) INLINED {
-          const int64_t pixel = (d * pooling_.height.in + h) * pooling_.width.in;
-          for (int64_t c = 0; c < number; c += S::lanes) {
-            const float* const powers = sum != nullptr ? rows_.row(key, d, h, c) : nullptr;
-            float* const row_sum = sum != nullptr ? sum + in_row(c) : nullptr;
-            write(powers, row_sum, grad_image + pixel * rows_.channels + c, number - c);
-          }
-        });
+    const auto add_row = [&](int64_t od, int64_t oh) INLINED {
+      rows_.reach(image, number, key, od, oh);
+      sums_.clear();
+      for_each_row(pooling_, od, oh, [&](int64_t d, int64_t h) INLINED {
+        sums_.push_back(gradient_rows_.claim(key, d, h));
+      });
+      for (int64_t c = 0; c < number; c += S::lanes) {
+        rows_.choose(c);
+        share(grad_output + (od * pooling_.height.out + oh) * row_size, c);
+        spread(c);
+      }
+    };
+    const auto write_row = [&](int64_t d, int64_t h, float* sums) INLINED {
+      const int64_t pixel = (d * pooling_.height.in + h) * pooling_.width.in;
+      for (int64_t c = 0; c < number; c += S::lanes) {
+        T* const row = grad_image + pixel * rows_.channels + c;
+        if (sums != nullptr) {
+          complete(rows_.row(key, d, h, c), sums + in_row(c));
+        }
+        write(sums != nullptr ? sums + in_row(c) + 2 * rows_.size : nullptr, row, number - c);
+      }
+    };
+    gradient_rows_.for_each_output_row(key, add_row, write_row);
   }
 
  private:
@@ -411,12 +335,16 @@ class SharedGradients {
 
   // In a row of gradient_rows_, for each vector of channels: the sums of a, of b, and the gradients
   // of windows that are computed in the general way.
-  int64_t in_row(int64_t c) const { return c / S::lanes * 3 * rows_.widest(); }
+  int64_t in_row(int64_t c) const { return c / S::lanes * vector_size_; }
 
   // The shares of a row of windows.
   MMSOFTPOOL_INLINE void share(const T* grad_row, int64_t c) {
     const auto grad = [&](int64_t i) INLINED {
       return S::load(grad_row + rows_.in_output(i), rows_.lanes(i));
+    };
+    const auto store = [&](int64_t i, Vec a, Vec b) INLINED {
+      S::store(a, a_.data() + before_ + i);
+      S::store(b, b_.data() + before_ + i);
     };
     rows_.for_each_window(
         [&](int64_t i) INLINED {
@@ -424,13 +352,11 @@ class SharedGradients {
           rows_.sums(i, sum, product);
           const Shares<S> shares(sum, product, grad(i), pooling_.gradient);
           const auto present = rows_.present(i);
-          S::store(S::masked(shares.a, present), a_.data() + before_ + i);
-          S::store(S::masked(shares.b, present), b_.data() + before_ + i);
+          store(i, S::masked(shares.a, present), S::masked(shares.b, present));
           return shares.are_wrong(sum) & present;
         },
         [&](const auto& taps, int64_t i) INLINED {
-          S::store(Vec{}, a_.data() + before_ + i);
-          S::store(Vec{}, b_.data() + before_ + i);
+          store(i, Vec{}, Vec{});
           const int64_t columns = rows_.offsets.size();
           window_gradients<0, S>(
               OneVector(), taps.size(), exponents_, pooling_.gradient,
@@ -459,8 +385,8 @@ class SharedGradients {
       }
       for (size_t r = 0; r < sums_.size(); ++r) {
         const Vec ratio = rows_.ratio(r), difference = slope_ * rows_.difference(r);
-        float *const row_a = sums_[r] + in_row(c) + p * rows_.part, *const row_b =
-                                                                        row_a + rows_.size;
+        float* const row_a = sums_[r] + in_row(c) + p * rows_.part;
+        float* const row_b = row_a + rows_.size;
         for (int64_t i = first_; i < last_; i += S::lanes) {
           const Vec b = S::load(sum_b + i);
           S::store(S::load(row_a + i) + ratio * (S::load(sum_a + i) + difference * b), row_a + i);
@@ -470,13 +396,12 @@ class SharedGradients {
     }
   }
 
-  // Writes the gradients of a row and sets its sums back to 0; without sums the gradients are 0.
-  MMSOFTPOOL_INLINE void write(const float* powers, float* sums, T* row, int64_t number) {
+  // The gradients of a row from its sums of a and of b, which are set back to 0.
+  MMSOFTPOOL_INLINE void complete(const float* powers, float* sums) {
     const int64_t size = rows_.size;
     float* const gradient = sums + 2 * size;
-    for (size_t p = 0; sums != nullptr && p < distances_.size(); ++p) {
-      for (int64_t i = p * rows_.part + first_; i < int64_t(p) * rows_.part + last_;
-           i += S::lanes) {
+    for (int64_t part = 0; part < size; part += rows_.part) {
+      for (int64_t i = part + first_; i < part + last_; i += S::lanes) {
         const Vec v = Shares<S>::gradient(
             powers + i, powers + size + i, sums + i, sums + size + i, pooling_.gradient);
         S::store(S::load(gradient + i) + v, gradient + i);
@@ -484,40 +409,36 @@ class SharedGradients {
         S::store(Vec{}, sums + size + i);
       }
     }
-    const Tile& tile = rows_.tile;
-    if constexpr (!Last) {
-      if (sums != nullptr) {
-        merge_row<S>(*rows_.layout, gradient, row);
-      } else {
-        std::fill_n(row, tile.width.in, T{});
+  }
+
+  // Writes the gradients of a row and sets them back to 0, or writes 0 without any.
+  MMSOFTPOOL_INLINE void write(float* gradient, T* row, int64_t number) {
+    const int64_t columns = pooling_.width.in;
+    if constexpr (Last) {
+      const int64_t lanes = std::min(S::lanes, number);
+      for (int64_t w = 0; w < columns && (!gradient || rows_.layout.has_gaps()); ++w) {
+        S::store(Vec{}, row + w * rows_.channels, lanes);
       }
-      return;
-    }
-    const int64_t lanes = std::min(S::lanes, number), channels = rows_.channels;
-    const int64_t end = tile.first_column + tile.width.in;
-    const bool all = sums != nullptr && !rows_.layout->has_gaps() &&
-                     tile.first_column <= tile.first && tile.last <= end;
-    for (int64_t w = tile.first; !all && w < tile.last; ++w) {
-      S::store(Vec{}, row + w * channels, lanes);
-    }
-    if (sums == nullptr) {
-      return;
-    }
-    for (const auto& run : rows_.layout->runs) {
-      for (int64_t i = 0; i < run.number; ++i) {
-        const int64_t w = tile.first_column + run.column + i * tile.width.stride;
-        if (w >= tile.first && w < tile.last) {
-          S::store(S::load(gradient + (run.place + i) * step), row + w * channels, lanes);
+      for (const auto& [place, column] : rows_.layout.columns) {
+        if (gradient != nullptr) {
+          S::store(S::load(gradient + place * step), row + column * rows_.channels, lanes);
         }
       }
+    } else if (gradient != nullptr) {
+      merge_row<S>(rows_.layout, gradient, row);
+    } else {
+      std::fill_n(row, columns, T{});
     }
-    std::fill_n(gradient, size, 0.0f);
+    if (gradient != nullptr) {
+      std::fill_n(gradient, rows_.size, 0.0f);
+    }
   }
 
   const Pooling& pooling_;
   const Exponents<S> exponents_;
   const Vec slope_;
   PowerRows<Last, true, S, T> rows_;
+  const int64_t vector_size_;
   GradientRows<float> gradient_rows_;
   Pointers<float> sums_;
   std::vector<float> scratch_;
@@ -525,7 +446,7 @@ class SharedGradients {
   // each part of a split row, how far its taps are from the window.
   std::vector<float> a_, b_, spread_;
   std::vector<std::vector<int64_t>> distances_;
-  int64_t before_ = 0, first_ = 0, last_ = 0;
+  int64_t before_ = 0, first_, last_;  // the places of a part that hold columns
 };
 
 // Items are planes, or blocks of channels of one image.
@@ -533,25 +454,14 @@ template <bool Last, typename S, typename T>
 MMSOFTPOOL_INLINE void backward_rows(
     const Pooling& pooling, int64_t block, const T* grad_output, const T* input, T* grad_input,
     int64_t begin, int64_t end) {
-  const Axis& width = pooling.width;
-  const int64_t columns = Last ? tile_columns(width) : width.in;
-  const int64_t windows =
-      Last ? std::min(width.out, (columns + width.span()) / width.stride + 1) : width.out;
-  SharedGradients<Last, S, T> gradients(pooling, block, windows);
-  const int64_t channels = gradients.channels(), blocks = (channels + block - 1) / block;
-  int64_t key = 0;
+  SharedGradients<Last, S, T> gradients(pooling, block);
+  const int64_t channels = Last ? pooling.channels : 1, blocks = (channels + block - 1) / block;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / blocks, channel = item % blocks * block;
     const int64_t in = n * pooling.in_plane() * channels + channel;
-    for (int64_t first = 0; first < width.in; first += columns, ++key) {
-      if (key == 0 || columns < width.in) {
-        const int64_t last = std::min(first + columns, width.in);
-        gradients.set_tile(Last ? tile_around(width, first, last) : Tile{width, 0, 0, 0, width.in});
-      }
-      gradients.compute(
-          key, grad_output + n * pooling.out_plane() * channels + channel, input + in,
-          grad_input + in, std::min(block, channels - channel));
-    }
+    gradients.compute(
+        item, grad_output + n * pooling.out_plane() * channels + channel, input + in,
+        grad_input + in, std::min(block, channels - channel));
   }
 }
 

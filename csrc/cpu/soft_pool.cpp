@@ -60,6 +60,22 @@ int64_t adaptive_blocks(const Pooling& pooling) {
   return (pooling.planes() + planes_side_by_side - 1) / planes_side_by_side;
 }
 
+template <typename T>
+Kernel<T> choose_kernel(const Pooling& pooling, bool backward) {
+  if (use_adaptive(pooling)) {
+    return adaptive_kernel<T>();
+  }
+  if constexpr (!std::is_same_v<T, double>) {
+    if (shares_powers<T>(pooling, backward)) {
+      return shared_kernel<T>();
+    }
+  }
+  if (pooling.layout == Layout::channels_last) {
+    return channels_last_kernel<T>();
+  }
+  return use_one_window<T>(pooling) ? one_window_kernel<T>() : contiguous_kernel<T>();
+}
+
 // The widest instruction set that the machine has and that ATEN_CPU_CAPABILITY allows, the variable
 // which holds torch's own kernels. As in torch, an unknown value counts for nothing; torch warns.
 Capability find_capability() {
@@ -123,44 +139,15 @@ int64_t backward_items(const Pooling& pooling, int64_t channel_block) {
 
 template <typename T>
 void pool_forward(const Pooling& pooling, const T* input, T* output, int64_t begin, int64_t end) {
-  const bool last = pooling.layout == Layout::channels_last;
-  const auto run = [&](auto forward) { forward(pooling, input, output, begin, end); };
-  if (use_adaptive(pooling)) {
-    return run(forward_adaptive<T>);
-  }
-  if constexpr (!std::is_same_v<T, double>) {
-    if (shares_powers<T>(pooling, false)) {
-      return run(forward_shared<T>);
-    }
-  }
-  if (last) {
-    run(forward_channels_last<T>);
-  } else {
-    run(use_one_window<T>(pooling) ? forward_one_window<T> : forward_contiguous<T>);
-  }
+  choose_kernel<T>(pooling, false).forward(pooling, input, output, begin, end);
 }
 
 template <typename T>
 void pool_backward(
     const Pooling& pooling, int64_t channel_block, const T* grad_output, const T* input,
     T* grad_input, int64_t begin, int64_t end) {
-  const bool last = pooling.layout == Layout::channels_last;
-  const auto run = [&](auto backward) {
-    backward(pooling, channel_block, grad_output, input, grad_input, begin, end);
-  };
-  if (use_adaptive(pooling)) {
-    return run(backward_adaptive<T>);
-  }
-  if constexpr (!std::is_same_v<T, double>) {
-    if (shares_powers<T>(pooling, true)) {
-      return run(backward_shared<T>);
-    }
-  }
-  if (last) {
-    run(backward_channels_last<T>);
-  } else {
-    run(use_one_window<T>(pooling) ? backward_one_window<T> : backward_contiguous<T>);
-  }
+  choose_kernel<T>(pooling, true)
+      .backward(pooling, channel_block, grad_output, input, grad_input, begin, end);
 }
 
 #define MMSOFTPOOL_INSTANTIATE(T)                                                \

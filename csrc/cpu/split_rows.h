@@ -1,13 +1,12 @@
-// Contiguous tensors: rows of the input are copied once into a small cache, converted to the type
-// computed with, framed by -inf for what is absent, and split by column modulo the stride: tap k of
-// all windows of the row is then contiguous.
+// Contiguous rows, copied once into a small cache, converted to the type computed with, framed by
+// -inf for what is absent, and split by column modulo the stride: tap k of all windows of the row
+// is then contiguous.
 #pragma once
 
 #include <algorithm>
-#include <limits>
 #include <vector>
 
-#include "rows.h"
+#include "../pooling.h"
 #include "simd.h"
 
 namespace mmsoftpool::cpu {
@@ -20,31 +19,13 @@ namespace mmsoftpool::cpu {
 // Windows of adaptive pooling are not that regular: each tap has a part of its own, with a place
 // for every window, and a column may be in several parts.
 struct SplitRow {
-  SplitRow(const Axis& width, int64_t slack)
-      : width(width),
-        part(
-            std::max(
-                (width.out - 1) * width.stride + width.span() - 1, width.in - 1 + width.padding) /
-                width.stride +
-            1 + slack) {
+  SplitRow(const Axis& width, int64_t slack) : width(width) {
     if (width.adaptive) {
       part = width.out + slack;
-      sums = part * width.kernel_size;
-      size = sums + width.in + slack;
-      firsts.resize(width.out);
-      // Axis::first_input() and taps(), without a division for each window.
-      const int64_t quotient = width.in / width.out, remainder = width.in % width.out;
-      for (int64_t o = 0, first = 0, rest = 0; o < width.out; ++o) {
-        firsts[o] = first;
-        int64_t taps = quotient;
-        rest += remainder;
-        if (rest >= width.out) {
-          rest -= width.out;
-          ++taps;
-        }
-        first += taps;
-        for (int64_t k = taps + (rest > 0 ? 1 : 0); k < width.kernel_size; ++k) {
-          absent.push_back(k * part + o);
+      size = part * width.kernel_size;
+      for (int64_t o = 0; o < width.out; ++o) {
+        for (int64_t k = 0; k < width.taps(o); ++k) {
+          columns.push_back({k * part + o, width.first_input(o) + k});
         }
       }
       return;
@@ -54,27 +35,30 @@ struct SplitRow {
     }
     std::sort(phases.begin(), phases.end());
     phases.erase(std::unique(phases.begin(), phases.end()), phases.end());
+    const int64_t last = (width.out - 1) * width.stride + width.span() - 1;
+    part = std::max(last, width.in - 1 + width.padding) / width.stride + 1 + slack;
     size = part * phases.size();
-    for (size_t i = 0; i < phases.size(); ++i) {
+    for (int64_t i = 0; i < static_cast<int64_t>(phases.size()); ++i) {
       int64_t column = (phases[i] - width.padding) % width.stride;
       column += column < 0 ? width.stride : 0;
-      if (column < width.in) {
-        const int64_t place = i * part + (column + width.padding) / width.stride;
-        runs.push_back({column, place, (width.in - 1 - column) / width.stride + 1});
+      for (; column < width.in; column += width.stride) {
+        columns.push_back({i * part + (column + width.padding) / width.stride, column});
       }
     }
-    if (has_pairs()) {
-      for (int column : {0, 1}) {
-        pairs[column] = (column + width.padding) % 2 * part + (column + width.padding) / 2;
-      }
+    for (int64_t column : {0, 1}) {
+      const int64_t place = column + width.padding;
+      places[column] = place % width.stride * part + place / width.stride;
     }
   }
 
+  // Whether all columns are in one part, or in two by their parity. Then vectors are copied.
+  bool is_whole() const { return width.stride == 1 && !width.adaptive; }
+  bool has_pairs() const { return width.stride == 2 && phases.size() == 2; }
   // Whether some columns are in no part.
   bool has_gaps() const { return static_cast<int64_t>(phases.size()) < width.stride; }
 
-  // Whether the stride is 2 and columns of both parities are in a part.
-  bool has_pairs() const { return width.stride == 2 && !has_gaps(); }
+  // With room behind the parts for a row in the type computed with.
+  int64_t size_with_row() const { return size + (is_whole() || has_pairs() ? 0 : width.in); }
 
   // Where tap k of the first window is; that of the next window follows it.
   int64_t offset(int64_t k) const {
@@ -85,22 +69,27 @@ struct SplitRow {
     const auto phase = std::lower_bound(phases.begin(), phases.end(), place % width.stride);
     return (phase - phases.begin()) * part + place / width.stride;
   }
-
-  // Columns `stride` apart are neighbours in a part: `number` of them, from `column` at `place` on.
-  struct Run {
-    int64_t column, place, number;
+  struct Column {
+    int64_t place, column;
   };
 
   Axis width;
   int64_t part, size;
   std::vector<int64_t> phases;  // places modulo the stride, ascending
-  std::vector<Run> runs;
-  int64_t pairs[2] = {};  // of has_pairs(): where the columns 0 and 1 are
-  // Of adaptive pooling: the first column of each window, the places without a tap, and where
-  // merge_row() adds up the parts.
-  std::vector<int64_t> firsts, absent;
-  int64_t sums = 0;
+  std::vector<Column> columns;
+  int64_t places[2] = {};  // of the columns 0 and 1, where vectors are copied
 };
+
+template <typename S, typename From, typename To>
+MMSOFTPOOL_INLINE void copy_row(const From* from, int64_t size, To* to) {
+  int64_t i = 0;
+  for (; i + S::lanes <= size; i += S::lanes) {
+    S::store(S::load(from + i), to + i);
+  }
+  if (i < size) {
+    S::store_first(S::load_first(from + i, size - i), to + i, size - i);
+  }
+}
 
 // The columns of even and of odd number apart; a vector of both at a time.
 template <typename S, typename T>
@@ -155,140 +144,45 @@ MMSOFTPOOL_INLINE void merge_pairs(
 
 template <typename S, typename T>
 MMSOFTPOOL_INLINE void split_row(const SplitRow& layout, const T* row, Compute<T>* split) {
-  if (layout.width.adaptive) {
-    const int64_t out = layout.width.out, last = layout.width.in - 1;
-    for (int64_t k = 0; k < layout.width.kernel_size; ++k) {
-      T buffer[S::lanes] = {};
-      for (int64_t o = 0; o < out; o += S::lanes) {
-        const int64_t n = std::min(S::lanes, out - o);
-        for (int64_t i = 0; i < n; ++i) {
-          buffer[i] = row[std::min(layout.firsts[o + i] + k, last)];
-        }
-        S::store(S::load(buffer), split + k * layout.part + o);  // there is slack behind
-      }
-    }
-    for (const int64_t place : layout.absent) {
-      split[place] = -std::numeric_limits<Compute<T>>::infinity();
-    }
-    return;
+  const int64_t in = layout.width.in;
+  if (layout.is_whole()) {
+    return copy_row<S>(row, in, split + layout.places[0]);
   }
-  const int64_t stride = layout.width.stride;
   if (layout.has_pairs()) {
-    return split_pairs<S>(row, layout.width.in, split + layout.pairs[0], split + layout.pairs[1]);
+    return split_pairs<S>(row, in, split + layout.places[0], split + layout.places[1]);
   }
-  for (const auto& [column, place, number] : layout.runs) {
-    Compute<T>* const to = split + place;
-    const T* const from = row + column;
-    if constexpr (std::is_same_v<T, Compute<T>>) {
-      if (stride == 1) {
-        std::copy_n(from, number, to);
-        continue;
-      }
-    }
-    T buffer[S::lanes];
-    for (int64_t i = 0; i < number; i += S::lanes) {
-      const int64_t n = std::min(S::lanes, number - i);
-      if (stride == 1 && n == S::lanes) {
-        S::store(S::load(from + i), to + i);
-        continue;
-      }
-      for (int64_t j = 0; j < n; ++j) {
-        buffer[j] = from[stride * (i + j)];
-      }
-      S::store_first(S::load_first(buffer, n), to + i, n);
-    }
+  const Compute<T>* x = split + layout.size;
+  if constexpr (std::is_same_v<T, Compute<T>>) {
+    x = row;
+  } else {
+    copy_row<S>(row, in, split + layout.size);
+  }
+  for (const auto& [place, column] : layout.columns) {
+    split[place] = x[column];
   }
 }
 
-// Writes a row of gradients and sets its sums back to 0.
+// Writes a row of gradients: the sums of what the places of its columns hold.
 template <typename S, typename T>
 MMSOFTPOOL_INLINE void merge_row(const SplitRow& layout, Compute<T>* split, T* row) {
-  using A = Compute<T>;
-  const int64_t stride = layout.width.stride;
-  if (layout.width.adaptive) {
-    const int64_t in = layout.width.in;
-    A* const sums = split + layout.sums;
-    for (const int64_t place : layout.absent) {
-      split[place] = 0;
-    }
-    for (int64_t k = 0; k < layout.width.kernel_size; ++k) {
-      for (int64_t o = 0; o < layout.width.out; ++o) {
-        sums[layout.firsts[o] + k] += split[k * layout.part + o];
-      }
-    }
-    for (int64_t i = 0; i < in; i += S::lanes) {
-      S::store_first(S::load(sums + i), row + i, std::min(S::lanes, in - i));
-    }
-    std::fill_n(split, layout.size, A(0));
-    return;
-  }
-  if (layout.has_gaps()) {
-    std::fill_n(row, layout.width.in, T{});
-  }
-  if (layout.has_pairs()) {
-    merge_pairs<S>(split + layout.pairs[0], split + layout.pairs[1], layout.width.in, row);
+  const int64_t in = layout.width.in;
+  if (layout.is_whole()) {
+    copy_row<S>(split + layout.places[0], in, row);
+  } else if (layout.has_pairs()) {
+    merge_pairs<S>(split + layout.places[0], split + layout.places[1], in, row);
   } else {
-    for (const auto& [column, place, number] : layout.runs) {
-      const A* const from = split + place;
-      T* const to = row + column;
-      T buffer[S::lanes];
-      for (int64_t i = 0; i < number; i += S::lanes) {
-        const int64_t n = std::min(S::lanes, number - i);
-        if (stride == 1 && n == S::lanes) {
-          S::store(S::load(from + i), to + i);
-          continue;
-        }
-        S::store_first(S::load_first(from + i, n), buffer, n);
-        for (int64_t j = 0; j < n; ++j) {
-          to[stride * (i + j)] = buffer[j];
-        }
-      }
+    Compute<T>* sums = split + layout.size;
+    if constexpr (std::is_same_v<T, Compute<T>>) {
+      sums = row;
+    }
+    std::fill_n(sums, in, Compute<T>(0));
+    for (const auto& [place, column] : layout.columns) {
+      sums[column] += split[place];
+    }
+    if constexpr (!std::is_same_v<T, Compute<T>>) {
+      copy_row<S>(sums, in, row);
     }
   }
-  std::fill_n(split, layout.size, A(0));
 }
-
-// The split rows of the input, and where the taps of a row of windows are in them.
-template <typename S, typename T>
-class SplitInput {
- public:
-  using A = Compute<T>;
-
-  SplitInput(const Pooling& pooling, const SplitRow& layout)
-      : pooling_(pooling),
-        layout_(layout),
-        rows_(pooling, layout.size, -std::numeric_limits<A>::infinity(), false),
-        offsets_(pooling.width.kernel_size) {
-    for (int64_t k = 0; k < pooling.width.kernel_size; ++k) {
-      offsets_[k] = layout.offset(k);
-    }
-    taps_.reserve(pooling.taps());
-  }
-
-  // The taps of the first window of output row (od, oh); those of the next window follow them.
-  MMSOFTPOOL_INLINE const Pointers<const A>& taps(
-      const T* input, int64_t plane, int64_t od, int64_t oh) {
-    taps_.clear();
-    for_each_row(pooling_, od, oh, [&](int64_t d, int64_t h) INLINED {
-      const A* const row = rows_.get(plane, d, h, [&](A* split) INLINED {
-        const int64_t number = (plane * pooling_.depth.in + d) * pooling_.height.in + h;
-        split_row<S>(layout_, input + number * pooling_.width.in, split);
-      });
-      for (const int64_t offset : offsets_) {
-        taps_.push_back(row + offset);
-      }
-    });
-    return taps_;
-  }
-
-  const std::vector<int64_t>& offsets() const { return offsets_; }
-
- private:
-  const Pooling& pooling_;
-  const SplitRow& layout_;
-  RowCache<A> rows_;
-  std::vector<int64_t> offsets_;
-  Pointers<const A> taps_;
-};
 
 }  // namespace mmsoftpool::cpu
