@@ -30,7 +30,7 @@ class PowerRows {
   PowerRows(const Pooling& pooling, int64_t block, bool whole_slices)
       : channels(Last ? pooling.channels : 1),
         vectors((std::min(block, channels) + S::lanes - 1) / S::lanes),
-        layout(pooling.width, slack),
+        layout(pooling.width, slack, Last),
         size(layout.size * step),
         size_with_row(Last ? size : layout.size_with_row()),
         part(layout.part * step),

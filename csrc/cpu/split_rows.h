@@ -19,7 +19,8 @@ namespace mmsoftpool::cpu {
 // Windows of adaptive pooling are not that regular: each tap has a part of its own, with a place
 // for every window, and a column may be in several parts.
 struct SplitRow {
-  SplitRow(const Axis& width, int64_t slack) : width(width) {
+  // by_columns: whether they are copied one by one where vectors could be, too.
+  SplitRow(const Axis& width, int64_t slack, bool by_columns = false) : width(width) {
     if (width.adaptive) {
       part = width.out + slack;
       size = part * width.kernel_size;
@@ -38,16 +39,19 @@ struct SplitRow {
     const int64_t last = (width.out - 1) * width.stride + width.span() - 1;
     part = std::max(last, width.in - 1 + width.padding) / width.stride + 1 + slack;
     size = part * phases.size();
+    for (int64_t column : {0, 1}) {
+      const int64_t place = column + width.padding;
+      places[column] = place % width.stride * part + place / width.stride;
+    }
+    if ((is_whole() || has_pairs()) && !by_columns) {
+      return;
+    }
     for (int64_t i = 0; i < static_cast<int64_t>(phases.size()); ++i) {
       int64_t column = (phases[i] - width.padding) % width.stride;
       column += column < 0 ? width.stride : 0;
       for (; column < width.in; column += width.stride) {
         columns.push_back({i * part + (column + width.padding) / width.stride, column});
       }
-    }
-    for (int64_t column : {0, 1}) {
-      const int64_t place = column + width.padding;
-      places[column] = place % width.stride * part + place / width.stride;
     }
   }
 
@@ -76,8 +80,8 @@ struct SplitRow {
   Axis width;
   int64_t part, size;
   std::vector<int64_t> phases;  // places modulo the stride, ascending
-  std::vector<Column> columns;
-  int64_t places[2] = {};  // of the columns 0 and 1, where vectors are copied
+  std::vector<Column> columns;  // where they are copied one by one
+  int64_t places[2] = {};       // of the columns 0 and 1, where vectors are copied
 };
 
 template <typename S, typename From, typename To>
