@@ -256,9 +256,9 @@ class Comparison:
         rows = np.arange(len(METRICS))[::-1]
         offsets = np.linspace(0.22, -0.22, len(others)) if len(others) > 1 else [0.0]
         for i, name in enumerate(others):
-            y = rows + offsets[i]
-            axes.hlines(y, *self.intervals[i], color=f"C{i}", lw=2)
-            axes.plot(self.differences[i], y, "o", color=f"C{i}", ms=5, label=name)
+            y, color = rows + offsets[i], f"C{i + 1}"  # C0 is the baseline's in other pictures
+            axes.hlines(y, *self.intervals[i], color=color, lw=2)
+            axes.plot(self.differences[i], y, "o", color=color, ms=5, label=name)
         if len(others) > 1:
             figure.legend(loc="outside lower center", frameon=False)
         axes.set(
