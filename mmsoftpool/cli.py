@@ -438,8 +438,8 @@ def _robustness_arguments(parser):
     parser.add_argument(
         "--work-dir",
         metavar="DIR",
-        help="the folder for robustness.md, robustness.png and robustness.json (default: "
-        "work_dirs/CONFIG_robustness)",
+        help="the folder for robustness.md, robustness.png, with --alphas robustness_alphas.png, "
+        "and robustness.json (default: work_dirs/CONFIG_robustness)",
     )
     add_cfg_options(parser)
 

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper
 from mmengine.registry import DATASETS, METRICS, MODELS, RUNNERS, init_default_scope
@@ -271,13 +272,15 @@ def evaluate(
     if show or show_dir:
         if not cfg.get("default_hooks", {}).get("visualization"):
             raise UserError(f"show and show_dir need default_hooks.visualization in {cfg.filename}")
+        # The hook would put a relative folder into work_dir.
+        show_dir = os.path.abspath(show_dir) if show_dir else None
+        options = ConfigDict(show=show, show_dir=show_dir, wait_time=wait_time)
         hook = cfg.default_hooks.visualization
-        mmpretrain = hook.type == "VisualizationHook"
-        hook.update(dict(enable=True, interval=1) if mmpretrain else dict(draw=True))
-        if show:
-            hook.update(show=True, wait_time=wait_time)
-        if show_dir:  # the hook would put a relative folder into work_dir
-            hook["out_dir" if mmpretrain else "test_out_dir"] = os.path.abspath(show_dir)
+        if hook.type == "VisualizationHook":  # mmpretrain's
+            options["out_dir"] = options.pop("show_dir")
+            hook.update(enable=True, interval=1, **options)
+        else:
+            cfg = trigger_visualization_hook(cfg, options)
     if "://" not in checkpoint:
         check_input(checkpoint, "checkpoint")
     cfg.load_from = checkpoint
