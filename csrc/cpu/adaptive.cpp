@@ -2,6 +2,7 @@
 // planes: of neighbouring channels where the tensor is channels last, else of planes that are
 // copied side by side, a part of the map at a time, and back.
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "dispatch.h"
@@ -94,6 +95,12 @@ struct Planes {
   int64_t step;      // from a plane to the next
   int64_t position;  // from a number of a plane to the next
   T* end;            // of the tensor
+
+  // In whole vectors.
+  template <typename S>
+  int64_t lanes() const {
+    return (number + S::lanes - 1) / S::lanes * S::lanes;
+  }
 };
 
 // Calls copy(start, n) for `size` numbers, a vector at a time; the last one may overlap another.
@@ -109,7 +116,7 @@ MMSOFTPOOL_INLINE void for_each_tile(int64_t size, Copy&& copy) {
   }
 }
 
-// The planes' numbers [from, from + size) side by side; lanes beyond the planes hold anything.
+// The planes' numbers [from, from + size) side by side; the last vector of planes is filled up.
 template <typename S, typename T>
 MMSOFTPOOL_INLINE void to_lanes(
     const Planes<const T>& planes, int64_t from, int64_t size, Compute<T>* to) {
@@ -395,7 +402,8 @@ MMSOFTPOOL_INLINE void forward(
   const bool last = pooling.layout == Layout::channels_last;
   const int64_t channels = pooling.channels, whole = last ? channels / block * block : 0;
   const int64_t width = pooling.width.out, number = pooling.depth.out * pooling.height.out;
-  std::vector<A> x(ring.size() * block), y(width * block);
+  std::unique_ptr<A[]> x;
+  std::vector<A> y(width * block);
   int64_t held = -1, filled = 0;  // the block in x, and the end of its slices there
   for (int64_t item = begin; item < end; ++item) {
     const int64_t image = item / number, row = item % number;
@@ -408,6 +416,9 @@ MMSOFTPOOL_INLINE void forward(
     if (last && whole == channels) {
       continue;
     }
+    if (x == nullptr) {
+      x.reset(new A[ring.size() * block]);
+    }
     const int64_t b = last ? (image + 1) * blocks_of_image(pooling) - 1 : image;
     const Needed needed(ring, rows, od, oh);
     if (b != held) {
@@ -416,12 +427,12 @@ MMSOFTPOOL_INLINE void forward(
     }
     const auto planes = block_of(pooling, input, pooling.in_plane(), b);
     ring.for_each_run(filled, needed.end, [&](int64_t from, int64_t to, int64_t size) INLINED {
-      to_lanes<S>(planes, from, size, x.data() + to * block);
+      to_lanes<S>(planes, from, size, x.get() + to * block);
     });
     filled = needed.end;
     rows.forward(
-        od, oh, [&](int64_t d, int64_t h) INLINED { return ring.row(d, h); }, x.data(), block,
-        block, y.data());
+        od, oh, [&](int64_t d, int64_t h) INLINED { return ring.row(d, h); }, x.get(), block,
+        planes.template lanes<S>(), y.data());
     from_lanes<S>(y.data(), row * width, width, block_of(pooling, output, pooling.out_plane(), b));
   }
 }
@@ -438,8 +449,13 @@ MMSOFTPOOL_INLINE void backward(
   const auto in_map = [&](int64_t d, int64_t h)
                           INLINED { return (d * pooling.height.in + h) * pooling.width.in; };
   const int64_t width = pooling.width.out;
-  std::vector<A> x(ring.size() * block), grad_x(x.size()), grad_y(width * block);
+  std::unique_ptr<A[]> x, grad_x;
+  std::vector<A> grad_y(width * block);
   const auto pool_block = [&](int64_t b) INLINED {
+    if (x == nullptr) {
+      x.reset(new A[ring.size() * block]);
+      grad_x.reset(new A[ring.size() * block]);
+    }
     const auto planes = block_of(pooling, input, pooling.in_plane(), b);
     const auto grad_planes = block_of(pooling, grad_input, pooling.in_plane(), b);
     const auto grad_outputs = block_of(pooling, grad_output, pooling.out_plane(), b);
@@ -448,16 +464,16 @@ MMSOFTPOOL_INLINE void backward(
       for (int64_t oh = 0; oh < pooling.height.out; ++oh) {
         const Needed needed(ring, rows, od, oh);
         ring.for_each_run(filled, needed.end, [&](int64_t from, int64_t to, int64_t size) INLINED {
-          to_lanes<S>(planes, from, size, x.data() + to * block);
+          to_lanes<S>(planes, from, size, x.get() + to * block);
         });
         filled = needed.end;
         to_lanes<S>(grad_outputs, (od * pooling.height.out + oh) * width, width, grad_y.data());
         rows.backward(
-            od, oh, [&](int64_t d, int64_t h) INLINED { return ring.row(d, h); }, x.data(), block,
-            block, grad_y.data(), grad_x.data());
+            od, oh, [&](int64_t d, int64_t h) INLINED { return ring.row(d, h); }, x.get(), block,
+            planes.number, grad_y.data(), grad_x.get());
         ring.for_each_run(
             written, needed.complete, [&](int64_t to, int64_t from, int64_t size) INLINED {
-              from_lanes<S>(grad_x.data() + from * block, to, size, grad_planes);
+              from_lanes<S>(grad_x.get() + from * block, to, size, grad_planes);
             });
         written = needed.complete;
       }

@@ -25,8 +25,9 @@ class _StemPool:
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        stem_pool = {"type": "SoftPool2d", **stem_pool}
         if "kernel_size" not in stem_pool:
-            stem_pool = {**_GRID, **stem_pool}
+            stem_pool.update(_GRID)
         pool = stem_pool["type"]
         pool = MODELS.get(pool) if isinstance(pool, str) else pool
         if pool is not None and "channels" in inspect.signature(pool).parameters:
@@ -48,9 +49,9 @@ class SoftPoolResNet(_StemPool, ResNet):
     Args:
         *args: As for mmdet's ResNet; all depths (18, 34, 50, 101, 152).
         stem_pool (dict): Config of the pool in the stem, for ``MODELS.build``. Defaults to
-            ``dict(type='SoftPool2d', kernel_size=3, stride=2, padding=1)``. Without a
-            ``kernel_size`` these three arguments have their defaults, so
-            ``dict(type='torch.nn.MaxPool2d')`` is mmdet's own pool;
+            ``dict(type='SoftPool2d', kernel_size=3, stride=2, padding=1)``. The type has its default
+            where it is left out, and without a ``kernel_size`` these three arguments have theirs:
+            ``dict(alpha=4.0)`` is sharper, ``dict(type='torch.nn.MaxPool2d')`` mmdet's own pool;
             ``dict(type='SoftPool2d', kernel_size=2, stride=2)`` is the pool of the authors' code. A
             pool with an argument ``channels`` gets the stem's number of channels.
         **kwargs: As for mmdet's ResNet.

@@ -49,6 +49,7 @@ def test_a_checkpoint_of_mmdets_resnet_loads_without_missing_or_unexpected_keys(
         ({}, (3, 2, 1), 1.0),
         (dict(stem_pool=dict(type="SoftPool2d", kernel_size=2, stride=2)), (2, 2), 1.0),
         (dict(stem_pool=dict(type="SoftPool2d", alpha=4.0)), (3, 2, 1), 4.0),  # the default grid
+        (dict(stem_pool=dict(alpha=4.0)), (3, 2, 1), 4.0),  # and the default type
     ],
 )
 def test_forward_is_mmdets_with_the_pool_replaced(deep_stem, stem_pool, args, alpha):
