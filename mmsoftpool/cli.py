@@ -336,19 +336,24 @@ def _ab(args):
     print(f"The tables and pictures are in {work_dir}.")
 
 
+def _add_include(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--include",
+        nargs="+",
+        default="torch.nn.MaxPool2d",
+        metavar="NAME",
+        help="the pools of the backbone to replace: classes such as torch.nn.AvgPool2d, or "
+        "names in which * and ? are wildcards (default: %(default)s)",
+    )
+
+
 def _swap_arguments(parser):
     add = parser.add_argument
     add("config", help="the config file of the training")
     add("checkpoints", nargs="+", metavar="CHECKPOINT", help="a checkpoint file or its URL")
     alphas = "the values of alpha (default: 0 0.5 1 2 4 8 16 32 64)"
     add("--alphas", nargs="+", type=float, metavar="A", help=alphas)
-    add(
-        "--include",
-        nargs="+",
-        metavar="NAME",
-        help="the pools of the backbone to replace: classes such as torch.nn.AvgPool2d, or "
-        "names in which * and ? are wildcards (default: torch.nn.MaxPool2d)",
-    )
+    _add_include(parser)
     add(
         "--batch-norm",
         type=int,
@@ -383,7 +388,7 @@ def _swap(args):
         load_config(args.config, args.cfg_options, work_dir),
         args.checkpoints,
         args.alphas or ALPHAS,
-        include=args.include or "torch.nn.MaxPool2d",
+        include=args.include,
         batch_norm=args.batch_norm,
     )
     print(f"\n{swap.markdown()}\nThe table and the picture are in {work_dir}.")
@@ -415,8 +420,10 @@ def _robustness_arguments(parser):
         default=[],
         metavar="A",
         help="evaluate each detector with these values of alpha as well, without training: its "
-        "SoftPool gets another alpha, or takes the place of its max pools (default: none)",
+        "SoftPool gets another alpha or, where it has none, takes the place of other pools "
+        "(default: none)",
     )
+    _add_include(parser)
     parser.add_argument(
         "--corruptions", nargs="+", metavar="NAME", help="the corruptions (default: all 15)"
     )
@@ -475,6 +482,7 @@ def _robustness(args):
         corruptions=args.corruptions or CORRUPTIONS,
         severities=args.severities or SEVERITIES,
         remedies=args.remedies,
+        include=args.include,
     )
     print(f"\n{robustness.markdown()}\nThe table and the picture are in {work_dir}.")
 

@@ -226,3 +226,5 @@ def test_the_command(detectors, tmp_path, run_tool):
     status, out, error = run_tool(*command, "--names", "maximum", "SoftPool, α = 1")
     assert status == 0 and "| maximum | " in out and "| SoftPool, α = 1 | " in out, error
     assert "==" not in out  # the scores are those of the first call
+    status, _, error = run_tool(*command, "--alphas", 0.5, "--include", "torch.nn.AvgPool2d")
+    assert status == 2 and "torch.nn.AvgPool2d" in error
