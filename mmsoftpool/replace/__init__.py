@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import UserError
 from . import functional, modules, selection
 
 __all__ = ["replace_pooling"]
@@ -75,9 +76,9 @@ def replace_pooling(
         if adaptive, an output size of 1.
 
     Raises:
-        ValueError: If nothing matches, if a name matches no pool, or if the new pool has no
-            counterpart for a setting of the old one (``return_indices``, ``divisor_override``).
-            The network is then unchanged.
+        UserError: A ValueError, if nothing matches, if a name matches no pool, or if the new pool
+            has no counterpart for a setting of the old one (``return_indices``,
+            ``divisor_override``). The network is then unchanged.
         TypeError: If an argument has the wrong type.
 
     Example:
@@ -110,7 +111,7 @@ def replace_pooling(
                 made[id(old)] = modules.counterpart(old, factory)
             new[name] = made[id(old)]
         except ValueError as error:
-            raise ValueError(f"{name} cannot be replaced: {error}; exclude it") from error
+            raise UserError(f"{name} cannot be replaced: {error}; exclude it") from error
     device = next((p.device for p in module.parameters()), None)  # for pools with parameters
     for name, (old, function) in chosen.items():
         if function:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from ..errors import UserError
 from . import functional
 from .modules import ADAPTIVE, WINDOWED, kernel_is_one, pool_class
 
@@ -93,7 +94,7 @@ def _selectors(argument: str, value: Any) -> list[type | str]:
 def _torch_class(name: str) -> type:
     found = getattr(nn, name.removeprefix("torch.nn."), None)
     if not isinstance(found, type):
-        raise ValueError(f"torch.nn has no class {name.removeprefix('torch.nn.')!r}")
+        raise UserError(f"torch.nn has no class {name.removeprefix('torch.nn.')!r}")
     return found
 
 
@@ -120,13 +121,13 @@ def _check(
             if isinstance(selector, str) and not any(
                 _selects(selector, name, pool) for name, pool in found.items()
             ):
-                raise ValueError(f"{argument} has {selector!r}, which matches no pool; {pools}")
+                raise UserError(f"{argument} has {selector!r}, which matches no pool; {pools}")
     if not chosen:
-        raise ValueError(
+        raise UserError(
             f"no pool to replace with include={include!r} and exclude={exclude!r}; {pools}"
         )
     if "" in chosen:
-        raise ValueError(
+        raise UserError(
             f"module is itself a pool, {module}: it cannot be replaced in place, only pools "
             "inside of a module can"
         )
@@ -136,7 +137,7 @@ def _check(
         for other_name, other in found.items() if pool.function else ():
             stays = other_name not in chosen and not (other.is_replaced or other.only_subsamples)
             if stays and other_name.startswith(inside) and other.runs == pool.function:
-                raise ValueError(
+                raise UserError(
                     f"{name} cannot be replaced while {other_name} inside of "
                     f"{type(pool.module).__name__} stays: select both or neither"
                 )

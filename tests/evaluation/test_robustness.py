@@ -227,4 +227,4 @@ def test_the_command(detectors, tmp_path, run_tool):
     assert status == 0 and "| maximum | " in out and "| SoftPool, α = 1 | " in out, error
     assert "==" not in out  # the scores are those of the first call
     status, _, error = run_tool(*command, "--alphas", 0.5, "--include", "torch.nn.AvgPool2d")
-    assert status == 2 and "torch.nn.AvgPool2d" in error
+    assert status == 2 and "no pool to replace with include=[" in error and "AvgPool2d" in error
