@@ -223,7 +223,7 @@ class Rows {
         height(pooling.height),
         width(pooling.width) {
     taps_.resize(pooling.taps());
-    before_.resize(pooling.taps() * S::lanes);
+    before_.resize(pooling.taps() * 2 * S::lanes);
   }
 
   // The outputs of the windows of row (od, oh). Position p of the map is at x + p * step, where
@@ -294,8 +294,13 @@ class Rows {
         }
       });
       with_taps(n, [&](auto constant) INLINED {
-        for (int64_t c = 0; c < channels; c += S::lanes) {
-          add_gradients<constant.value>(n, reached, x + c, grad_y + c, sums + c);
+        int64_t c = 0;
+        for (; c + 2 * S::lanes <= channels; c += 2 * S::lanes) {
+          add_gradients<constant.value>(
+              std::make_index_sequence<2>(), n, reached, x + c, grad_y + c, sums + c);
+        }
+        if (c < channels) {
+          add_gradients<constant.value>(OneVector(), n, reached, x + c, grad_y + c, sums + c);
         }
       });
     }
@@ -317,40 +322,46 @@ class Rows {
 
   // A weight waits for the sum of all in the place of its gradient: windows may be large. What was
   // there before, in the first `reached` places, is kept beside.
-  template <int K>
+  template <int K, size_t... I>
   MMSOFTPOOL_INLINE void add_gradients(
-      int64_t taps, int64_t reached, const A* x, const A* grad_y, A* sums) {
+      std::index_sequence<I...>, int64_t taps, int64_t reached, const A* x, const A* grad_y,
+      A* sums) {
+    constexpr int64_t lanes = S::lanes, number = sizeof...(I);
     const int64_t n = K ? K : taps;
     const int64_t* const tap = taps_.data();
     A* const before = before_.data();
-    Vec max = S::splat(-std::numeric_limits<A>::infinity());
+    Vec max[] = {(static_cast<void>(I), S::splat(-std::numeric_limits<A>::infinity()))...};
     for (int64_t t = 0; t < n; ++t) {
-      const Vec v = S::load(x + tap[t]);
-      max = v > max ? v : max;  // ignores NaN
+      const Vec v[] = {S::load(x + tap[t] + I * lanes)...};
+      ((max[I] = v[I] > max[I] ? v[I] : max[I]), ...);  // ignores NaN
     }
     for (int64_t t = 0; t < reached; ++t) {
-      S::store(S::load(sums + tap[t]), before + t * S::lanes);
+      std::copy_n(sums + tap[t], number * lanes, before + t * number * lanes);
     }
-    Softmax<S> softmax(exponents_, max);
+    Softmax<S> softmax[] = {{exponents_, max[I]}...};
     for (int64_t t = 0; t < n; ++t) {
       if constexpr (K == 0) {
-        softmax.carry_before(t);
+        (softmax[I].carry_before(t), ...);
       }
-      S::store(softmax.add(S::load(x + tap[t])), sums + tap[t]);
+      (S::store(softmax[I].add(S::load(x + tap[t] + I * lanes)), sums + tap[t] + I * lanes), ...);
     }
     if constexpr (K == 0) {
-      softmax.complete(n);
+      (softmax[I].complete(n), ...);
     }
-    const Vec scale = softmax.scale(S::load(grad_y)), offset = softmax.offset();
-    const auto gradient = [&](int64_t t) INLINED {
-      const Vec g = scale * S::load(sums + tap[t]);
-      return gradient_ == Gradient::paper ? g : g * softmax.slope(S::load(x + tap[t]), offset);
+    const Vec scale[] = {softmax[I].scale(S::load(grad_y + I * lanes))...};
+    const Vec offset[] = {softmax[I].offset()...};
+    const auto gradient = [&](int64_t t, size_t i) INLINED {
+      const Vec g = scale[i] * S::load(sums + tap[t] + i * lanes);
+      return gradient_ == Gradient::paper
+                 ? g
+                 : g * softmax[i].slope(S::load(x + tap[t] + i * lanes), offset[i]);
     };
     for (int64_t t = 0; t < reached; ++t) {
-      S::store(S::load(before + t * S::lanes) + gradient(t), sums + tap[t]);
+      const A* const kept = before + t * number * lanes;
+      (S::store(S::load(kept + I * lanes) + gradient(t, I), sums + tap[t] + I * lanes), ...);
     }
     for (int64_t t = reached; t < n; ++t) {
-      S::store(gradient(t), sums + tap[t]);
+      (S::store(gradient(t, I), sums + tap[t] + I * lanes), ...);
     }
   }
 
@@ -470,7 +481,7 @@ MMSOFTPOOL_INLINE void backward(
         to_lanes<S>(grad_outputs, (od * pooling.height.out + oh) * width, width, grad_y.data());
         rows.backward(
             od, oh, [&](int64_t d, int64_t h) INLINED { return ring.row(d, h); }, x.get(), block,
-            planes.number, grad_y.data(), grad_x.get());
+            planes.template lanes<S>(), grad_y.data(), grad_x.get());
         ring.for_each_run(
             written, needed.complete, [&](int64_t to, int64_t from, int64_t size) INLINED {
               from_lanes<S>(grad_x.get() + from * block, to, size, grad_planes);
