@@ -195,4 +195,45 @@ class PoolArguments {
   size_t spatial_;
 };
 
+// The operators of a device from its two functions; the schemas are in mmsoftpool/ops/library.py.
+template <
+    Tensor (*forward)(const PoolArguments&, const Tensor&),
+    Tensor (*backward)(const PoolArguments&, const Tensor& grad_output, const Tensor&)>
+struct Operators {
+  static Tensor soft_pool(
+      const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
+      const Ints& dilation, bool ceil_mode, double alpha, const std::string& gradient) {
+    return forward(
+        {input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient}, input);
+  }
+
+  static Tensor soft_pool_backward(
+      const Tensor& grad_output, const Tensor& input, const Ints& kernel_size, const Ints& stride,
+      const Ints& padding, const Ints& dilation, bool ceil_mode, double alpha,
+      const std::string& gradient) {
+    return backward(
+        {input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient}, grad_output,
+        input);
+  }
+
+  static Tensor adaptive_soft_pool(
+      const Tensor& input, const Ints& output_size, double alpha, const std::string& gradient) {
+    return forward({input, output_size, alpha, gradient}, input);
+  }
+
+  static Tensor adaptive_soft_pool_backward(
+      const Tensor& grad_output, const Tensor& input, const Ints& output_size, double alpha,
+      const std::string& gradient) {
+    return backward({input, output_size, alpha, gradient}, grad_output, input);
+  }
+
+  template <typename Library>
+  static void register_in(Library& library) {
+    library.impl("soft_pool", MMSOFTPOOL_KERNEL(&soft_pool));
+    library.impl("soft_pool_backward", MMSOFTPOOL_KERNEL(&soft_pool_backward));
+    library.impl("adaptive_soft_pool", MMSOFTPOOL_KERNEL(&adaptive_soft_pool));
+    library.impl("adaptive_soft_pool_backward", MMSOFTPOOL_KERNEL(&adaptive_soft_pool_backward));
+  }
+};
+
 }  // namespace mmsoftpool

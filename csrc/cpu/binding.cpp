@@ -79,33 +79,6 @@ Tensor backward(const PoolArguments& arguments, const Tensor& grad_output, const
   return grad_input;
 }
 
-Tensor soft_pool(
-    const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
-    const Ints& dilation, bool ceil_mode, double alpha, const std::string& gradient) {
-  return forward(
-      {input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient}, input);
-}
-
-Tensor soft_pool_backward(
-    const Tensor& grad_output, const Tensor& input, const Ints& kernel_size, const Ints& stride,
-    const Ints& padding, const Ints& dilation, bool ceil_mode, double alpha,
-    const std::string& gradient) {
-  return backward(
-      {input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient}, grad_output,
-      input);
-}
-
-Tensor adaptive_soft_pool(
-    const Tensor& input, const Ints& output_size, double alpha, const std::string& gradient) {
-  return forward({input, output_size, alpha, gradient}, input);
-}
-
-Tensor adaptive_soft_pool_backward(
-    const Tensor& grad_output, const Tensor& input, const Ints& output_size, double alpha,
-    const std::string& gradient) {
-  return backward({input, output_size, alpha, gradient}, grad_output, input);
-}
-
 }  // namespace
 }  // namespace mmsoftpool::cpu
 
@@ -119,10 +92,5 @@ extern "C" __attribute__((visibility("default"))) const char* mmsoftpool_cpu_cap
 }
 
 MMSOFTPOOL_LIBRARY_IMPL(mmsoftpool, CPU, library) {
-  library.impl("soft_pool", MMSOFTPOOL_KERNEL(&mmsoftpool::cpu::soft_pool));
-  library.impl("soft_pool_backward", MMSOFTPOOL_KERNEL(&mmsoftpool::cpu::soft_pool_backward));
-  library.impl("adaptive_soft_pool", MMSOFTPOOL_KERNEL(&mmsoftpool::cpu::adaptive_soft_pool));
-  library.impl(
-      "adaptive_soft_pool_backward",
-      MMSOFTPOOL_KERNEL(&mmsoftpool::cpu::adaptive_soft_pool_backward));
+  mmsoftpool::Operators<mmsoftpool::cpu::forward, mmsoftpool::cpu::backward>::register_in(library);
 }

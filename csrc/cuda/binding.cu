@@ -60,41 +60,10 @@ Tensor backward(const PoolArguments& arguments, const Tensor& grad_output, const
   return grad_input;
 }
 
-Tensor soft_pool(
-    const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
-    const Ints& dilation, bool ceil_mode, double alpha, const std::string& gradient) {
-  return forward(
-      {input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient}, input);
-}
-
-Tensor soft_pool_backward(
-    const Tensor& grad_output, const Tensor& input, const Ints& kernel_size, const Ints& stride,
-    const Ints& padding, const Ints& dilation, bool ceil_mode, double alpha,
-    const std::string& gradient) {
-  return backward(
-      {input, kernel_size, stride, padding, dilation, ceil_mode, alpha, gradient}, grad_output,
-      input);
-}
-
-Tensor adaptive_soft_pool(
-    const Tensor& input, const Ints& output_size, double alpha, const std::string& gradient) {
-  return forward({input, output_size, alpha, gradient}, input);
-}
-
-Tensor adaptive_soft_pool_backward(
-    const Tensor& grad_output, const Tensor& input, const Ints& output_size, double alpha,
-    const std::string& gradient) {
-  return backward({input, output_size, alpha, gradient}, grad_output, input);
-}
-
 }  // namespace
 }  // namespace mmsoftpool::cuda
 
 MMSOFTPOOL_LIBRARY_IMPL(mmsoftpool, CUDA, library) {
-  library.impl("soft_pool", MMSOFTPOOL_KERNEL(&mmsoftpool::cuda::soft_pool));
-  library.impl("soft_pool_backward", MMSOFTPOOL_KERNEL(&mmsoftpool::cuda::soft_pool_backward));
-  library.impl("adaptive_soft_pool", MMSOFTPOOL_KERNEL(&mmsoftpool::cuda::adaptive_soft_pool));
-  library.impl(
-      "adaptive_soft_pool_backward",
-      MMSOFTPOOL_KERNEL(&mmsoftpool::cuda::adaptive_soft_pool_backward));
+  mmsoftpool::Operators<mmsoftpool::cuda::forward, mmsoftpool::cuda::backward>::register_in(
+      library);
 }

@@ -1,8 +1,10 @@
-"""The CPU kernels on every instruction set that the machine has (ATEN_CPU_CAPABILITY); memory."""
+"""The CPU kernels on every instruction set of the machine (ATEN_CPU_CAPABILITY); memory, speed."""
 
 import re
 import shutil
 import subprocess
+import timeit
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,21 @@ def test_a_large_tensor_is_pooled_as_its_parts(format):
     (part_grad,) = torch.autograd.grad(part_y.sum(), part)
     assert y[:, :, 500:].equal(part_y)
     assert grad[:, :, 501:].equal(part_grad[:, :, 1:])
+
+
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_neighbouring_windows_share_exponentials(format):
+    # Where values are too far apart every window has its own, which takes 7 to 11 times as long. A
+    # kernel that shares none is right all the same.
+    near = randn(1, 32, 48, 48).contiguous(memory_format=format).requires_grad_()
+    far = (1000 * near).detach().requires_grad_()
+    times = []
+    for x in (near, far):
+        y = soft_pool2d(x, 9, 1, 4)
+        forward = partial(soft_pool2d, x.detach(), 9, 1, 4)
+        backward = partial(torch.autograd.grad, y, x, y.detach(), retain_graph=True)
+        times.append([min(timeit.repeat(f, number=1, repeat=9)) for f in (forward, backward)])
+    assert all(far > 2 * near for near, far in zip(*times, strict=True))
 
 
 # The peak of the process, whose memory the tensors themselves are part of.
