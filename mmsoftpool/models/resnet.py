@@ -49,8 +49,8 @@ class SoftPoolResNet(_StemPool, ResNet):
     Args:
         *args: As for mmdet's ResNet; all depths (18, 34, 50, 101, 152).
         stem_pool (dict): Config of the pool in the stem, for ``MODELS.build``. Defaults to
-            ``dict(type='SoftPool2d', kernel_size=3, stride=2, padding=1)``. The type has its default
-            where it is left out, and without a ``kernel_size`` these three arguments have theirs:
+            ``dict(type='SoftPool2d', kernel_size=3, stride=2, padding=1)``. A type that is left out
+            has its default, and without a ``kernel_size`` these three arguments have theirs:
             ``dict(alpha=4.0)`` is sharper, ``dict(type='torch.nn.MaxPool2d')`` mmdet's own pool;
             ``dict(type='SoftPool2d', kernel_size=2, stride=2)`` is the pool of the authors' code. A
             pool with an argument ``channels`` gets the stem's number of channels.
