@@ -223,7 +223,6 @@ class Rows {
         height(pooling.height),
         width(pooling.width) {
     taps_.resize(pooling.taps());
-    before_.resize(pooling.taps() * 2 * S::lanes);
   }
 
   // The outputs of the windows of row (od, oh). Position p of the map is at x + p * step, where
@@ -293,6 +292,7 @@ class Rows {
           add(row(d, h) + first_new, row(d, h) + end);
         }
       });
+      before_.resize(std::max(before_.size(), size_t(reached * 2 * S::lanes)));
       with_taps(n, [&](auto constant) INLINED {
         int64_t c = 0;
         for (; c + 2 * S::lanes <= channels; c += 2 * S::lanes) {

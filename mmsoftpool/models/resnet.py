@@ -25,9 +25,8 @@ class _StemPool:
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        stem_pool = {"type": "SoftPool2d", **stem_pool}
-        if "kernel_size" not in stem_pool:
-            stem_pool.update(_GRID)
+        grid = {} if "kernel_size" in stem_pool else _GRID
+        stem_pool = {"type": "SoftPool2d", **grid, **stem_pool}
         pool = stem_pool["type"]
         pool = MODELS.get(pool) if isinstance(pool, str) else pool
         if pool is not None and "channels" in inspect.signature(pool).parameters:

@@ -42,6 +42,11 @@ def test_a_checkpoint_of_mmdets_resnet_loads_without_missing_or_unexpected_keys(
     assert with_init_cfg.layer4[2].conv3.weight.equal(theirs.layer4[2].conv3.weight)
 
 
+def test_the_default_grid_leaves_the_other_settings_of_the_stem_pool():
+    pool = SoftPoolResNet(18, stem_pool=dict(padding=0)).maxpool
+    assert pool(randn(1, 2, 7, 7)).shape == (1, 2, 3, 3)  # 4, 4 with the default padding
+
+
 @pytest.mark.parametrize("deep_stem", [False, True])
 @pytest.mark.parametrize(
     ("stem_pool", "args", "alpha"),
