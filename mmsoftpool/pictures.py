@@ -1,9 +1,30 @@
 """How every picture of this package is written."""
 
+import itertools
+from collections.abc import Collection
 from pathlib import Path
 
 from .errors import UserError
 from .files import check_output, write_atomically
+
+#: Each of these has its place among matplotlib's colours, C0, C1 and so on, in every picture.
+_POOLS = (
+    "max pooling",
+    "SoftPool, α = 1",
+    "SoftPool, α = 4",
+    "SoftPool, α = 8",
+    "SoftPool, α = 0.5",
+    "average pooling",
+    "random α",
+    "annealed α",
+)
+
+
+def colours(names: Collection[str]) -> dict[str, str]:
+    """A colour for each name. A pool has its own; the others take those that it leaves."""
+    found = {name: f"C{_POOLS.index(name)}" for name in names if name in _POOLS}
+    free = (f"C{i}" for i in itertools.count() if f"C{i}" not in found.values())
+    return {name: found.get(name) or next(free) for name in names}
 
 
 def check_picture(path) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from mmsoftpool import cli, soft_pool2d
 from mmsoftpool.config import config_names, load_config, require
 from mmsoftpool.errors import UserError
-from mmsoftpool.pictures import check_picture, save_figure
+from mmsoftpool.pictures import check_picture, colours, save_figure
 from mmsoftpool.runner import load_model
 
 #: The values of alpha that are measured by default; infinity is max pooling.
@@ -212,23 +212,24 @@ def draw_stems(stems: dict[str, StemMeasurement], out) -> None:
         ("shift", "Change when the image moves by a pixel"),
     )
     for axes, (name, title) in zip(grid.flat, panels, strict=False):
-        for i, (stem, measured) in enumerate(stems.items()):
-            values = getattr(measured, name)
-            axes.plot(places, values, color=f"C{i}", label=stem)
+        for stem, measured in stems.items():
+            values, color = getattr(measured, name), colours(stems)[stem]
+            axes.plot(places, values, color=color, label=stem)
             if measured.trained in measured.alphas:
                 own = measured.alphas.index(measured.trained)
-                axes.plot(own, values[own], "o", color=f"C{i}", ms=7)
+                axes.plot(own, values[own], "o", color=color, ms=7)
         axes.set(xticks=places, xticklabels=labels, xlabel="α", title=title)
         axes.set_ylim(bottom=0)
     if len(stems) > 1:
         grid[0, 0].legend(frameon=False, title="stem (dot: its own pool)")
     axes = grid[1, 1]
     axes.stairs(first.before, first.edges, color="0.7", fill=True, label="before")
-    for i, alpha in enumerate((0.0, 1.0, 4.0, math.inf)):
+    pools = ("average pooling", 0.0), ("SoftPool, α = 1", 1.0), ("SoftPool, α = 4", 4.0)
+    for name, alpha in (*pools, ("max pooling", math.inf)):
         if alpha in first.alphas:
-            name = _LABELS.get(alpha, rf"$\alpha$ = {alpha:g}")
+            label = _LABELS.get(alpha, rf"$\alpha$ = {alpha:g}")
             share = first.after[first.alphas.index(alpha)]
-            axes.stairs(share, first.edges, color=f"C{i + 4}", label=name)
+            axes.stairs(share, first.edges, color=colours([name])[name], label=label)
     axes.set(
         yscale="log",
         xlabel="activation",

@@ -22,7 +22,7 @@ from ..coco import (
 )
 from ..errors import UserError
 from ..files import read_json
-from ..pictures import save_figure
+from ..pictures import colours, save_figure
 
 #: The columns of Table 8 of the paper, in the order of pycocotools' summary.
 METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL")
@@ -256,7 +256,7 @@ class Comparison:
         rows = np.arange(len(METRICS))[::-1]
         offsets = np.linspace(0.22, -0.22, len(others)) if len(others) > 1 else [0.0]
         for i, name in enumerate(others):
-            y, color = rows + offsets[i], f"C{i + 1}"  # C0 is the baseline's in other pictures
+            y, color = rows + offsets[i], colours(self.names)[name]
             axes.hlines(y, *self.intervals[i], color=color, lw=2)
             axes.plot(self.differences[i], y, "o", color=color, ms=5, label=name)
         if len(others) > 1:

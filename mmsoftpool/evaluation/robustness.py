@@ -22,7 +22,7 @@ from ..config import require
 from ..errors import UserError
 from ..files import write_atomically
 from ..ops.modules import SoftPool2d
-from ..pictures import save_figure
+from ..pictures import colours, save_figure
 from ..replace import replace_pooling
 from ..runner import build_runner, explain_errors, load_model
 from .scores import KeptScores, check_alphas, identify, load_runner, main_metric, metric_label
@@ -159,12 +159,14 @@ class Robustness:
         figure = Figure(figsize=(6.4, height), layout="constrained")
         axes = figure.subplots()
         places = np.arange(len(rows))[::-1]
+        variants = (1 + len(self.alphas)) * len(self.remedies)
+        detectors = list(colours(list(self.clean)[::variants]).values())
         for i, name in enumerate(self.clean):
             means = [scores[i].mean() for scores in rows.values()]
             spread = [_half_interval(scores[i]) for scores in rows.values()]
             shift = 0.4 - 0.8 * (i + 0.5) / len(self.clean)
-            detector, variant = divmod(i, (1 + len(self.alphas)) * len(self.remedies))
-            style = dict(fmt="os^vDP*X"[variant % 8], color=f"C{detector}", ms=4)
+            detector, variant = divmod(i, variants)
+            style = dict(fmt="os^vDP*X"[variant % 8], color=detectors[detector], ms=4)
             axes.errorbar(means, places + shift, xerr=spread, label=name, **style)
         axes.set(
             yticks=places,
