@@ -10,7 +10,7 @@ from mmdet.datasets import CocoDataset
 import draw_run as run
 from make_shapes import make_shapes
 from mmsoftpool.errors import UserError
-from mmsoftpool.pictures import colours, save_figure
+from mmsoftpool.pictures import save_figure
 
 
 @pytest.fixture
@@ -95,11 +95,3 @@ class TestSaveFigure:
     def test_a_missing_folder(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="no folder"):
             save_figure(Figure(), tmp_path / "missing" / "x.png")
-
-
-def test_a_pool_has_its_colour_in_every_picture_and_other_names_take_the_rest():
-    every = colours(["SoftPool, α = 4", "mine", "max pooling", "yours"])
-    assert every.items() <= colours([*every, *"abcdefghij"]).items()
-    assert every["max pooling"] == colours(["max pooling"])["max pooling"] == "C0"
-    assert len(set(every.values())) == 4
-    assert colours(["a", "b"]) == dict(a="C0", b="C1")

@@ -11,7 +11,7 @@ from make_shapes import make_shapes
 from mmsoftpool import SoftPool2d
 from mmsoftpool.config import load_config
 from mmsoftpool.errors import UserError
-from mmsoftpool.evaluation import robustness
+from mmsoftpool.evaluation import comparison, robustness
 from mmsoftpool.evaluation.robustness import (
     CORRUPTIONS,
     Corruption,
@@ -228,3 +228,30 @@ def test_the_command(detectors, tmp_path, run_tool):
     assert "==" not in out  # the scores are those of the first call
     status, _, error = run_tool(*command, "--alphas", 0.5, "--include", "torch.nn.AvgPool2d")
     assert status == 2 and "no pool to replace with include=[" in error and "AvgPool2d" in error
+
+
+def test_a_pool_has_its_colour_in_every_picture_and_other_names_take_the_rest(monkeypatch):
+    colours = []
+
+    def read(figure, out):
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        lines = [getattr(handle, "lines", [handle])[0] for handle in handles]
+        colours.append({label: line.get_color() for label, line in zip(labels, lines, strict=True)})
+
+    monkeypatch.setattr(robustness, "save_figure", read)
+    monkeypatch.setattr(comparison, "save_figure", read)
+    names = ["mine", "SoftPool, α = 4", "yours", "max pooling"]
+    variants = [f"{name}{alpha}" for name in names for alpha in ("", " → α = 8")]
+    Robustness(
+        metric="coco/bbox_mAP",
+        corruptions=("fog",),
+        severities=(1,),
+        clean={name: np.ones(1) for name in variants},
+        corrupted={name: np.ones((1, 1, 1)) for name in variants},
+        alphas=(8.0,),
+    ).plot("a.png")
+    scores = (np.full((1, 6), 50.0),) * 4
+    comparison.Comparison(tuple(names), scores, np.ones((3, 2, 6)), 0.95, 1000, 7).plot("a.png")
+    expected = dict(zip(names, ("C1", "C2", "C3", "C0"), strict=True))
+    assert colours[0] == {name: expected[name.split(" →")[0]] for name in variants}
+    assert colours[1] == {name: expected[name] for name in names[1:]}
