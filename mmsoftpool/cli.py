@@ -1,6 +1,8 @@
 """The command ``mmsoftpool``, with a subcommand for each thing that a user does.
 
-Also what every script of the project shares: errors in one line, and common arguments.
+Also what every script of the project shares: errors in one line, and common arguments. A command
+imports mmdet's models, which takes seconds, after it has read the config: a mistyped name is told at
+once.
 """
 
 import argparse
@@ -112,9 +114,10 @@ def _train(args):
     Example: mmsoftpool train retinanet_r50_softpool --cfg-options data_root=/data/coco
     """
     from .config import load_config
-    from .runner import train
 
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    from .runner import train
+
     train(cfg, args.amp, args.auto_scale_lr, args.resume)
 
 
@@ -138,9 +141,10 @@ def _test(args):
                  work_dirs/retinanet_r50_softpool/epoch_12.pth --show-dir pictures
     """
     from .config import load_config
-    from .runner import evaluate
 
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    from .runner import evaluate
+
     evaluate(cfg, args.checkpoint, args.out, args.show, args.show_dir, args.wait_time)
 
 
@@ -177,7 +181,6 @@ def _test_dev(args):
       mmsoftpool test-dev --check detections_test-dev2017_softpool_results.zip
     """
     from .config import load_config, require
-    from .evaluation.submission import check_submission, detect_test_dev
 
     if not args.check and not (args.config and args.checkpoint):
         raise UserError("give a config and a checkpoint, or a file to check")
@@ -186,6 +189,8 @@ def _test_dev(args):
         cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
         require(cfg, "test_dataloader.dataset")
         data_root = cfg.test_dataloader.dataset.get("data_root") or data_root
+    from .evaluation.submission import check_submission, detect_test_dev
+
     ann_file = args.ann_file or Path(data_root, "annotations", "image_info_test-dev2017.json")
     if args.check:
         print(check_submission(args.check, ann_file, args.max_empty))
@@ -381,11 +386,13 @@ def _swap(args):
       mmsoftpool swap retinanet_r50_fpn_1x_coco.py retinanet_r50_fpn_1x_coco_*.pth
     """
     from .config import load_config
-    from .evaluation.swap import ALPHAS, evaluate_swap
 
     work_dir = args.work_dir or f"work_dirs/{Path(args.config).stem}_swap"
+    cfg = load_config(args.config, args.cfg_options, work_dir)
+    from .evaluation.swap import ALPHAS, evaluate_swap
+
     swap = evaluate_swap(
-        load_config(args.config, args.cfg_options, work_dir),
+        cfg,
         args.checkpoints,
         args.alphas or ALPHAS,
         include=args.include,
@@ -466,7 +473,6 @@ def _robustness(args):
           --corruptions gaussian_noise defocus_blur
     """
     from .config import config_names, load_config
-    from .evaluation.robustness import CORRUPTIONS, SEVERITIES, evaluate_robustness
 
     work_dir = args.work_dir or f"work_dirs/{Path(args.config).stem}_robustness"
     files = [[args.config, *args.checkpoints], *args.also]
@@ -475,6 +481,8 @@ def _robustness(args):
         name: (load_config(config, args.cfg_options, work_dir), checkpoints)
         for name, (config, *checkpoints) in zip(names, files, strict=True)
     }
+    from .evaluation.robustness import CORRUPTIONS, SEVERITIES, evaluate_robustness
+
     robustness = evaluate_robustness(
         detectors,
         work_dir,
@@ -527,12 +535,13 @@ def _export(args):
     import warnings
 
     from .config import load_config
-    from .export import build_network, export
     from .files import check_output
 
     out = args.out or str(Path(args.checkpoint).with_suffix(f".{args.format}"))
     check_output(out)
     cfg = load_config(args.config, args.cfg_options)
+    from .export import build_network, export
+
     network = build_network(cfg, args.checkpoint, args.backbone, args.with_nms)
     print(f"exporting to {out}; a ResNet-50 detector takes a minute or two")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports every step

@@ -40,7 +40,7 @@ def host_library(tmp_path_factory):
     path = tmp_path_factory.mktemp("build") / "cuda_on_host.so"
     subprocess.run(
         [
-            *(compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"),
+            *(compiler, "-std=c++17", "-Og", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"),
             *("-fsanitize=undefined", "-fno-sanitize-recover"),
             *os.environ.get("CXXFLAGS", "").split(),  # make sanitize
             *(str(Path(__file__).with_name("cuda_on_host.cpp")), "-o", str(path)),
