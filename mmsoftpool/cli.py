@@ -1,8 +1,8 @@
 """The command ``mmsoftpool``, with a subcommand for each thing that a user does.
 
 Also what every script of the project shares: errors in one line, and common arguments. A command
-imports mmdet's models, which takes seconds, after it has read the config: a mistyped name is told at
-once.
+imports mmdet's models, which takes seconds, after it has read the config: a mistyped name is told
+at once.
 """
 
 import argparse

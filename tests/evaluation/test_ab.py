@@ -18,10 +18,10 @@ from mmsoftpool.evaluation.ab import compare_configs
 from mmsoftpool.evaluation.comparison import compare_detections
 from mmsoftpool.files import write_atomically
 
-from ..common import ROOT
+from ..common import ROOT, config_path
 
-CONFIGS = ("configs/demo/demo_retinanet_maxpool.py", "configs/demo/demo_retinanet_softpool.py")
 NAMES = ("demo_retinanet_maxpool", "demo_retinanet_softpool")
+CONFIGS = tuple(config_path(name) for name in NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -41,24 +41,21 @@ def options(tmp_path_factory):
     )
 
 
-def test_trains_the_pair_and_resumes_after_an_interruption(run_script, tmp_path, options):
-    command = ("-m", "mmsoftpool", "ab", *CONFIGS, "--seeds", 3, "--work-dir", tmp_path)
-    command += ("--resamples", 10)
-    command += options
+def test_trains_the_pair_and_resumes_after_an_interruption(run_tool, tmp_path, options):
+    command = ("ab", *CONFIGS, "--seeds", 3, "--work-dir", tmp_path, "--resamples", 10, *options)
     first, second = (tmp_path / name / "seed_3" for name in NAMES)
     # Another process holds the lock of the second run: the call ends after the first.
     second.mkdir(parents=True)
     with (second / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        stopped = run_script(*command, check=False)
-    assert stopped.returncode == 2
-    assert f"error: another process is executing the run in {second}" in stopped.stderr
+        status, _, err = run_tool(*command)
+    assert status == 2 and f"error: another process is executing the run in {second}" in err
     assert "randomness.seed=3" in (first / "log").read_text()
     assert (first / "results.bbox.json").exists() and not (second / "results.bbox.json").exists()
 
     # As if the first run had been interrupted between training and test.
     (first / "results.bbox.json").unlink()
-    out = run_script(*command).stdout
+    _, out, _ = run_tool(*command)
     progress = re.findall(r"\[run (\d) of 2: (\w+), seed 3\] Epoch\((\w+)\)", out)
     assert list(dict.fromkeys(progress)) == [
         ("1", NAMES[0], "test"),  # it is not trained again
@@ -70,12 +67,11 @@ def test_trains_the_pair_and_resumes_after_an_interruption(run_script, tmp_path,
     assert table in out and "4 images; 1 run of each model" in table
     assert (tmp_path / "comparison_bbox.png").exists()
 
-    again = run_script(*command).stdout
+    _, again, _ = run_tool(*command)
     assert again.count("seed 3: already finished") == 2 and "Epoch(" not in again and table in again
-    other = run_script(*command, "model.test_cfg.score_thr=0.5", check=False)
-    assert other.returncode == 2
-    assert "has runs of configs/demo/demo_retinanet_maxpool.py with other settings" in other.stderr
-    assert "score_thr=0.5" in other.stderr
+    status, _, err = run_tool(*command, "model.test_cfg.score_thr=0.5")
+    assert status == 2 and "score_thr=0.5" in err
+    assert f"has runs of {CONFIGS[0]} with other settings" in err
 
 
 def test_every_config_is_compared_with_the_first(tmp_path):
@@ -85,7 +81,7 @@ def test_every_config_is_compared_with_the_first(tmp_path):
     configs = []
     for number, name in enumerate(("one", "two", "three")):
         config = tmp_path / f"{name}.py"
-        config.write_text(f"_base_ = {str(ROOT / CONFIGS[0])!r}")
+        config.write_text(f"_base_ = {CONFIGS[0]!r}")
         configs.append(str(config))
         # The results of a finished run, from before this call: the first 1/3, 2/3 and all objects.
         found = [
@@ -120,7 +116,7 @@ def test_the_classes_are_those_of_the_test_data_set(tmp_path):
     results = {}
     for name, count in (("one", 3), ("two", 2)):
         config = tmp_path / f"{name}.py"
-        config.write_text(f"_base_ = {str(ROOT / CONFIGS[0])!r}")
+        config.write_text(f"_base_ = {CONFIGS[0]!r}")
         run = tmp_path / "runs" / name / "seed_0"
         run.mkdir(parents=True)
         (run / "results.bbox.json").write_text(json.dumps(found[::count]))
@@ -177,7 +173,7 @@ def test_of_two_calls_at_the_same_time_one_notes_its_settings(
     tmp_path, monkeypatch, thresholds, refused
 ):
     cfgs = {
-        str(value): load_config(str(ROOT / CONFIGS[0]), {"model.test_cfg.score_thr": value})
+        str(value): load_config(CONFIGS[0], {"model.test_cfg.score_thr": value})
         for value in thresholds
     }
     both_write = threading.Barrier(2)
@@ -201,18 +197,9 @@ def test_of_two_calls_at_the_same_time_one_notes_its_settings(
     assert all("with other settings" in str(error) for error in errors)
 
 
-def test_the_output_of_a_failing_run_is_shown(run_script, tmp_path):
-    result = run_script(
-        "-m",
-        "mmsoftpool",
-        "ab",
-        *CONFIGS,
-        "--work-dir",
-        tmp_path,
-        "--cfg-options",
-        "data_root=/missing",
-        check=False,
-    )
-    assert result.returncode == 2
-    assert "error: missing file: /missing/annotations/instances_train.json" in result.stderr
-    assert "demo_retinanet_maxpool, seed 0 failed with exit status 2" in result.stderr
+def test_the_output_of_a_failing_run_is_shown(run_tool, tmp_path):
+    options = ("--work-dir", tmp_path, "--cfg-options", "data_root=/missing")
+    status, _, err = run_tool("ab", *CONFIGS, *options)
+    assert status == 2
+    assert "error: missing file: /missing/annotations/instances_train.json" in err
+    assert "demo_retinanet_maxpool, seed 0 failed with exit status 2" in err

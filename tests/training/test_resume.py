@@ -14,7 +14,7 @@ from mmsoftpool.hooks import EpochSeedHook, find_intact_checkpoint
 from mmsoftpool.hooks.resume import SeededBatches
 from mmsoftpool.runner import train
 
-from ..common import BEST
+from ..common import BEST, ROOT
 
 DEMO = "configs/demo/demo_retinanet_softpool.py"
 
@@ -39,24 +39,22 @@ def options(tmp_path_factory):
     )
 
 
-def test_a_full_disk_is_reported_and_a_damaged_checkpoint_skipped(run_script, tmp_path, options):
-    run_script("tools/train.py", DEMO, "--work-dir", tmp_path, *options, "train_cfg.max_epochs=1")
+def test_a_full_disk_is_reported_and_a_damaged_checkpoint_skipped(run_tool, tmp_path, options):
+    command = ("train", ROOT / DEMO, "--resume", "--work-dir", tmp_path, *options)
+    assert run_tool(*command, "train_cfg.max_epochs=1")[0] == 0
     (tmp_path / "epoch_2.pth").symlink_to("/dev/full")  # every write to it fails with ENOSPC
-    result = run_script(
-        "tools/train.py", DEMO, "--resume", "--work-dir", tmp_path, *options, check=False
-    )
-    assert result.returncode == 2
-    last = result.stderr.strip().splitlines()[-1]
+    status, _, err = run_tool(*command)
+    assert status == 2
+    last = err.strip().splitlines()[-1]
     assert last.startswith(f"error: cannot write {tmp_path}/epoch_2.pth: No space left on device")
-    assert "Traceback" not in result.stderr
 
     (tmp_path / "epoch_2.pth").unlink()
     intact = (tmp_path / "epoch_1.pth").read_bytes()
     (tmp_path / "epoch_2.pth").write_bytes(intact[: len(intact) // 2])
     (tmp_path / "last_checkpoint").write_text(str(tmp_path / "epoch_2.pth"))
-    result = run_script("tools/train.py", DEMO, "--resume", "--work-dir", tmp_path, *options)
-    assert f"skipping damaged or missing checkpoint {tmp_path}/epoch_2.pth" in result.stderr
-    assert f"resuming from {tmp_path}/epoch_1.pth" in result.stdout
+    _, out, err = run_tool(*command)
+    assert f"skipping damaged or missing checkpoint {tmp_path}/epoch_2.pth" in err
+    assert f"resuming from {tmp_path}/epoch_1.pth" in out
     assert torch.load(tmp_path / "epoch_3.pth", weights_only=False)["meta"]["epoch"] == 3
 
 

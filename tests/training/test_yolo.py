@@ -145,7 +145,7 @@ def test_the_pair_is_tested_swapped_and_compared(name, coco_root, tmp_path):
     ("name", "switch"),
     [
         ("yolox_s", {"custom_hooks.0.num_last_epochs": 0}),
-        ("rtmdet_s", {"custom_hooks.1.switch_epoch": 1}),
+        pytest.param("rtmdet_s", {"custom_hooks.1.switch_epoch": 1}, marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_switches_its_pipeline_and_ends_in_the_same_weights(
