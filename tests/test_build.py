@@ -152,13 +152,13 @@ def test_the_compiler_may_have_a_launcher_and_flags(run_script, tmp_path):
     # Stand-ins for ccache and nvcc: they note their arguments and compile an empty file.
     home = tmp_path / "cuda"
     (home / "bin").mkdir(parents=True)
-    compile_nothing = 'while [ "$1" != -o ]; do shift; done; exec c++ -fPIC -xc++ -c /dev/null -o "$2"'
+    empty = 'while [ "$1" != -o ]; do shift; done; exec c++ -fPIC -xc++ -c /dev/null -o "$2"'
     scripts = {
         "ccache": 'case "$*" in *" -c "*) ;; *) exec "$@" ;; esac',
         "nvcc": 'case "$1" in --list*) exit ;; esac',
     }
     for name, code in scripts.items():
-        lines = ("#!/bin/sh", f'echo "$@" >> {tmp_path}/{name}', code, compile_nothing, "")
+        lines = ("#!/bin/sh", f'echo "$@" >> {tmp_path}/{name}', code, empty, "")
         (home / "bin" / name).write_text("\n".join(lines))
         (home / "bin" / name).chmod(0o755)
     run_script(

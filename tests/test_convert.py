@@ -267,14 +267,11 @@ def test_what_the_file_does_not_say_can_be_given(resnet18, tmp_path):
     assert torch.load(tmp_path / "ours.pth")["state_dict"]["head.fc.bias"].shape == (7,)
 
 
-def test_the_tool(run_script, theirs, tmp_path):
-    out = run_script("-m", "mmsoftpool", "convert", theirs, tmp_path / "ours.pth").stdout
+def test_the_tool(run_tool, theirs, tmp_path):
+    _, out, _ = run_tool("convert", theirs, tmp_path / "ours.pth")
     assert f"wrote {tmp_path}/ours.pth" in out
     assert "padding=((1, 0), (1, 0))" in out
     lines = out[out.index("custom_imports") :]
     assert detector(lines, tmp_path).backbone.maxpool.padding == ((1, 0), (1, 0))
-    result = run_script("-m", "mmsoftpool", "convert", tmp_path / "no", tmp_path / "x", check=False)
-    assert (result.returncode, result.stderr.splitlines()[-1]) == (
-        2,
-        f"error: no checkpoint at {tmp_path}/no",
-    )
+    status, _, err = run_tool("convert", tmp_path / "no", tmp_path / "x")
+    assert (status, err) == (2, f"error: no checkpoint at {tmp_path}/no\n")

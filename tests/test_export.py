@@ -45,13 +45,11 @@ def checkpoint(tmp_path_factory):
 RETINANET = [f"{name}_{level}" for name in ("cls_score", "bbox_pred") for level in range(4)]
 
 
-def test_the_tool_writes_onnx_that_onnxruntime_runs(run_script, checkpoint):
+def test_the_tool_writes_onnx_that_onnxruntime_runs(run_tool, checkpoint):
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     cfg, path = checkpoint("retinanet")
-    out = run_script(
-        "-m", "mmsoftpool", "export", CONFIGS["retinanet"], path, "--format", "onnx"
-    ).stdout
+    _, out, _ = run_tool("export", CONFIGS["retinanet"], path, "--format", "onnx")
     file = path.replace(".pth", ".onnx")
     difference = re.search(rf"wrote {re.escape(file)} .* from PyTorch ([\d.e-]+)", out)[1]
     assert 0 < float(difference) <= 1e-4
