@@ -68,7 +68,7 @@ def run_dir(tmp_path_factory):
 
 
 class TestDemo:
-    def test_runs_as_make_demo_does(self, run_script, run_dir):
+    def test_runs_as_make_demo_does(self, run_script, run_tool, run_dir):
         options = ("--work-dir", run_dir / "run", "--cfg-options", f"data_root={run_dir}/shapes")
         small = (
             "train_cfg.max_epochs=2",
@@ -76,12 +76,12 @@ class TestDemo:
             "model.test_cfg.score_thr=0",
         )
         run_script("tools/train.py", DEMO, "--resume", *options, *small)
-        done = run_script("tools/train.py", DEMO, "--resume", *options, *small).stdout
-        assert "Epoch(train)" not in done  # the training is complete
+        status, done, _ = run_tool("train", ROOT / DEMO, "--resume", *options, *small)
+        assert status == 0 and "Epoch(train)" not in done  # the training is complete
         tested = (DEMO, run_dir / "run" / "epoch_2.pth", "--out", run_dir / "predictions.pkl")
         out = run_script("tools/test.py", *tested, *options, *small).stdout
         assert "Average Precision" in out
-        run_script("tools/draw_run.py", DEMO, run_dir / "predictions.pkl", *options[2:])
+        run_tool("draw_run", ROOT / DEMO, run_dir / "predictions.pkl", *options[2:])
         assert (run_dir / "detections.png").stat().st_size > 10_000
 
     def test_a_max_pool_detectors_checkpoint_evaluates_with_soft_pool(self, run_tool, run_dir):
