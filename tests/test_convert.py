@@ -268,8 +268,8 @@ def test_what_the_file_does_not_say_can_be_given(resnet18, tmp_path):
 
 
 def test_the_tool(run_tool, theirs, tmp_path):
-    _, out, _ = run_tool("convert", theirs, tmp_path / "ours.pth")
-    assert f"wrote {tmp_path}/ours.pth" in out
+    status, out, _ = run_tool("convert", theirs, tmp_path / "ours.pth")
+    assert status == 0 and f"wrote {tmp_path}/ours.pth" in out
     assert "padding=((1, 0), (1, 0))" in out
     lines = out[out.index("custom_imports") :]
     assert detector(lines, tmp_path).backbone.maxpool.padding == ((1, 0), (1, 0))

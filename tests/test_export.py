@@ -49,7 +49,8 @@ def test_the_tool_writes_onnx_that_onnxruntime_runs(run_tool, checkpoint):
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     cfg, path = checkpoint("retinanet")
-    _, out, _ = run_tool("export", CONFIGS["retinanet"], path, "--format", "onnx")
+    status, out, _ = run_tool("export", CONFIGS["retinanet"], path, "--format", "onnx")
+    assert status == 0
     file = path.replace(".pth", ".onnx")
     difference = re.search(rf"wrote {re.escape(file)} .* from PyTorch ([\d.e-]+)", out)[1]
     assert 0 < float(difference) <= 1e-4

@@ -81,7 +81,8 @@ class TestDemo:
         tested = (DEMO, run_dir / "run" / "epoch_2.pth", "--out", run_dir / "predictions.pkl")
         out = run_script("tools/test.py", *tested, *options, *small).stdout
         assert "Average Precision" in out
-        run_tool("draw_run", ROOT / DEMO, run_dir / "predictions.pkl", *options[2:])
+        drawn = run_tool("draw_run", ROOT / DEMO, run_dir / "predictions.pkl", *options[2:])
+        assert drawn[0] == 0
         assert (run_dir / "detections.png").stat().st_size > 10_000
 
     def test_a_max_pool_detectors_checkpoint_evaluates_with_soft_pool(self, run_tool, run_dir):
@@ -92,8 +93,8 @@ class TestDemo:
         torch.save(dict(state_dict=model.state_dict()), run_dir / "max_pool.pth")
         options = (f"data_root={run_dir}/shapes", "model.test_cfg.score_thr=0")
         arguments = ("--work-dir", run_dir / "swap", "--cfg-options", *options)
-        _, out, _ = run_tool("test", ROOT / DEMO, run_dir / "max_pool.pth", *arguments)
-        assert re.search(r"Epoch\(test\).*coco/bbox_mAP: [\d.]+", out)
+        status, out, _ = run_tool("test", ROOT / DEMO, run_dir / "max_pool.pth", *arguments)
+        assert status == 0 and re.search(r"Epoch\(test\).*coco/bbox_mAP: [\d.]+", out)
 
     def test_a_foreign_or_damaged_checkpoint_is_refused(self, run_tool, run_dir):
         torch.save(dict(state_dict={"x": torch.zeros(1)}), run_dir / "other.pth")

@@ -55,7 +55,8 @@ def test_trains_the_pair_and_resumes_after_an_interruption(run_tool, tmp_path, o
 
     # As if the first run had been interrupted between training and test.
     (first / "results.bbox.json").unlink()
-    _, out, _ = run_tool(*command)
+    status, out, _ = run_tool(*command)
+    assert status == 0
     progress = re.findall(r"\[run (\d) of 2: (\w+), seed 3\] Epoch\((\w+)\)", out)
     assert list(dict.fromkeys(progress)) == [
         ("1", NAMES[0], "test"),  # it is not trained again
@@ -67,7 +68,8 @@ def test_trains_the_pair_and_resumes_after_an_interruption(run_tool, tmp_path, o
     assert table in out and "4 images; 1 run of each model" in table
     assert (tmp_path / "comparison_bbox.png").exists()
 
-    _, again, _ = run_tool(*command)
+    status, again, _ = run_tool(*command)
+    assert status == 0
     assert again.count("seed 3: already finished") == 2 and "Epoch(" not in again and table in again
     status, _, err = run_tool(*command, "model.test_cfg.score_thr=0.5")
     assert status == 2 and "score_thr=0.5" in err

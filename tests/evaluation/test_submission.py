@@ -49,7 +49,8 @@ def test_writes_submissions_that_pass_the_check(run_tool, coco_root, mask_rcnn, 
     options = [f"{key}={value}" for key, value in OPTIONS.items()]
     arguments = ("--work-dir", tmp_path, "--name", "test")
     command = ("test-dev", config_path("mask_rcnn_r34_softpool"), mask_rcnn, *arguments)
-    _, out, _ = run_tool(*command, "--cfg-options", f"data_root={coco_root}", *options)
+    status, out, _ = run_tool(*command, "--cfg-options", f"data_root={coco_root}", *options)
+    assert status == 0
     assert "in 1 of 1 images, but the server's test-dev2017 has 20288 images" in out
     coco = COCO(ann_file)
     for metric, key in (("bbox", "bbox"), ("segm", "segmentation")):
@@ -61,8 +62,8 @@ def test_writes_submissions_that_pass_the_check(run_tool, coco_root, mask_rcnn, 
         assert 0 < len(detections) <= 100
         assert detections[0].keys() == {"image_id", "category_id", "score", key}
         assert len(coco.loadRes(detections).anns) == len(detections)
-        _, checked, _ = run_tool("test-dev", "--check", path, "--ann-file", ann_file)
-        assert "in 1 of 1 images, but the server" in checked
+        status, checked, _ = run_tool("test-dev", "--check", path, "--ann-file", ann_file)
+        assert status == 0 and "in 1 of 1 images, but the server" in checked
 
 
 def test_resumes_at_the_first_missing_part(coco_root, mask_rcnn, small, tmp_path, monkeypatch):

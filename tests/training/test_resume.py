@@ -52,7 +52,8 @@ def test_a_full_disk_is_reported_and_a_damaged_checkpoint_skipped(run_tool, tmp_
     intact = (tmp_path / "epoch_1.pth").read_bytes()
     (tmp_path / "epoch_2.pth").write_bytes(intact[: len(intact) // 2])
     (tmp_path / "last_checkpoint").write_text(str(tmp_path / "epoch_2.pth"))
-    _, out, err = run_tool(*command)
+    status, out, err = run_tool(*command)
+    assert status == 0
     assert f"skipping damaged or missing checkpoint {tmp_path}/epoch_2.pth" in err
     assert f"resuming from {tmp_path}/epoch_1.pth" in out
     assert torch.load(tmp_path / "epoch_3.pth", weights_only=False)["meta"]["epoch"] == 3
