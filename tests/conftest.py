@@ -1,3 +1,4 @@
+import importlib.util
 import runpy
 import sys
 
@@ -6,6 +7,16 @@ import pytest
 from mmsoftpool import cli
 
 from .common import SCRIPTS, SHARED, execute
+
+
+@pytest.fixture(scope="session", autouse=True)
+def configs_as_they_are():
+    """mmengine lays out a config with yapf each time that it saves, logs or compares it, which
+    takes longer than a training of some iterations."""
+    with pytest.MonkeyPatch.context() as patch:
+        if importlib.util.find_spec("yapf") is not None:
+            patch.setattr("yapf.yapflib.yapf_api.FormatCode", lambda code, **style: (code, True))
+        yield
 
 
 @pytest.fixture(scope="session")

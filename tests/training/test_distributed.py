@@ -73,7 +73,7 @@ def write_config(path, settings):
     return path
 
 
-def test_two_processes_train_and_evaluate_as_one(launch, run_script, tmp_path, settings):
+def test_two_processes_train_and_evaluate_as_one(launch, run_tool, tmp_path, settings):
     config = write_config(tmp_path / "demo.py", settings)
     launch("dist_train.sh", config, 2, "--work-dir", tmp_path / "run", "--auto-scale-lr")
 
@@ -102,14 +102,14 @@ def test_two_processes_train_and_evaluate_as_one(launch, run_script, tmp_path, s
     # Two does not divide five images: one of them is evaluated twice and counted once.
     checkpoint = tmp_path / "run" / "epoch_1.pth"
     found = []
-    for name, run in (("two", launch), ("one", run_script)):
-        prefix = tmp_path / name
-        outfile = f"test_evaluator.outfile_prefix={prefix}"
-        options = ("--work-dir", tmp_path / "test", "--cfg-options", outfile)
-        if run is launch:
-            out = launch("dist_test.sh", config, checkpoint, 2, *options)
+    for name in ("two", "one"):
+        outfile = f"test_evaluator.outfile_prefix={tmp_path / name}"
+        arguments = ("--work-dir", tmp_path / "test", "--cfg-options", outfile)
+        if name == "two":
+            out = launch("dist_test.sh", config, checkpoint, 2, *arguments)
         else:
-            out = run_script("tools/test.py", config, checkpoint, *options).stdout
+            status, out, _ = run_tool("test", config, checkpoint, *arguments)
+            assert status == 0
         results = json.loads((tmp_path / f"{name}.bbox.json").read_text())
         table = [line for line in out.splitlines() if "Average" in line]
         found.append((table, sorted(map(json.dumps, results))))
