@@ -40,12 +40,13 @@ class KeptScores:
         return self.known[key]
 
 
-def identify(cfg: Config, checkpoint: str, *settings) -> str:
-    """A name of a config and a checkpoint, another one for other settings or weights."""
+def identify(cfg: Config, checkpoint: str, include) -> str:
+    """A name of a config, a checkpoint and an ``include``, another one for other weights."""
     cfg = cfg.copy()
     cfg.work_dir = ""
     weights = checkpoint if "://" in checkpoint else file_hash(checkpoint)[:16]
-    text = "".join([cfg.pretty_text, *map(str, settings)])
+    include = include if isinstance(include, (list, tuple)) else [include]
+    text = cfg.pretty_text + " ".join(map(str, include))
     return f"{hashlib.sha256(text.encode()).hexdigest()[:16]} {weights}"
 
 

@@ -132,6 +132,8 @@ def test_a_later_call_evaluates_only_what_is_new(load, checkpoint, evaluations):
     assert again.swapped[0, [2, 0]].tolist() == first.swapped[0].tolist()
     evaluate_swap(load(**{"val_dataloader.batch_size": 1}), [checkpoint], [1.0])
     assert len(evaluations) == 6  # another config
+    evaluate_swap(load(), [checkpoint], [1.0], include=["torch.nn.MaxPool2d"])
+    assert len(evaluations) == 6  # the default, as a list
 
 
 @pytest.mark.parametrize("content", ["[]", '{"a": 1}', '{"a": {"score": "1"}}', "{"])
