@@ -51,19 +51,19 @@ demo: env
 	@echo "To train anew: rm -r $(DEMO_RUN)"
 
 # Two processes of one thread each: most of the time goes into starting Python, and threads of two
-# processes on two cores wait for each other. JOBS=8 where there are more cores.
+# processes on two cores wait for each other. JOBS=8 where there are more cores. A process that a test
+# ends is not replaced: pytest-xdist may then wait forever.
 JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --max-worker-restart 0
 test: env lint docs
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+	$(PYTEST) --dist loadfile -m "not slow"
 
 test-slow: env $(VENV)/.networks
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m slow \
-	  --ignore tests/replace/test_packages.py
-	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/networks $(PY) -m pytest -n $(JOBS) -m slow \
-	  tests/replace/test_packages.py
+	$(PYTEST) --dist loadfile -m slow --ignore tests/replace/test_packages.py
+	PYTHONPATH=$(VENV)/networks $(PYTEST) -m slow tests/replace/test_packages.py
 
 fuzz: env
-	MMSOFTPOOL_FUZZ=100 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) tests/test_fuzz.py tests/test_kill.py
+	MMSOFTPOOL_FUZZ=100 $(PYTEST) tests/test_fuzz.py tests/test_kill.py
 
 # -W: a broken link, or a docstring that is not valid reStructuredText, is an error.
 docs: env
@@ -122,8 +122,7 @@ sanitize: env
 
 # What nvcc makes of all CUDA kernels, run on the CPU; a test has some of them.
 test-ptx: env
-	MMSOFTPOOL_PTX="8.0 9.0" OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist loadgroup \
-	  tests/ops/test_ptx.py
+	MMSOFTPOOL_PTX="8.0 9.0" $(PYTEST) -q --dist loadgroup tests/ops/test_ptx.py
 
 aarch64: env
 	command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64 || { \

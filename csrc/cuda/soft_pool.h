@@ -11,7 +11,8 @@
 namespace mmsoftpool::cuda {
 
 // T is float, double, __half or __nv_bfloat16. The work is queued on `stream` of the current
-// device; the functions return the error of the launch.
+// device; the functions return the error of the launch. A workspace is aligned to 32 bytes, as
+// every tensor that torch allocates is.
 
 // How many numbers of type Compute<T> the workspace of pool_forward has: 0 but for windows of very
 // many taps.

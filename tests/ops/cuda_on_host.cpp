@@ -1,8 +1,11 @@
 // Runs the CUDA threads of csrc/cuda one after the other on the host.
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <vector>
+#include <memory>
+#include <new>
 
 #include "../../csrc/cuda/select.h"
 #include "pooling_argument.h"
@@ -95,21 +98,31 @@ void run_threads_of(const typename K::Arguments& arguments, const Thread& thread
   }
 }
 
+// Aligned for the largest packs, as every tensor that torch makes on a GPU; malloc's 16 bytes are
+// not enough.
 template <typename A>
-std::vector<A> make_workspace(int64_t numbers) {
-  return std::vector<A>(numbers, std::numeric_limits<A>::quiet_NaN());
+using Workspace = std::unique_ptr<A[], decltype(&std::free)>;
+
+template <typename A>
+Workspace<A> make_workspace(int64_t numbers) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 512, numbers * sizeof(A)) != 0) {
+    throw std::bad_alloc();
+  }
+  std::fill_n(static_cast<A*>(memory), numbers, std::numeric_limits<A>::quiet_NaN());
+  return {static_cast<A*>(memory), &std::free};
 }
 
 // The slices of windows, if K has such and they are divided.
 template <typename K, typename T>
-std::vector<Compute<T>> run_slices(typename K::Arguments& arguments, const T* input) {
-  std::vector<Compute<T>> slices;
+Workspace<Compute<T>> run_slices(typename K::Arguments& arguments, const T* input) {
+  Workspace<Compute<T>> slices(nullptr, &std::free);
   if constexpr (K::has_slices) {
     if (arguments.slices > 1) {
       auto of_slices = arguments;
       of_slices.threads = int64_t(arguments.outputs) * arguments.slices;
       slices = make_workspace<Compute<T>>(3 * of_slices.threads);
-      arguments.slices_of_windows = of_slices.slices_of_windows = slices.data();
+      arguments.slices_of_windows = of_slices.slices_of_windows = slices.get();
       run_threads_of<K>(
           of_slices, [&](auto kernel, auto i) { kernel.summarize_slice(of_slices, input, i); });
     }
@@ -139,8 +152,8 @@ int run_on(
     if constexpr (K::two_steps) {
       auto first = K::forward_arguments(pooling, rows);
       const auto slices = run_slices<K>(first, x);
-      auto workspace = make_workspace<Compute<T>>(K::workspace(pooling));
-      Compute<T>* const numbers = workspace.data();
+      const auto workspace = make_workspace<Compute<T>>(K::workspace(pooling));
+      Compute<T>* const numbers = workspace.get();
       run_threads_of<K>(
           first, [&](auto way, auto i) { way.summarize(first, grad_y, x, numbers, i); });
       run_threads_of<K>(
