@@ -134,6 +134,8 @@ def test_a_later_call_evaluates_only_what_is_new(load, checkpoint, evaluations):
     assert len(evaluations) == 6  # another config
     evaluate_swap(load(), [checkpoint], [1.0], include=["torch.nn.MaxPool2d"])
     assert len(evaluations) == 6  # the default, as a list
+    evaluate_swap(load(), [checkpoint], [1.0], include="maxpool")
+    assert len(evaluations) == 8  # another one
 
 
 @pytest.mark.parametrize("content", ["[]", '{"a": 1}', '{"a": {"score": "1"}}', "{"])
