@@ -106,16 +106,21 @@ class Robustness:
 
         The mean performance under corruption (mPC) is the mean over all corruptions and severities,
         the relative one (rPC) its percentage of the clean score. ``parts`` has more columns, each
-        the mean over some of the corruptions.
+        the mean over some of the corruptions. If these are the corruptions themselves, the mean
+        over all of them at each severity follows.
         """
         columns = {"clean": list(self.clean.values())}
-        columns["mPC"] = [scores.mean((1, 2)) for scores in self.corrupted.values()]
+        tables = self.corrupted.values()
+        columns["mPC"] = [scores.mean((1, 2)) for scores in tables]
         with np.errstate(invalid="ignore", divide="ignore"):
             pairs = zip(columns["mPC"], columns["clean"], strict=True)
             columns["rPC, %"] = [100 * corrupted / clean for corrupted, clean in pairs]
         for name, members in parts.items():
             places = [self.corruptions.index(member) for member in members]
-            columns[name] = [scores[:, places].mean((1, 2)) for scores in self.corrupted.values()]
+            columns[name] = [scores[:, places].mean((1, 2)) for scores in tables]
+        if parts == self.each() and len(self.severities) > 1:
+            for i, severity in enumerate(self.severities):
+                columns[f"severity {severity}"] = [scores[..., i].mean(1) for scores in tables]
         return columns
 
     def each(self) -> dict[str, tuple[str, ...]]:
@@ -130,7 +135,7 @@ class Robustness:
         """Formats the means over the checkpoints as tables, with their 95 % intervals.
 
         The first has a row for each variant, and a column for each kind of corruption where all
-        were evaluated. The second, then, has a row for each corruption.
+        were evaluated. The second, then, has a row for each corruption and each severity.
         """
         label = metric_label(self.metric)
         rows = [[label, *self.clean]]
@@ -149,7 +154,7 @@ class Robustness:
         return "\n".join(lines) + "\n"
 
     def plot(self, out) -> None:
-        """Draws every corruption, with intervals, into the picture file ``out``.
+        """Draws every corruption and severity, with intervals, into the picture file ``out``.
 
         A colour is a detector, a shape one of its variants.
         """

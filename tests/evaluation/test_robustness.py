@@ -137,10 +137,11 @@ def test_the_table_has_the_means_and_their_intervals(tmp_path):
     lines = result.markdown().splitlines()
     # Student's t with one degree of freedom: 12.706 x 5.
     assert lines[:4] == [
-        "| box AP | clean | mPC | rPC, % | fog | snow |",
-        "|---|---:|---:|---:|---:|---:|",
-        "| a | 85.0 ± 63.5 | 45.0 ± 63.5 | 52.8 ± 35.3 | 55.0 ± 63.5 | 35.0 ± 63.5 |",
-        "| b | 50.0 | 20.0 | 40.0 | 10.0 | 30.0 |",
+        "| box AP | clean | mPC | rPC, % | fog | snow | severity 1 | severity 3 |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| a | 85.0 ± 63.5 | 45.0 ± 63.5 | 52.8 ± 35.3 | 55.0 ± 63.5 | 35.0 ± 63.5 "
+        "| 50.0 ± 63.5 | 40.0 ± 63.5 |",
+        "| b | 50.0 | 20.0 | 40.0 | 10.0 | 30.0 | 15.0 | 25.0 |",
     ]
     result.plot(tmp_path / "a.png")
 
