@@ -17,6 +17,7 @@ _POOLS = (
     "average pooling",
     "random α",
     "annealed α",
+    "SoftPool, α = 16",
 )
 
 

@@ -165,7 +165,8 @@ class Robustness:
         axes = figure.subplots()
         places = np.arange(len(rows))[::-1]
         variants = (1 + len(self.alphas)) * len(self.remedies)
-        detectors = list(colours(list(self.clean)[::variants]).values())
+        names = [n.removesuffix(f", {self.remedies[0]}") for n in list(self.clean)[::variants]]
+        detectors = list(colours(names).values())
         for i, name in enumerate(self.clean):
             means = [scores[i].mean() for scores in rows.values()]
             spread = [_half_interval(scores[i]) for scores in rows.values()]

@@ -242,7 +242,7 @@ def test_a_pool_has_its_colour_in_every_picture_and_other_names_take_the_rest(mo
     monkeypatch.setattr(robustness, "save_figure", read)
     monkeypatch.setattr(comparison, "save_figure", read)
     names = ["mine", "SoftPool, α = 4", "yours", "max pooling"]
-    variants = [f"{name}{alpha}" for name in names for alpha in ("", " → α = 8")]
+    variants = [f"{name}{alpha}, median" for name in names for alpha in ("", " → α = 8")]
     Robustness(
         metric="coco/bbox_mAP",
         corruptions=("fog",),
@@ -250,9 +250,11 @@ def test_a_pool_has_its_colour_in_every_picture_and_other_names_take_the_rest(mo
         clean={name: np.ones(1) for name in variants},
         corrupted={name: np.ones((1, 1, 1)) for name in variants},
         alphas=(8.0,),
+        remedies=("median",),
     ).plot("a.png")
     scores = (np.full((1, 6), 50.0),) * 4
     comparison.Comparison(tuple(names), scores, np.ones((3, 2, 6)), 0.95, 1000, 7).plot("a.png")
     expected = dict(zip(names, ("C1", "C2", "C3", "C0"), strict=True))
-    assert colours[0] == {name: expected[name.split(" →")[0]] for name in variants}
+    detectors = [name.removesuffix(", median").split(" →")[0] for name in variants]
+    assert list(colours[0].values()) == [expected[name] for name in detectors]
     assert colours[1] == {name: expected[name] for name in names[1:]}
