@@ -247,7 +247,7 @@ def _compare(args):
           --a maxpool.bbox.json --b softpool.bbox.json --markdown table.md --plot table.png
     """
     from .evaluation.comparison import compare_detections
-    from .files import check_output, write_atomically
+    from .files import check_output, write_text
     from .pictures import check_picture
 
     if args.markdown:
@@ -267,8 +267,7 @@ def _compare(args):
     )
     print(comparison.markdown(), end="")
     if args.markdown:
-        with write_atomically(args.markdown) as temporary:
-            temporary.write_text(comparison.markdown())
+        write_text(args.markdown, comparison.markdown())
     if args.plot:
         comparison.plot(args.plot)
 
@@ -503,7 +502,7 @@ def _export_arguments(parser):
         "--format",
         choices=["onnx", "pt2"],
         default="onnx",
-        help="onnx: standard ONNX operators for ONNX Runtime, TensorRT and OpenVINO; pt2: a "
+        help="onnx: standard ONNX operators for ONNX Runtime and OpenVINO; pt2: a "
         "torch.export program, which needs 'import mmsoftpool' before it is loaded (default: "
         "%(default)s)",
     )

@@ -90,3 +90,9 @@ def write_atomically(path: str | Path, exclusive: bool = False) -> Iterator[Path
         if unnamed and error.errno:
             error.filename = str(path)  # the name that the user knows
         raise
+
+
+def write_text(path: str | Path, text: str, **options) -> None:
+    """Writes a text file in UTF-8; ``options`` as for :func:`write_atomically`."""
+    with write_atomically(path, **options) as temporary:
+        temporary.write_text(text, encoding="utf-8")

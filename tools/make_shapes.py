@@ -16,7 +16,7 @@ from rich.progress import track
 
 from mmsoftpool import cli
 from mmsoftpool.errors import UserError
-from mmsoftpool.files import read_json, write_atomically
+from mmsoftpool.files import read_json, write_text
 
 CLASSES = ("disc", "square", "triangle", "star")
 _LICENSE = "Public domain: drawn by mmsoftpool"
@@ -155,8 +155,7 @@ def make_shapes(root, train: int = 800, val: int = 100, size: int = 160, seed: i
             categories=[dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)],
         )
         # Written last: this file marks its split as complete.
-        with write_atomically(ann_file) as temporary:
-            temporary.write_text(json.dumps(data))
+        write_text(ann_file, json.dumps(data))
 
 
 def make_parser():

@@ -10,11 +10,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
 from ..config import coco_metrics, config_names, load_config, require
 from ..errors import UserError
-from ..files import write_atomically
+from ..files import write_text
 from ..hooks import find_intact_checkpoint
 from .comparison import Comparison, compare_detections
 
@@ -95,7 +96,8 @@ def compare_configs(
     names = config_names(configs, names)
     work_dir, cfg_options = Path(work_dir), list(cfg_options)
     folders = {config: work_dir / stem for config, stem in zip(configs, stems, strict=True)}
-    evaluations = [_check_settings(c, cfg_options, folder) for c, folder in folders.items()]
+    cfgs = [load_config(config, cfg_options, work_dir=str(f)) for config, f in folders.items()]
+    evaluations = [_evaluation(config, cfg) for config, cfg in zip(configs, cfgs, strict=True)]
     for config, evaluation in zip(configs, evaluations, strict=True):
         parts = zip(("annotations", "metrics", "classes"), evaluations[0], evaluation, strict=True)
         different = [name for name, first, other in parts if first != other]
@@ -104,6 +106,8 @@ def compare_configs(
                 f"{configs[0]} and {config} must be evaluated on the same annotations, metrics and "
                 f"classes, got other {' and '.join(different)}"
             )
+    for cfg, (config, folder) in zip(cfgs, folders.items(), strict=True):
+        _check_settings(config, cfg, folder)
     ann_file, metrics, classes = evaluations[0]
     # Seed by seed, so that an interrupted experiment has complete pairs.
     runs = [
@@ -123,43 +127,45 @@ def compare_configs(
         comparison = compare_detections(
             ann_file, results, classes=classes, iou_type=metric, resamples=resamples
         )
-        with write_atomically(work_dir / f"comparison_{metric}.md") as temporary:
-            temporary.write_text(comparison.markdown())
+        write_text(work_dir / f"comparison_{metric}.md", comparison.markdown())
         comparison.plot(work_dir / f"comparison_{metric}.png")
         comparisons[metric] = comparison
     return comparisons
 
 
-def _check_settings(config: str, cfg_options: list[str], folder: Path) -> tuple[str, tuple, tuple]:
-    """Records a config with its options in ``folder``, or checks that they have not changed.
-
-    Returns the annotation file, the metrics and the classes of the evaluation.
-    """
-    cfg = load_config(config, cfg_options, work_dir=str(folder))
+def _evaluation(config: str, cfg: Config) -> tuple[str, tuple, tuple]:
+    """The annotation file, the metrics and the classes of a config's evaluation."""
     require(cfg, "test_dataloader.dataset")
     metrics = tuple(coco_metrics(cfg))
     ann_file = cfg.test_evaluator.get("ann_file")
     if not isinstance(ann_file, str):
         raise UserError(f"test_evaluator.ann_file of {config} must be a file, got {ann_file!r}")
+    init_default_scope(cfg.get("default_scope") or "mmdet")
+    dataset = DATASETS.build({**cfg.test_dataloader.dataset, "lazy_init": True})
+    return ann_file, metrics, tuple(dataset.metainfo["classes"])
+
+
+def _check_settings(config: str, cfg: Config, folder: Path) -> None:
+    """Records a config with its options in ``folder``, or checks that they have not changed."""
     record, settings = folder / "config.py", cfg.pretty_text
     folder.mkdir(parents=True, exist_ok=True)
     # Two calls with other settings that start at the same time must not both find no record.
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not record.exists():
-            with write_atomically(record) as temporary:
-                temporary.write_text(settings)
-        earlier = record.read_text(errors="replace")
-    if earlier != settings:
-        lines = earlier.splitlines(), settings.splitlines()
-        changes = difflib.unified_diff(*lines, n=0, lineterm="")
+            write_text(record, settings)
+        earlier = record.read_text("utf-8", errors="replace")
+    # The folder may be named in another way, or have been moved.
+    lines = [
+        [line for line in text.splitlines() if not line.startswith("work_dir")]
+        for text in (earlier, settings)
+    ]
+    changes = list(difflib.unified_diff(*lines, n=0, lineterm=""))
+    if changes:
         raise UserError(
             f"{folder} has runs of {config} with other settings; choose another work_dir or delete "
-            "it. The changes: " + " ".join(list(changes)[2:])
+            f"it. The changes: {' '.join(changes[2:])}"
         )
-    init_default_scope(cfg.get("default_scope") or "mmdet")
-    dataset = DATASETS.build({**cfg.test_dataloader.dataset, "lazy_init": True})
-    return ann_file, metrics, tuple(dataset.metainfo["classes"])
 
 
 def _run_all(runs: list[_Run], cfg_options: list[str], flags: list[str], gpus: int) -> None:

@@ -213,7 +213,7 @@ class Comparison:
             ends = [
                 "n/a" if np.isnan(low) else f"{low:+.1f} to {high:+.1f}" for low, high in interval.T
             ]
-            rows.append([f"{prefix}{self.confidence:.0%} interval", *ends])
+            rows.append([f"{prefix}{100 * self.confidence:g}% interval", *ends])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
         lines = []
@@ -266,7 +266,7 @@ class Comparison:
             yticklabels=METRICS,
             ylim=(-0.6, len(METRICS) - 0.4),
             xlabel=f"{others[0] if len(others) == 1 else 'model'} minus {self.names[0]}, points",
-            title=f"Differences with {self.confidence:.0%} intervals",
+            title=f"Differences with {100 * self.confidence:g}% intervals",
         )
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -5,13 +5,16 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from ..checks import check_dataset
+from ..config import require
 from ..errors import UserError
-from ..files import file_hash, read_json, write_atomically
+from ..files import file_hash, read_json, write_text
 from ..ops.pooling import Pooling
-from ..runner import build_runner
+from ..runner import build_runner, explain_errors
 
 
 class KeptScores:
@@ -35,8 +38,7 @@ class KeptScores:
         """The metrics of a key; ``evaluate`` finds them where the file does not have them."""
         if key not in self.known:
             self.known[key] = {name: float(value) for name, value in evaluate().items()}
-            with write_atomically(self.path) as temporary:
-                temporary.write_text(json.dumps(self.known, indent=1))
+            write_text(self.path, json.dumps(self.known, indent=1))
         return self.known[key]
 
 
@@ -61,6 +63,16 @@ def check_alphas(alphas: Sequence[float]) -> None:
             raise UserError(str(error)) from error
 
 
+def check_val(cfg: Config) -> Runner:
+    """Builds the Runner of a config and checks its val split, before the first evaluation."""
+    require(cfg, "model.backbone", "val_dataloader.dataset", "val_evaluator", "val_cfg")
+    with explain_errors(cfg):
+        runner = build_runner(cfg.copy())
+        dataset, metrics = runner.val_dataloader.dataset, runner.val_evaluator.metrics
+        check_dataset("val", dataset, metrics, runner.model)
+    return runner
+
+
 def load_runner(cfg: Config, checkpoint: str) -> Runner:
     """The Runner of a config with the weights of a checkpoint."""
     cfg = cfg.copy()
@@ -77,9 +89,15 @@ def metric_label(metric: str) -> str:
     return {"coco/bbox_mAP": "box AP", "coco/segm_mAP": "mask AP"}.get(metric, metric)
 
 
-def main_metric(names: set[str]) -> tuple[str, float]:
-    """The metric for a table, and its factor: the AP of the boxes or masks of all classes."""
+def main_metric(table: list[list[dict[str, float]]]) -> tuple[str, np.ndarray]:
+    """The metric for a table of evaluations, and its scores, COCO's in percent.
+
+    It is the AP of the boxes or masks of all classes. A detector that finds nothing has no metrics:
+    its AP is 0.
+    """
+    names = {name for row in table for scores in row for name in scores}
     preferred = ("coco/bbox_mAP", "coco/segm_mAP", "accuracy/top1")
     means = sorted(name for name in names if name.endswith("mAP"))
     metric = next((n for n in (*preferred, *means, *sorted(names)) if n in names), preferred[0])
-    return metric, 100.0 if metric.startswith("coco/") else 1.0
+    scale = 100.0 if metric.startswith("coco/") else 1.0
+    return metric, scale * np.array([[s.get(metric, 0.0) for s in row] for row in table])

@@ -4,7 +4,10 @@ import json
 import os
 import re
 import zipfile
-from collections import Counter
+from collections import Counter, defaultdict
+from heapq import nlargest
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 
 from mmengine.config import Config
@@ -14,7 +17,7 @@ from mmengine.runner import Runner
 from ..coco import RLE, check_entries, is_box, is_number, is_one_of, is_rle, read_annotations
 from ..config import coco_metrics, require
 from ..errors import UserError
-from ..files import check_input, file_hash, parse_json, read_json, write_atomically
+from ..files import check_input, file_hash, parse_json, read_json, write_atomically, write_text
 from ..runner import build_runner, load_weights
 
 #: Number of images in test-dev2017.
@@ -163,13 +166,15 @@ def _parts(folder: Path, number: int, metrics: list[str]) -> list[Path]:
 
 
 def _keep(unfinished: Path, part: Path, metric: str) -> None:
-    """Renames the file that CocoMetric wrote to the results of a part."""
-    if metric == "segm":
-        # pycocotools would use the area of the box for the mask, which changes AP by size.
-        detections = json.loads(unfinished.read_text())
-        for detection in detections:
+    """Makes the file that CocoMetric wrote the results of a part: the best of each image."""
+    images = defaultdict(list)
+    for detection in json.loads(unfinished.read_text()):
+        if metric == "segm":
+            # pycocotools would use the area of the box for the mask, which changes AP by size.
             del detection["bbox"]
-        unfinished.write_text(json.dumps(detections))
+        images[detection["image_id"]].append(detection)
+    best = (nlargest(MAX_DETECTIONS, found, itemgetter("score")) for found in images.values())
+    unfinished.write_text(json.dumps(list(chain.from_iterable(best))))
     os.replace(unfinished, part)
 
 
@@ -186,8 +191,7 @@ def _begin(folder: Path, cfg: Config, checkpoint: str, ann_file, part_size: int)
     )
     record = folder / "run.json"
     if not record.exists():
-        with write_atomically(record) as temporary:
-            temporary.write_text(json.dumps(settings))
+        write_text(record, json.dumps(settings))
         return
     earlier = read_json(record, "record of the run")
     if not isinstance(earlier, dict):

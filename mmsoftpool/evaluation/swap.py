@@ -1,6 +1,7 @@
 """The swap without training: a network trained with max pooling, evaluated with SoftPool (the
 paper's column "pre-trained" in Table 2), over the sharpness alpha."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,21 @@ from mmengine.config import Config
 from mmengine.runner import Runner, set_random_seed
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..checks import check_dataset
 from ..config import require
 from ..errors import UserError
-from ..files import write_atomically
+from ..files import write_text
 from ..pictures import save_figure
 from ..replace import replace_pooling
-from ..runner import build_runner, explain_errors, load_model
-from .scores import KeptScores, check_alphas, identify, load_runner, main_metric, metric_label
+from ..runner import explain_errors, load_model
+from .scores import (
+    KeptScores,
+    check_alphas,
+    check_val,
+    identify,
+    load_runner,
+    main_metric,
+    metric_label,
+)
 
 #: The values of alpha that are tried by default.
 ALPHAS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
@@ -135,18 +143,21 @@ def evaluate_swap(
     check_alphas(alphas)
     if batch_norm < 0:
         raise UserError(f"batch_norm must be at least 0, got {batch_norm}")
-    require(cfg, "model.backbone", "val_dataloader.dataset", "val_evaluator", "val_cfg")
+    runner = check_val(cfg)
     if batch_norm:
         require(cfg, "train_dataloader.dataset")
+        with explain_errors(cfg):
+            batches = len(runner.build_dataloader(cfg.train_dataloader))
+        if batch_norm > batches:
+            raise UserError(
+                f"batch_norm must be at most the {batches} batches of the train split, got "
+                f"{batch_norm}"
+            )
     work_dir = Path(cfg.work_dir)
     known = KeptScores(work_dir / "swap.json")
 
     for checkpoint in checkpoints:  # mistakes are found before the first evaluation
         replace_pooling(load_model(cfg, checkpoint).backbone, include=include)
-    with explain_errors(cfg):
-        runner = build_runner(cfg.copy())
-        val, metrics = runner.val_dataloader.dataset, runner.val_evaluator.metrics
-        check_dataset("val", val, metrics, runner.model)
 
     curves = []
     for checkpoint in checkpoints:
@@ -167,14 +178,11 @@ def evaluate_swap(
                     print(f"== {checkpoint}: {name}{', new batch norm' if batches else ''}")
                 scores.append(known.get(key, lambda runner=runner: runner.val()))
         curves.append(scores)
-    metric, scale = main_metric({name for curve in curves for scores in curve for name in scores})
-    # A detector that finds nothing has no metrics: its AP is 0.
-    table = scale * np.array([[scores.get(metric, 0.0) for scores in curve] for curve in curves])
+    metric, table = main_metric(curves)
     trained, swapped, renewed = np.split(table, [1, 1 + len(alphas)], axis=1)
     renewed = renewed if batch_norm else None
     swap = Swap(metric, tuple(alphas), trained[:, 0], swapped, renewed)
-    with write_atomically(work_dir / "swap.md") as temporary:
-        temporary.write_text(swap.markdown())
+    write_text(work_dir / "swap.md", swap.markdown())
     swap.plot(work_dir / "swap.png")
     return swap
 
@@ -191,6 +199,6 @@ def _renew_batch_norm(runner: Runner, batches: int) -> None:
     set_random_seed(0)  # the same images, in the same augmentation, for every pool
     # A new loader: one that has been iterated would continue with other random numbers.
     loader = Runner.build_dataloader(runner.cfg.train_dataloader, seed=0)
-    for _, data in zip(range(batches), loader, strict=False):
+    for data in itertools.islice(loader, batches):
         model.backbone(model.data_preprocessor(data, True)["inputs"])
     model.eval()

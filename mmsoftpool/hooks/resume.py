@@ -12,7 +12,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, set_random_
 from torch.utils.data import BatchSampler, DataLoader, get_worker_info
 
 from .._openmmlab import end_workers
-from ..files import write_atomically
+from ..files import write_text
 from ..registry import keep_torch_seed
 
 
@@ -88,16 +88,19 @@ class SeededBatches:
     def __next__(self) -> dict:
         if self.iterator is None:
             self._start()
-        if self.loader.num_workers == 0:
-            self.seeds.apply(self.drawn)
         try:
-            batch = next(self.iterator)
+            batch = self._load()
         except StopIteration:
             self._set_pass(self.passes + 1)
             self._start()
-            batch = next(self.iterator)
+            batch = self._load()
         self.drawn += 1
         return batch
+
+    def _load(self) -> dict:
+        if self.loader.num_workers == 0:
+            self.seeds.apply(self.drawn)
+        return next(self.iterator)
 
     def skip_iter(self, count: int) -> None:
         """Skips batches of earlier iterations; mmengine's loop calls it once, when it resumes."""
@@ -112,6 +115,8 @@ class SeededBatches:
             next(self)
 
     def _start(self) -> None:
+        self.iterator = None
+        end_workers(self.loader)  # persistent ones would continue with their earlier seeds
         self.seeds.number = self.drawn  # a worker starts with this state
         self.iterator = iter(self.loader)
 
@@ -177,8 +182,7 @@ class MissedValidationHook(Hook):
 
     def after_val_epoch(self, runner, metrics=None):
         if self.in_training and is_main_process():
-            with write_atomically(_note(runner), exclusive=True) as temporary:
-                temporary.write_text(str(_step(runner.train_loop)[0]))
+            write_text(_note(runner), str(_step(runner.train_loop)[0]), exclusive=True)
 
 
 def _step(loop) -> tuple[int, int]:

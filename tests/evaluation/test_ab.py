@@ -5,7 +5,7 @@ import json
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from mmsoftpool.errors import UserError
 from mmsoftpool.evaluation import ab
 from mmsoftpool.evaluation.ab import compare_configs
 from mmsoftpool.evaluation.comparison import compare_detections
-from mmsoftpool.files import write_atomically
+from mmsoftpool.files import write_text
 
 from ..common import ROOT, config_path
 
@@ -170,30 +170,43 @@ def test_a_wrong_argument_is_named(tmp_path, monkeypatch, configs, arguments, er
         compare_configs(list(configs), **arguments)
 
 
+def test_a_refused_call_records_nothing_and_the_folder_may_move(tmp_path, monkeypatch):
+    root = tmp_path / "shapes"
+    make_shapes(root, train=1, val=1)
+    options = [f"data_root={root}"]
+    configs = [tmp_path / "one.py", tmp_path / "two.py"]
+    for config, annotations in zip(configs, ("val", "other"), strict=True):
+        ann_file = f"{root}/annotations/instances_{annotations}.json"
+        settings = f"_base_ = {CONFIGS[0]!r}\ntest_evaluator = dict(ann_file={ann_file!r})"
+        config.write_text(settings)
+    configs = list(map(str, configs))
+    with pytest.raises(UserError, match="got other annotations"):
+        compare_configs(configs, [0], tmp_path / "runs", cfg_options=options)
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "two.py").write_text(settings.replace("other", "val"))
+    monkeypatch.setattr(ab, "_run_all", lambda *_: None)
+    for folder in (tmp_path / "runs", tmp_path / "moved"):
+        with pytest.raises(FileNotFoundError, match=r"results\.bbox\.json"):
+            compare_configs(configs, [0], folder, cfg_options=options)
+        if folder.name == "runs":
+            folder.rename(tmp_path / "moved")
+
+
 @pytest.mark.parametrize(("thresholds", "refused"), [((0, 0), 0), ((0, 0.5), 1)])
 def test_of_two_calls_at_the_same_time_one_notes_its_settings(
     tmp_path, monkeypatch, thresholds, refused
 ):
-    cfgs = {
-        str(value): load_config(CONFIGS[0], {"model.test_cfg.score_thr": value})
-        for value in thresholds
-    }
+    cfgs = [load_config(CONFIGS[0], {"model.test_cfg.score_thr": value}) for value in thresholds]
     both_write = threading.Barrier(2)
 
-    @contextmanager
-    def write(path):
+    def write(path, text):
         with suppress(threading.BrokenBarrierError):  # the other call waits for this one
             both_write.wait(timeout=0.5)
-        with write_atomically(path) as temporary:
-            yield temporary
+        write_text(path, text)
 
-    monkeypatch.setattr(ab, "load_config", lambda config, *_, **__: cfgs[config])
-    monkeypatch.setattr(ab, "write_atomically", write)
+    monkeypatch.setattr(ab, "write_text", write)
     with ThreadPoolExecutor() as pool:
-        calls = [
-            pool.submit(ab._check_settings, str(value), [], tmp_path / "run")
-            for value in thresholds
-        ]
+        calls = [pool.submit(ab._check_settings, "a.py", cfg, tmp_path / "run") for cfg in cfgs]
     errors = [call.exception() for call in calls if call.exception()]
     assert [type(error) for error in errors] == [UserError] * refused
     assert all("with other settings" in str(error) for error in errors)

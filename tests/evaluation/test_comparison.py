@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -322,6 +323,10 @@ class TestComparison:
             ["third: 95% interval", "-1.0 to +1.0"],
         ]
         assert "Differences are to first." in table
+
+    def test_a_confidence_is_not_rounded(self):
+        comparison = replace(self.comparison(1, 1), confidence=0.995)
+        assert "| 99.5% interval |" in comparison.markdown()
 
     def test_the_notes_name_the_runs(self):
         text = self.comparison(2, 2).markdown()

@@ -99,6 +99,22 @@ def test_resumes_at_the_first_missing_part(coco_root, mask_rcnn, small, tmp_path
         detect_test_dev(other, *arguments, part_size=2)
 
 
+@pytest.mark.parametrize("metric", ["bbox", "segm"])
+def test_an_image_keeps_its_best_100_detections(tmp_path, metric):
+    found = [
+        dict(image_id=image, bbox=[0, 0, 1, 1], score=(7 * i % count) / count)
+        for image, count in ((3, 150), (1, 20))
+        for i in range(count)
+    ]
+    unfinished, part = tmp_path / "unfinished.json", tmp_path / "part.json"
+    unfinished.write_text(json.dumps(found))
+    submission._keep(unfinished, part, metric)
+    kept = json.loads(part.read_text())
+    assert all(("bbox" in detection) == (metric == "bbox") for detection in kept)
+    scores = {image: sorted(d["score"] for d in kept if d["image_id"] == image) for image in (1, 3)}
+    assert scores == {1: [i / 20 for i in range(20)], 3: [i / 150 for i in range(50, 150)]}
+
+
 def test_refuses_data_that_is_not_test_devs(coco_root, mask_rcnn, small, tmp_path):
     annotations = coco_root / "annotations"
 

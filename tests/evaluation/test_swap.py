@@ -201,6 +201,7 @@ def test_the_table_is_of_all_classes(load, checkpoint, monkeypatch):
         (dict(alphas=[1.0, 1.0]), "alphas must be different numbers"),
         (dict(alphas=[-1.0]), "alpha must be"),
         (dict(batch_norm=-1), "batch_norm must be at least 0, got -1"),
+        (dict(batch_norm=4), "batch_norm must be at most the 3 batches of the train split, got 4"),
         (dict(checkpoints=[]), "checkpoints must be at least one"),
         (dict(include="nowhere"), "nowhere"),
     ],

@@ -15,6 +15,7 @@ from mmengine.registry import DATASETS, METRICS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
+from mmsoftpool._openmmlab import end_workers
 from mmsoftpool.config import load_config
 from mmsoftpool.hooks.resume import SeededBatches
 
@@ -94,6 +95,7 @@ def toy(tmp_path):
         # The workers of an interrupted run: as cyclic garbage, they would each take five seconds.
         for batches in [o for o in gc.get_objects() if type(o) is SeededBatches]:
             batches.iterator = None
+            end_workers(batches.loader)
         loader = dict(dataset=dict(type="ToyImages"), batch_size=2, num_workers=0)
         cfg = Config(
             dict(

@@ -144,15 +144,19 @@ ITERATIONS = {
 
 
 class TestLoopOfIterations:
-    """Six batches are a pass over the data; checkpoints after 5, 10 and 14 iterations."""
+    """A pass has six batches (persistent: three); checkpoints after 5, 10 and 14 iterations."""
 
     @pytest.mark.parametrize("sampler", ["DefaultSampler", "InfiniteSampler"])
-    @pytest.mark.parametrize("workers", [0, 2])
-    def test_a_run_killed_twice_ends_in_the_same_weights(self, toy, sampler, workers):
+    @pytest.mark.parametrize(
+        "loader",
+        [{}, dict(num_workers=2), dict(num_workers=2, persistent_workers=True, batch_size=4)],
+        ids=["main", "workers", "persistent"],
+    )
+    def test_a_run_killed_twice_ends_in_the_same_weights(self, toy, sampler, loader):
         settings = {
             **ITERATIONS,
             "train_dataloader.sampler.type": sampler,
-            "train_dataloader.num_workers": workers,
+            **{f"train_dataloader.{key}": value for key, value in loader.items()},
         }
         whole = toy("whole", **settings)
         train(whole)
