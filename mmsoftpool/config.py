@@ -71,7 +71,7 @@ def find_config(path: str) -> str:
     Raises:
         FileNotFoundError: If there is none.
     """
-    if not Path(path).exists() and Path(path).name == path:
+    if not Path(path).is_file() and Path(path).name == path:
         shipped = Path(__file__).parent / ".mim" / "configs"
         for found in sorted(shipped.rglob(f"{path.removesuffix('.py')}.py")):
             return str(found.resolve())
@@ -171,6 +171,12 @@ def require(cfg: Config, *names: str) -> None:
             raise UserError(f"{cfg.filename} must have {name}, a dict, got {part!r}")
 
 
+def type_name(node: dict) -> str:
+    """The name of a config node's ``type``, which may be a class."""
+    kind = node.get("type")
+    return getattr(kind, "__name__", str(kind)).removeprefix("mmdet.")
+
+
 def coco_metrics(cfg: Config) -> list[str]:
     """Metrics of a config's ``test_evaluator``: ``'bbox'``, ``'segm'`` or both.
 
@@ -178,8 +184,7 @@ def coco_metrics(cfg: Config) -> list[str]:
         UserError: If ``test_evaluator`` is not one CocoMetric with these metrics.
     """
     evaluator = cfg.get("test_evaluator")
-    kind = evaluator.get("type") if isinstance(evaluator, dict) else None
-    if getattr(kind, "__name__", str(kind)).removeprefix("mmdet.") != "CocoMetric":
+    if not isinstance(evaluator, dict) or type_name(evaluator) != "CocoMetric":
         raise UserError(
             f"{cfg.filename} must have one test_evaluator, a CocoMetric, got {evaluator}"
         )

@@ -18,6 +18,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ._openmmlab import decodes_as
+from .config import type_name
 from .errors import UserError
 
 #: Boxes of an image where ``test_cfg`` has no ``max_per_img``, as for YOLOX.
@@ -92,7 +93,7 @@ class Preprocessing(nn.Module):
     def __init__(self, cfg: Config):
         super().__init__()
         steps = get_test_pipeline_cfg(cfg)
-        steps = [(s["type"].removeprefix("mmdet."), dict(s)) for s in steps]
+        steps = [(type_name(s), dict(s)) for s in steps]
         steps = [(name, s) for name, s in steps if not name.startswith(("Load", "Pack"))]
         resize, pad = dict(steps).get("Resize", {}), dict(steps).get("Pad")
         #: The longer and the shorter side that an image is resized to fit.
@@ -123,7 +124,7 @@ class Preprocessing(nn.Module):
                 )
             self.size, self.fill = tuple(size)[::-1], float(fill.pop())
         settings = dict(cfg.model.get("data_preprocessor") or {})
-        if settings.get("type") != "DetDataPreprocessor":
+        if type_name(settings) != "DetDataPreprocessor":
             raise UserError(
                 "with_nms needs the data_preprocessor DetDataPreprocessor, got "
                 f"{settings.get('type')}"
@@ -265,11 +266,12 @@ def metadata(cfg: Config, preprocessing: Preprocessing) -> dict[str, str]:
     """What an application needs beside the graph, as JSON by name.
 
     ``scale``: the longer and the shorter side to resize an image to fit; ``classes``: the names;
-    ``score_thr``: mmdet drops boxes of lower scores.
+    ``score_thr``: mmdet drops boxes of lower scores, before it multiplies them by a centerness.
     """
     dataset = cfg.test_dataloader.dataset
     classes = dataset.get("metainfo", {}).get("classes")
-    classes = classes or DATASETS.get(dataset.type).METAINFO["classes"]
+    kind = DATASETS.get(dataset.type) if isinstance(dataset.type, str) else dataset.type
+    classes = classes or kind.METAINFO["classes"]
     values = dict(
         scale=preprocessing.scale,
         classes=classes,

@@ -25,7 +25,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
 from .checks import DataCheckHook, advice, explain_annotation_errors
-from .config import require
+from .config import require, type_name
 from .errors import UserError
 from .files import check_input, check_output
 from .hooks import find_intact_checkpoint
@@ -87,12 +87,14 @@ def explain_errors(cfg: Config) -> Iterator[None]:
         yield
     except urllib.error.URLError as error:
         init_cfg = "model.backbone.init_cfg"
-        if cfg.model.backbone.type == "SoftPoolBackbone":  # it wraps the backbone that loads them
+        if type_name(cfg.model.get("backbone") or {}) == "SoftPoolBackbone":  # it wraps what loads
             init_cfg = "model.backbone.backbone.init_cfg"
+        what, url = "the pretrained weights are", cfg.get("load_from") or ""
+        if "://" in url:
+            what = f"load_from={url}, or the pretrained weights, are"
         raise UserError(
-            f"the pretrained weights are unavailable ({error}); set --cfg-options "
-            f"{init_cfg}.checkpoint=FILE to load a file, or {init_cfg}=None to start from random "
-            "weights"
+            f"{what} unavailable ({error}); set --cfg-options {init_cfg}.checkpoint=FILE to load a "
+            f"file, or {init_cfg}=None to start from random weights"
         ) from error
     except FileNotFoundError as error:
         if error.filename is None:
@@ -120,7 +122,7 @@ def read_weights(checkpoint: str) -> OrderedDict:
         UserError: If it is damaged or not a checkpoint.
     """
     if "://" not in checkpoint:
-        check_input(checkpoint, "checkpoint")
+        check_input(os.path.expanduser(checkpoint), "checkpoint")
     try:
         content = CheckpointLoader.load_checkpoint(checkpoint, map_location="cpu")
         weights = content.get("state_dict", content)
@@ -224,8 +226,9 @@ def train(
         for path in skipped:
             print(f"skipping damaged or missing checkpoint {path}", file=sys.stderr)
         print(f"resuming from {latest}" if latest else f"nothing to resume in {cfg.work_dir}")
-        # The path, because resume alone would load the file that last_checkpoint names.
-        cfg.resume, cfg.load_from = latest is not None, latest
+        cfg.resume = latest is not None
+        if latest:  # the path, because resume alone would load the file that last_checkpoint names
+            cfg.load_from = latest
     elif resume:
         cfg.resume, cfg.load_from = True, resume
     if cfg.get("load_from") and "://" not in cfg.load_from:

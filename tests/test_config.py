@@ -98,6 +98,8 @@ def test_a_file_comes_before_a_config_of_this_package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "retinanet_r50_softpool.py").write_text("model = dict(type='Mine')")
     assert load_config("retinanet_r50_softpool.py").model == dict(type="Mine")
+    (tmp_path / "retinanet_r18_softpool").mkdir()  # the folder of a run
+    assert load_config("retinanet_r18_softpool").model.backbone.depth == 18
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from mmdet.apis import inference_detector
+from mmdet.models import DetDataPreprocessor
 from mmdet.models.dense_heads import AnchorHead
+from mmdet.registry import DATASETS, TRANSFORMS
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mmsoftpool.config import load_config
-from mmsoftpool.detections import Preprocessing
+from mmsoftpool.detections import Preprocessing, metadata
 from mmsoftpool.export import TOLERANCE, NetworkWithNMS, export
 from mmsoftpool.runner import build_model
 
@@ -110,6 +112,17 @@ def test_a_detector_with_nms_detects_what_mmdet_detects(name, tmp_path):
     close = (dets[1, :count, :4] * 2.5 - expected.bboxes[:count]).abs().amax(1) < 0.01
     close &= labels[1, :count] == expected.labels[:count]
     assert close.float().mean() > 0.98  # equal scores come in any order
+
+
+def test_the_types_of_a_config_may_be_classes():
+    cfg, classes = (load_config(str(ROOT / DEMO)) for _ in range(2))
+    dataset = classes.test_dataloader.dataset
+    dataset.type = DATASETS.get(dataset.type)
+    classes.model.data_preprocessor.type = DetDataPreprocessor
+    for step in dataset.pipeline:
+        step.type = TRANSFORMS.get(step.type)
+    expected, found = (metadata(c, Preprocessing(c)) for c in (cfg, classes))
+    assert found == expected
 
 
 def test_fewer_boxes_than_the_file_has_rows():

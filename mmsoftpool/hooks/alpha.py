@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
 from ..errors import UserError
 from ..ops.modules import SoftPool2d
@@ -18,10 +17,8 @@ class _AlphaHook(Hook):
     """
 
     def before_train(self, runner):
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self.pools = [
-            (pool, pool.alpha) for pool in model.modules() if isinstance(pool, SoftPool2d)
-        ]
+        modules = runner.model.modules()
+        self.pools = [(pool, pool.alpha) for pool in modules if isinstance(pool, SoftPool2d)]
         if not self.pools:
             raise UserError(f"{type(self).__name__} needs a model with a SoftPool2d, got none")
 
@@ -37,8 +34,8 @@ class _AlphaHook(Hook):
 class RandomAlphaHook(_AlphaHook):
     """Hook that draws alpha anew for every training iteration, for a detector of many alphas.
 
-    The logarithm of alpha is uniform; all pools and processes have the same. It depends only on the
-    seed of the run and the iteration.
+    The logarithm of alpha is uniform; all pools and processes have the same. It depends only on
+    ``randomness.seed`` of the config, 0 without one, and the iteration.
 
     Args:
         low (float): Smallest alpha, above 0. Defaults to 0.5.

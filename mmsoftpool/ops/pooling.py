@@ -201,7 +201,7 @@ def _padding_pairs(value: Any, kernel_size: tuple[int, ...]) -> tuple[int, ...]:
                 f"padding must be an int, {axes} of them or {axes} pairs (before, after), "
                 f"got {value!r}"
             )
-        flat = _per_axis("padding", [p for pair in value for p in pair], 2 * axes, 0)
+        flat = tuple(p for pair in value for p in _per_axis("padding", pair, 2, 0))
     else:
         flat = tuple(p for p in _per_axis("padding", value, axes, 0) for _ in range(2))
     if any(p > kernel_size[i // 2] // 2 for i, p in enumerate(flat)):

@@ -411,6 +411,11 @@ class TestArguments:
             (ValueError, "padding must be an int >= 0", dict(padding=-1)),
             (ValueError, "padding .* half of kernel_size.*padding=2", dict(padding=2)),
             (ValueError, "padding .* pairs", dict(padding=((1, 0), 1))),
+            (
+                ValueError,
+                r"padding .* >= 0 .*2 of them, got \(1, -1\)",
+                dict(padding=((1, -1), (0, 0))),
+            ),
             (TypeError, "ceil_mode must be True or False, got 1", dict(ceil_mode=1)),
             (ValueError, "alpha must be a finite number >= 0, got -1", dict(alpha=-1)),
             (ValueError, "alpha must be a finite number >= 0, got inf", dict(alpha=inf)),

@@ -112,9 +112,11 @@ class TestFindIntactCheckpoint:
     def test_the_latest_is_taken(self, saved):
         assert find_intact_checkpoint(saved[0].parent) == (str(saved[2]), [])
 
-    def test_one_wrong_bit_is_damage(self, saved):
+    @pytest.mark.parametrize("place", [b"", b"PK\x01\x02"], ids=["content", "directory"])
+    def test_one_wrong_bit_is_damage(self, saved, place):
         content = bytearray(saved[2].read_bytes())
-        content[len(content) // 2] ^= 1
+        # The directory's flags follow a signature and two versions; the first is encryption.
+        content[content.index(place) + 8 if place else len(content) // 2] ^= 1
         saved[2].write_bytes(content)
         os.utime(saved[2], (1e9, 1e9))
         assert find_intact_checkpoint(saved[0].parent) == (str(saved[1]), [str(saved[2])])

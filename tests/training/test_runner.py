@@ -54,6 +54,25 @@ def test_unavailable_pretrained_weights_are_reported(cfg, monkeypatch):
     message = r"weights are unavailable .*no network.*init_cfg\.checkpoint=FILE"
     with pytest.raises(UserError, match=message):
         train(cfg)
+    cfg.load_from = "https://example.com/x.pth"
+    del cfg.model.backbone
+    message = r"load_from=https://example\.com/x\.pth, or the pretrained weights, are unavailable"
+    with pytest.raises(UserError, match=message):
+        train(cfg)
+
+
+@pytest.mark.parametrize("resume", [None, True])
+def test_a_first_call_starts_from_load_from(cfg, tmp_path, monkeypatch, resume):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save(dict(state_dict={}), tmp_path / "x.pth")
+    cfg.load_from = "~/x.pth"
+
+    def build(cfg):
+        raise UserError(f"loads {cfg.load_from}, resumes: {cfg.resume}")
+
+    monkeypatch.setattr(runner, "build_runner", build)
+    with pytest.raises(UserError, match=r"loads ~/x\.pth, resumes: False"):
+        train(cfg, resume=resume)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
