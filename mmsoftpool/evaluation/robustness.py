@@ -98,6 +98,7 @@ class Robustness:
         remedies: Names of the remedies. The names of ``clean`` are those of every remedy for the
             first detector with its own alpha, with the next alpha, and so on; then of the next
             detector.
+        data: Name of the data set, for the pictures.
     """
 
     metric: str
@@ -107,6 +108,7 @@ class Robustness:
     corrupted: dict[str, np.ndarray]
     alphas: tuple[float, ...] = ()
     remedies: tuple[str, ...] = ("none",)
+    data: str = ""
 
     def columns(self, parts: dict[str, tuple[str, ...]]) -> dict[str, list[np.ndarray]]:
         """The scores of the checkpoints of each variant, by the name of a column.
@@ -154,11 +156,22 @@ class Robustness:
             for name, scores in self.columns(self.each()).items():
                 rows.append([name, *map(_with_interval, scores)])
             lines += ["", *_table(rows)]
-        severities = ", ".join(map(str, self.severities))
-        lines += ["", f"Means over the checkpoints and the severities: {severities}."]
-        if any(len(values) > 1 for values in self.clean.values()):
+        lines += ["", f"Means over {self._over()}."]
+        if self._several():
             lines[-1] += " ±: 95 % interval of the mean over the checkpoints (Student's t)."
         return "\n".join(lines) + "\n"
+
+    def _several(self) -> bool:
+        return any(len(values) > 1 for values in self.clean.values())
+
+    def _over(self) -> str:
+        """What the means are over."""
+        counts = sorted({len(values) for values in self.clean.values()})
+        severities = ", ".join(map(str, self.severities))
+        return f"checkpoints ({' or '.join(map(str, counts))}) and severities ({severities})"
+
+    def _title(self) -> str:
+        return ": ".join(filter(None, (self.data, f"means over {self._over()}")))
 
     def plot(self, out) -> None:
         """Draws every corruption and severity, with intervals, into the picture file ``out``.
@@ -185,13 +198,14 @@ class Robustness:
             yticks=places,
             yticklabels=list(rows),
             ylim=(-0.5, len(rows) - 0.5),
-            xlabel=metric_label(self.metric),
+            xlabel=metric_label(self.metric) + self._several() * ", bars: 95 % intervals",
         )
         for place in places[::2]:
             axes.axhspan(place - 0.5, place + 0.5, color="0.95", lw=0, zorder=0)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside lower center", frameon=False)
+        figure.suptitle(self._title(), fontsize=9)
         save_figure(figure, out)
 
     def plot_alphas(self, out) -> None:
@@ -203,6 +217,7 @@ class Robustness:
         detectors = list(self.clean)[:: alphas * remedies]
         maps = self.columns(self.parts())
         del maps["rPC, %"]
+        largest = max(values.mean() for scores in maps.values() for values in scores[::remedies])
         rows = -(-len(maps) // 2)
         size = (1.6 + 1.2 * alphas, rows * (0.9 + 0.25 * len(detectors)))
         figure = Figure(figsize=size, layout="constrained")
@@ -215,13 +230,14 @@ class Robustness:
                 continue
             means = np.array([values.mean() for values in scores[::remedies]])
             means = means.reshape(len(detectors), alphas)
-            ax.imshow(means, aspect="auto", cmap="Blues", vmin=0, vmax=1.5 * means.max() or 1)
+            ax.imshow(means, aspect="auto", cmap="Blues", vmin=0, vmax=1.5 * largest or 1)
             for (y, x), mean in np.ndenumerate(means):
                 ax.text(x, y, f"{mean:.1f}", ha="center", va="center", fontsize=8)
             ax.set_title(f"{metric_label(self.metric)}, {name}", fontsize=9)
             ax.set_xticks(range(alphas), ["its own", *(f"{alpha:g}" for alpha in self.alphas)])
             ax.set_yticks(range(len(detectors)), detectors)
         figure.supxlabel("α of the evaluation", fontsize=9)
+        figure.suptitle(self._title(), fontsize=9)
         save_figure(figure, out)
 
 
@@ -297,7 +313,9 @@ def evaluate_robustness(
     for cfg, checkpoints in detectors.values():  # mistakes are found before the first evaluation
         if not checkpoints:
             raise UserError("checkpoints must be at least one file or URL, got none")
-        _insert_corruption(check_val(cfg))
+        runner = check_val(cfg)
+        _insert_corruption(runner)
+        data = Path(getattr(runner.val_dataloader.dataset, "data_root", None) or "").name
         for checkpoint in checkpoints:
             _soft_pools(load_model(cfg, checkpoint), include, bool(alphas))
 
@@ -342,6 +360,7 @@ def evaluate_robustness(
         corrupted={column: table[:, 1:].reshape(shape) for column, table in tables.items()},
         alphas=tuple(alphas),
         remedies=tuple(remedies),
+        data=data,
     )
     write_text(work_dir / "robustness.md", result.markdown())
     result.plot(work_dir / "robustness.png")

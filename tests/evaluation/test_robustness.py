@@ -123,7 +123,7 @@ def test_every_detector_is_evaluated_under_every_condition(detectors, evaluation
     assert (tmp_path / "out" / "robustness.png").stat().st_size > 1000
 
 
-def test_the_table_has_the_means_and_their_intervals(tmp_path):
+def test_the_table_and_the_picture_have_the_means_and_their_intervals(monkeypatch):
     result = Robustness(
         metric="coco/bbox_mAP",
         corruptions=("fog", "snow"),
@@ -133,6 +133,7 @@ def test_the_table_has_the_means_and_their_intervals(tmp_path):
             "a": np.array([[[60.0, 40.0], [30.0, 30.0]], [[70.0, 50.0], [40.0, 40.0]]]),
             "b": np.array([[[10.0, 10.0], [20.0, 40.0]]]),
         },
+        data="shapes",
     )
     lines = result.markdown().splitlines()
     # Student's t with one degree of freedom: 12.706 x 5.
@@ -143,7 +144,14 @@ def test_the_table_has_the_means_and_their_intervals(tmp_path):
         "| 50.0 ± 63.5 | 40.0 ± 63.5 |",
         "| b | 50.0 | 20.0 | 40.0 | 10.0 | 30.0 | 15.0 | 25.0 |",
     ]
-    result.plot(tmp_path / "a.png")
+    assert lines[5].startswith("Means over checkpoints (1 or 2) and severities (1, 3). ±: 95 %")
+    figures = []
+    monkeypatch.setattr(robustness, "save_figure", lambda figure, out: figures.append(figure))
+    result.plot("a.png")
+    (figure,) = figures
+    title = "shapes: means over checkpoints (1 or 2) and severities (1, 3)"
+    assert figure.get_suptitle() == title
+    assert figure.axes[0].get_xlabel() == "box AP, bars: 95 % intervals"
 
 
 def test_all_corruptions_are_summed_up_by_their_kinds():
