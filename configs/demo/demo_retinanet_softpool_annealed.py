@@ -1,4 +1,4 @@
-# demo_retinanet_softpool.py, trained with alpha from 1 to 32: it ends as good as with max pooling.
+# demo_retinanet_softpool.py, trained with alpha from 1 to 32: it ends as one for max pooling.
 _base_ = "./demo_retinanet_softpool.py"
 
 model = dict(backbone=dict(stem_pool=dict(type="SoftPool2d", alpha=32.0)))

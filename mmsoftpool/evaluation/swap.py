@@ -87,18 +87,19 @@ class Swap:
         curves = [("statistics of the training", self.swapped)]
         if self.renewed is not None:
             curves.append(("new batch norm statistics", self.renewed[:, 1:]))
-        for i, (label, curve) in enumerate(curves):
+        # No pool has these colours: a picture of several pools has others.
+        for color, (label, curve) in zip(("C9", "0.4"), curves, strict=False):
             change = curve - self.trained[:, None]
-            axes.plot(places, change.mean(0), color=f"C{i}", label=label)
+            axes.plot(places, change.mean(0), color=color, label=label)
             for one in change:
-                axes.plot(places, one, ".", color=f"C{i}", ms=5, alpha=0.6)
+                axes.plot(places, one, ".", color=color, ms=5, alpha=0.6)
         if len(curves) > 1:
             axes.legend(frameon=False, loc="lower right")
         axes.set(
             xticks=places,
             xticklabels=[f"{alpha:g}" for alpha in self.alphas],
             xlabel="α (0: average pooling)",
-            ylabel=f"change of {metric_label(self.metric)}",
+            ylabel=f"{metric_label(self.metric)} minus that of the trained pool",
             title="SoftPool in place of the pool of the training",
         )
         axes.grid(axis="y", alpha=0.3)
