@@ -156,10 +156,7 @@ def _check_settings(config: str, cfg: Config, folder: Path) -> None:
             write_text(record, settings)
         earlier = record.read_text("utf-8", errors="replace")
     # The folder may be named in another way, or have been moved.
-    lines = [
-        [line for line in text.splitlines() if not line.startswith("work_dir")]
-        for text in (earlier, settings)
-    ]
+    lines = [re.sub("(?m)^work_dir.*", "", text).splitlines() for text in (earlier, settings)]
     changes = list(difflib.unified_diff(*lines, n=0, lineterm=""))
     if changes:
         raise UserError(
