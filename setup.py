@@ -122,7 +122,7 @@ def find_nvcc():
 
 
 def gencode_flags(nvcc, every):
-    """nvcc's -gencode flags: for every architecture, or for the GPU of this machine (9.0 without).
+    """nvcc's -gencode flags: for every architecture, or for this machine's GPUs (9.0 without).
 
     The newest architecture is also included as PTX, which later GPUs compile at load time, and for
     every architecture that of 8.0: newer ones below the newest, such as 11.0, have nothing else. A
@@ -133,15 +133,23 @@ def gencode_flags(nvcc, every):
     known = subprocess.run(
         [nvcc, "--list-gpu-code"], check=True, capture_output=True, text=True
     ).stdout.split()
-    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        wanted = re.findall(r"\d+\.\d", os.environ["TORCH_CUDA_ARCH_LIST"])
+    given = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    if given and given != ["native"]:
+        wanted = [name.removesuffix("+PTX").removesuffix("a") for name in given]
+        if not all(re.fullmatch(r"\d+\.\d", name) for name in wanted):
+            raise SystemExit(
+                "mmsoftpool: TORCH_CUDA_ARCH_LIST must be native, or numbers such as 8.0;9.0+PTX, "
+                f"got {' '.join(given)}"
+            )
     elif every:
         wanted = [a for a in CUDA_ARCHITECTURES if "sm_" + a.replace(".", "") in known]
     elif torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability()
         numbers = [int(code[3:]) for code in known if re.fullmatch(r"sm_\d+", code)]
-        fitting = [n for n in numbers if n <= 10 * major + minor]
-        wanted = ["{}.{}".format(*divmod(max(fitting, default=10 * major + minor), 10))]
+        wanted = []
+        for i in range(torch.cuda.device_count()):
+            major, minor = torch.cuda.get_device_capability(i)
+            fitting = [n for n in numbers if n <= 10 * major + minor]
+            wanted.append("{}.{}".format(*divmod(max(fitting, default=10 * major + minor), 10)))
     else:
         wanted = ["9.0"]
     numbers = sorted({int(a.replace(".", "")) for a in wanted})
@@ -169,7 +177,7 @@ class BuildLibraries(build_ext):
         if torch_version() is None:
             raise SystemExit(
                 "mmsoftpool: the build requires torch, which cannot be imported. Install torch, "
-                "then run: pip install --no-build-isolation mmsoftpool"
+                "then run in the checkout: pip install --no-build-isolation ."
             )
         # setuptools clears `inplace` while it builds.
         self.for_this_machine = bool(self.inplace or self.editable_mode)
@@ -257,7 +265,7 @@ class BuildLibraries(build_ext):
         command = [nvcc, "-std=c++17", "-O3", "-DUSE_CUDA", "-cudart=static", f"-ccbin={names[0]}"]
         # numeric_limits in device code.
         command += ["--expt-relaxed-constexpr"]
-        command += [f"-Xcompiler={','.join(host_flags)}", "--threads=0"]
+        command += [f"-Xcompiler={','.join(host_flags)}", f"--threads={number_of_jobs()}"]
         # Where no GPU is, as when an image for containers is built, any may come later.
         elsewhere = not (self.for_this_machine or os.environ.get("MMSOFTPOOL_CUDA"))
         every = cuda_choice() == "all" or (elsewhere and not torch.cuda.is_available())
@@ -279,6 +287,8 @@ class ShipConfigs(build_py):
     """
 
     def run(self):
+        if not self.editable_mode:  # setuptools packs whatever an earlier build left there
+            shutil.rmtree(Path(self.build_lib) / "mmsoftpool", ignore_errors=True)
         super().run()
         root = Path(__file__).parent
         target = (root if self.editable_mode else Path(self.build_lib)) / "mmsoftpool" / ".mim"

@@ -139,8 +139,8 @@ def in_processes(
                     result = receiver.recv()
                 except EOFError:
                     process.join()
-                    result = f"the process ended with status {process.exitcode}"
-                    yield cases.pop(0), result
+                    if process.exitcode:  # 0: it has sent the error after which it ended
+                        yield cases.pop(0), f"the process ended with status {process.exitcode}"
                     break
                 yield cases.pop(0), result
         finally:
@@ -157,7 +157,7 @@ def _call_all(function, cases, sender):
         except Exception as error:
             sender.send(f"{type(error).__name__}: {str(error).splitlines()[0]}")
             if "CUDA" in str(error):
-                return sys.exit(1)  # no other kernel runs after it
+                return  # no other kernel runs after it
         else:
             sender.send(result)
 

@@ -115,11 +115,9 @@ def compile_kernels(arch: str, cubin: Path) -> None:
         cubin: File to write.
 
     Raises:
-        UserError: If ``arch`` is not a key of :data:`LIMITS`, or nvcc does not know it.
+        UserError: If nvcc does not know ``arch``.
         FileNotFoundError: If there is no nvcc.
     """
-    if arch not in LIMITS:
-        raise UserError(f"arch must be one of {', '.join(LIMITS)}, got {arch!r}")
     if not SOURCE.exists():
         raise FileNotFoundError(f"no {SOURCE} to compile the kernels from")
     number = arch.replace(".", "")
@@ -377,7 +375,12 @@ def roofline(arch: str, gpu: Gpu = H200, library: str | Path | None = None) -> l
         arch: Compute capability, such as ``'9.0'``.
         gpu: The assumptions. Defaults to an H200.
         library: A built library to take instead of compiling. Defaults to None.
+
+    Raises:
+        UserError: If ``arch`` is not a key of :data:`LIMITS`, or nvcc does not know it.
     """
+    if arch not in LIMITS:
+        raise UserError(f"arch must be one of {', '.join(LIMITS)}, got {arch!r}")
     if library is not None:
         if not Path(library).exists():
             raise FileNotFoundError(f"no library at {library}")

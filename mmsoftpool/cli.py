@@ -381,7 +381,7 @@ def _swap(args):
     Examples:
       mmsoftpool swap demo_retinanet_maxpool work_dirs/demo_retinanet_maxpool/epoch_16.pth \\
           --batch-norm 50
-      mim download mmdet --config retinanet_r50_fpn_1x_coco
+      mim download onedl-mmdetection --config retinanet_r50_fpn_1x_coco --dest .
       mmsoftpool swap retinanet_r50_fpn_1x_coco.py retinanet_r50_fpn_1x_coco_*.pth
     """
     from .config import load_config

@@ -79,7 +79,7 @@ def find_config(path: str) -> str:
         path,
         "config file",
         "; the configs of this project are known by their names, such as retinanet_r50_softpool, "
-        "and 'mim download mmdet --config NAME' downloads one of mmdet's",
+        "and 'mim download onedl-mmdetection --config NAME --dest .' downloads one of mmdet's",
     )
     return path
 

@@ -27,8 +27,9 @@ from torch import Tensor
 from image_similarity import check_methods, enlarge, pool_image, read_image
 from measure_stem import pool_arguments, pool_input, stem_pool
 from mmsoftpool import cli, soft_pool2d
-from mmsoftpool.config import load_config
+from mmsoftpool.config import load_config, type_name
 from mmsoftpool.errors import UserError
+from mmsoftpool.evaluation.scores import check_alphas
 from mmsoftpool.files import check_input
 from mmsoftpool.ops.pooling import Pooling
 from mmsoftpool.ops.reference import Windows
@@ -126,6 +127,7 @@ def draw_pooling(
         UserError: If an argument is out of its range, or a box is not inside the image.
     """
     check_methods(methods, scale)
+    check_alphas(alphas)
     if columns < 1:
         raise UserError(f"columns must be at least 1, got {columns}")
     height, width = image.shape[2:]
@@ -227,7 +229,7 @@ def stem_activations(cfg, checkpoint: str, image_file: str) -> tuple[np.ndarray,
     steps = [
         step
         for step in get_test_pipeline_cfg(cfg)
-        if step["type"].split(".")[-1] not in ("LoadAnnotations", "PackDetInputs")
+        if type_name(step) not in ("LoadAnnotations", "PackDetInputs")
     ]
     pack = dict(type="mmdet.PackDetInputs", meta_keys=("ori_shape", "img_shape"))
     data = Compose([*steps, pack])(dict(img_path=str(image_file), img_id=0))

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from mmsoftpool import cli, soft_pool2d
 from mmsoftpool.config import config_names, load_config, require
 from mmsoftpool.errors import UserError
+from mmsoftpool.ops.pooling import Pooling
 from mmsoftpool.pictures import check_picture, colours, save_figure
 from mmsoftpool.runner import load_model
 
@@ -142,9 +143,14 @@ def measure_stem(
     if isinstance(own, nn.AvgPool2d):
         trained = 0.0
 
+    pooling = Pooling.check(2, **arguments)
+
     def pool(x: Tensor, alpha: float) -> Tensor:
-        if alpha == math.inf:
-            return F.max_pool2d(x, **arguments)
+        if alpha == math.inf:  # padding may be pairs, which F.max_pool2d does not take
+            top, bottom, left, right = pooling.padding
+            height, width = pooling.output_sizes(x.shape[2:])
+            x = F.pad(x, (left, right, top, bottom), value=-math.inf)
+            return F.max_pool2d(x, **{**arguments, "padding": 0})[..., :height, :width]
         return soft_pool2d(x, **arguments, alpha=alpha)
 
     sums = np.zeros((len(alphas), 5))  # of y^2, |d|, d^2, change^2, variance

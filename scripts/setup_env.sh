@@ -88,7 +88,7 @@ if ! "$venv/bin/python" -c 'import mmcv.ops' 2>/dev/null; then
   kept=${XDG_CACHE_HOME:-$HOME/.cache}/mmsoftpool/$(
     "$venv/bin/python" -W ignore -c \
       'import sys, torch; print("mmcv-python{}.{}-torch{}".format(*sys.version_info[:2], torch.__version__))'
-  )${hide_gpu:+-without-gpu}
+  )-$(sed -n 's/^onedl-mmcv==//p' constraints.txt)${hide_gpu:+-without-gpu}
   # torch must not be replaced by mmcv's build, hence no build isolation (here and below).
   mmcv=(install -q --no-build-isolation -c constraints.txt --find-links "$kept"
     --only-binary onedl-mmcv onedl-mmengine onedl-mmcv onedl-mmdetection)

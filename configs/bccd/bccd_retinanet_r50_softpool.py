@@ -8,7 +8,11 @@ model = dict(
         base_channels=64,
         frozen_stages=1,
         norm_eval=True,
-        init_cfg=dict(_delete_=True, type="Pretrained", checkpoint="torchvision://resnet50"),
+        init_cfg=dict(
+            _delete_=True,
+            type="Pretrained",
+            checkpoint="https://download.pytorch.org/models/resnet50-0676ba61.pth",
+        ),
     ),
     neck=dict(in_channels=[256, 512, 1024, 2048]),
 )

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import benchmark
+from mmsoftpool.errors import UserError
 from pooling_methods import METHODS
 
 from ..common import in_openvino_thread
@@ -76,7 +77,7 @@ def test_what_is_compared_must_be_known():
 def test_an_argument_out_of_its_range_is_named(arguments, message):
     defaults = dict(device="cpu", dtype="float32", layout="contiguous", pooling=(2, 2, 0))
     arguments = {**defaults, "shape": (1, 1, 8, 8), **arguments}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         benchmark.benchmark_pooling(**arguments)
 
 

@@ -21,18 +21,21 @@ def half(number):
     """A case for another process: it fails, or ends the process."""
     if number == 13:
         os._exit(3)
+    if number == 15:
+        raise RuntimeError("CUDA error: an illegal memory access")
     if number % 2:
         raise ValueError(f"{number} is odd\nand more")
     return [number // 2]
 
 
 def test_a_process_that_ends_costs_one_case():
-    cases = [(4,), (13,), (7,), (6,)]
+    cases = [(4,), (13,), (7,), (15,), (6,)]
     results = dict(gpu_report.in_processes(half, cases, time.monotonic() + 60))
     assert list(results) == cases
     assert results[4,] == [2] and results[6,] == [3]
     assert results[13,] == "the process ended with status 3"
     assert results[7,] == "ValueError: 7 is odd"
+    assert results[15,] == "RuntimeError: CUDA error: an illegal memory access"
 
 
 def test_cases_after_the_deadline_are_named():

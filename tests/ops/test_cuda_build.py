@@ -47,10 +47,35 @@ def toolkit(tmp_path):
 )
 def test_a_gpu_that_nvcc_does_not_know_gets_ptx(build, toolkit, monkeypatch, gpu, code):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: gpu)
     flags = build["gencode_flags"](toolkit("cuda"), every=False)
     arch = f"-gencode=arch=compute_{code},code="
     assert flags == [f"{arch}sm_{code}", f"{arch}compute_{code}"]
+
+
+def codes(flags: list[str]) -> list[str]:
+    return [flag.rpartition("code=")[2] for flag in flags]
+
+
+def test_every_gpu_of_the_machine_has_code(build, toolkit, monkeypatch):
+    gpus = [(9, 0), (8, 0)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", gpus.__getitem__)
+    flags = build["gencode_flags"](toolkit("cuda"), every=False)
+    assert codes(flags) == ["sm_80", "sm_90", "compute_90"]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "native")
+    assert build["gencode_flags"](toolkit("other"), every=False) == flags
+
+
+def test_architectures_are_numbers(build, toolkit, monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0a 12.0+PTX")
+    flags = build["gencode_flags"](toolkit("cuda"), every=False)
+    assert codes(flags) == ["sm_80", "sm_90", "sm_120", "compute_120"]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Ampere;9.0")
+    with pytest.raises(SystemExit, match=r"must be native, or numbers such as .* got Ampere 9.0"):
+        build["gencode_flags"](toolkit("other"), every=False)
 
 
 def test_every_architecture_between_the_oldest_and_the_newest_has_code(build, toolkit):

@@ -76,6 +76,7 @@ class TestDrawPooling:
         ("args", "message"),
         [
             (["--out", "x.txt"], "error: a picture must end in one of"),
+            (["--alpha", -1], "error: alpha must be a finite number >= 0, got -1"),
             (["--kernel", 40], "error: kernels must be from 2 to half of the region's"),
             (["--config", DEMO], "error: config and checkpoint must be given together"),
             (["--config", DEMO, "--checkpoint", "x.pth"], "error: no checkpoint at /"),

@@ -1,5 +1,6 @@
 """paper/measure_stem.py: energy, reach of the gradient and change under a shift, of a stem."""
 
+import copy
 import math
 
 import numpy as np
@@ -93,6 +94,16 @@ def test_sharper_pools_keep_more_energy_and_their_gradient_reaches_fewer_inputs(
     cfg, checkpoint, _ = stem
     measured = measure_stem(cfg, checkpoint, (0.0, 1.0, 4.0, math.inf), images=2)
     assert (np.diff(measured.energy) > 0).all() and (np.diff(measured.gradient) < 0).all()
+
+
+def test_the_padding_may_be_pairs(stem):
+    cfg, checkpoint, _ = stem
+    cfg = copy.deepcopy(cfg)
+    cfg.model.backbone.stem_pool = dict(
+        type="SoftPool2d", kernel_size=3, stride=2, padding=((1, 0), (1, 0))
+    )
+    measured = measure_stem(cfg, checkpoint, [1e30, math.inf], images=1)
+    assert measured.energy[0] == measured.energy[1] > 0
 
 
 def test_histograms_count_every_activation(stem, activations):
