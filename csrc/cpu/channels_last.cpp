@@ -316,7 +316,10 @@ MMSOFTPOOL_INLINE bool add_neighbours(
       row, step, n, [&](int64_t i, int t, Vec x) INLINED { return weights[i][t] = weight(x); },
       [&](int64_t i, const WindowSums<S>& window) INLINED {
         const Vec g = S::load(grad_output + i * step), scale = g / window.sum;
-        wrong |= is_wrong(window) | S::is_beyond(g, most);
+        // The factor of the weights must not bring back digits that scale or slope have lost.
+        const Vec least = exponents.alpha < S::splat(1) ? exponents.alpha * scale : scale;
+        wrong |= is_wrong(window) | S::is_beyond(g, most) |
+                 (S::is_within(least, std::numeric_limits<A>::min()) & S::is_beyond(g, 0));
         top[i] = window.top;
         slope[i] = gradient == Gradient::exact ? exponents.alpha * scale : Vec{};
         offset[i] = scale - slope[i] * window.below;

@@ -250,6 +250,11 @@ struct Simd {
     constexpr Integer sign = Integer(1) << (8 * sizeof(A) - 1);
     return bits(most) - ((Bits)v & ~sign);
   }
+  // |v| < least, which is positive.
+  static MMSOFTPOOL_INLINE Bits is_within(Vec v, A least) {
+    constexpr Integer sign = Integer(1) << (8 * sizeof(A) - 1);
+    return ((Bits)v & ~sign) - bits(least);
+  }
   static MMSOFTPOOL_INLINE Bits first_lanes(int64_t n) {
     Bits numbers{}, end;
     Integer buffer[lanes];

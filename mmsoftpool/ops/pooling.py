@@ -1,7 +1,7 @@
 """The arguments of a pooling, checked and in one form, and its output sizes."""
 
-import math
 import numbers
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -216,7 +216,7 @@ def _check_softmax(alpha: Any, gradient: Any) -> tuple[float, str]:
     is_number = type(alpha) is float or isinstance(alpha, numbers.Real)
     if not is_number or isinstance(alpha, bool):
         raise TypeError(f"alpha must be a finite number >= 0, got {alpha!r}")
-    if not 0 <= alpha < math.inf:
+    if not 0 <= alpha <= sys.float_info.max:  # an int may be larger
         raise ValueError(f"alpha must be a finite number >= 0, got {alpha!r}")
     if gradient not in GRADIENTS:
         raise ValueError(f"gradient must be 'exact' or 'paper', got {gradient!r}")

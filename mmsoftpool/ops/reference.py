@@ -198,12 +198,20 @@ def _weigh(
     """The windows of an input, their weights w and the derivative of the output by the taps, over
     w: 1 + alpha (x - y), or 1 (paper)."""
     windows = _windows(input, pooling)
-    taps = windows.gather(input.to(compute_dtype(input.dtype)), -math.inf)
-    w, shifted, _, mean = _softmax(taps, pooling.alpha)
+    scale, alpha = _scale(pooling)
+    taps = windows.gather(input.to(compute_dtype(input.dtype)) * scale, -math.inf)
+    w, shifted, _, mean = _softmax(taps, alpha)
     if pooling.gradient == "paper":
         return windows, w, torch.ones_like(w)
     mean = torch.where(mean == -math.inf, 0, mean)  # where w is 0, but the slope must be finite
-    return windows, w, 1 + _finite(pooling.alpha, w.dtype) * (shifted - mean)
+    return windows, w, 1 + _finite(alpha, w.dtype) * (shifted - mean)
+
+
+def _scale(pooling: Pooling | AdaptivePooling) -> tuple[float, float]:
+    """A factor for the input, and the alpha that goes with it. Near alpha = 0 taps have weights
+    however far they lie apart: differences of the largest numbers must not overflow."""
+    scale = 0.25 if pooling.alpha < 1e-30 else 1.0
+    return scale, pooling.alpha / scale
 
 
 def memory_format(input: Tensor) -> torch.memory_format:
@@ -242,9 +250,10 @@ def adaptive_soft_pool_backward(grad_output: Tensor, input: Tensor, *args: Any) 
 
 
 def _forward(input: Tensor, pooling: Pooling | AdaptivePooling) -> Tensor:
-    taps = _windows(input, pooling).gather(input.to(compute_dtype(input.dtype)), -math.inf)
-    _, _, max, mean = _softmax(taps, pooling.alpha)
-    return (max + mean).to(input.dtype).contiguous(memory_format=memory_format(input))
+    scale, alpha = _scale(pooling)
+    x = input.to(compute_dtype(input.dtype)) * scale
+    _, _, max, mean = _softmax(_windows(input, pooling).gather(x, -math.inf), alpha)
+    return ((max + mean) / scale).to(input.dtype).contiguous(memory_format=memory_format(input))
 
 
 def _backward(grad_output: Tensor, input: Tensor, pooling: Pooling | AdaptivePooling) -> Tensor:

@@ -235,6 +235,26 @@ class TestAlpha:
         (grad,) = torch.autograd.grad(y.sum(), x)
         assert grad[:2].tolist() == [[0.0, 1.0], [0.0, 0.0]] and grad[2:].isnan().all()
 
+    @pytest.mark.parametrize("alpha", [0.0, 1e-38, 1e-37])
+    def test_differences_may_be_larger_than_the_largest_number(self, backend, alpha):
+        x = torch.tensor([[[[-3e38, 3e38, 1e38, -2e38]]]])
+        y, _ = definition.soft_pool2d(x, ((1, 2), (1, 2), 0, 1, False), alpha=alpha)
+        torch.testing.assert_close(
+            soft_pool2d(x, (1, 2), alpha=alpha).double(), y, rtol=0, atol=1e-6 * 3e38
+        )
+
+    @pytest.mark.parametrize("alpha", [1.0, 1e-7])
+    @pytest.mark.parametrize("size", [1e-20, 1e-28, 1e-34])
+    @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+    def test_small_gradients_keep_their_digits(self, backend, format, size, alpha):
+        x = (randn(1, 16, 9, 17) / alpha).to(memory_format=format).requires_grad_()
+        y = soft_pool2d(x, 3, 2, 1, alpha=alpha)
+        grad_output = torch.full_like(y, size)
+        _, expected = definition.soft_pool2d(x, (3, 2, 1, 1, False), grad_output, alpha=alpha)
+        (grad,) = torch.autograd.grad(y, x, grad_output)
+        largest = float(expected.abs().max())
+        torch.testing.assert_close(grad.double(), expected, rtol=0, atol=1e-6 * largest)
+
     @pytest.mark.parametrize("alpha", [0, 1e-40, 1.0, 1e38])
     @pytest.mark.parametrize("scale", [1e-40, 1.0, 1e37])
     def test_is_finite_between_the_average_and_the_maximum(self, backend, alpha, scale):
@@ -420,6 +440,7 @@ class TestArguments:
             (ValueError, "alpha must be a finite number >= 0, got -1", dict(alpha=-1)),
             (ValueError, "alpha must be a finite number >= 0, got inf", dict(alpha=inf)),
             (ValueError, "alpha must be a finite number >= 0, got nan", dict(alpha=nan)),
+            (ValueError, "alpha must be a finite number >= 0, got 10000", dict(alpha=10**400)),
             (TypeError, "alpha must be a finite number >= 0, got '2'", dict(alpha="2")),
             (TypeError, "alpha must be .*tensor", dict(alpha=torch.tensor(2.0))),
             (ValueError, "gradient must be 'exact' or 'paper', got 'x'", dict(gradient="x")),
