@@ -6,8 +6,8 @@
 // (a window far from the reference, NaN, infinity), the result is not finite at first, and the
 // thread computes it again in the way of generic.h.
 //
-// A thread has four columns and walks down some rows of a plane. It sums each row over K columns,
-// and then over the last K rows.
+// A thread has four or eight columns (see cols) and walks down some rows of a plane. It sums each
+// row over K columns, and then over the last K rows.
 #pragma once
 
 #include "generic.h"

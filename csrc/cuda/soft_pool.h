@@ -23,7 +23,8 @@ cudaError_t pool_forward(
     const Pooling& pooling, const T* input, T* output, Compute<T>* workspace, cudaStream_t stream);
 
 // How many numbers of type Compute<T> the workspace of pool_backward has: none where one kernel
-// does it all, three for each output, or four for each output of a part of the batch.
+// does it all, three for each output (and three for each slice of a divided window), or four for
+// each output of a part of the batch.
 template <typename T>
 int64_t backward_workspace(
     const Pooling& pooling, const T* grad_output, const T* input, const T* grad_input);

@@ -15,7 +15,7 @@ struct StripArguments : WalkArguments {
 // column S Cols j and row S `rows` i.
 //
 // Packed (contiguous only): all rows are whole, aligned packs of S Cols numbers, and no window
-// starts behind the last of them. See is_packed.
+// starts behind the last of them. See run_strip.
 //
 // alpha is not so small that e^(alpha (x - max)) of two finite numbers overflows: t, its exponent
 // for the base 2, is then an exact 0 for the maximum, and below -150, where 2^t is 0, for -inf.

@@ -1,7 +1,7 @@
 """The operators ``torch.ops.mmsoftpool.*``: schemas, kernels, fake kernels, sharding.
 
-Arguments of all: ``input`` (N, C, spatial...) and the fields of a checked
-:class:`~mmsoftpool.ops.pooling.Pooling` or ``AdaptivePooling``. Users call
+Arguments of all: ``input`` (N, C, spatial...), in the backward after ``grad_output``, and the
+fields of a checked :class:`~mmsoftpool.ops.pooling.Pooling` or ``AdaptivePooling``. Users call
 :func:`mmsoftpool.soft_pool2d` and its variants, which check and complete the arguments. Gradients
 and batching are in :mod:`mmsoftpool.ops.autograd`, FLOPs in :mod:`mmsoftpool.ops.flops`.
 """

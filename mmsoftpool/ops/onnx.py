@@ -81,7 +81,8 @@ def _soft_pool(x: Tensor, pooling: Pooling) -> Tensor:
         return exact(x, pooling)
     if alpha == 0 or alpha >= MAX_POOLING * taps:
         pooled = _pool("MaxPool" if alpha else "AveragePool", x, pooling)
-        holds, operands = _is_finite(pooled.sum(dims)), (pooled,)
+        # Not of what is pooled: MaxPool drops a NaN in some engines.
+        holds, operands = _is_finite(x.sum(dims)), (pooled,)
 
         def fast(x: Tensor, pooled: Tensor) -> Tensor:
             return pooled.clone()
@@ -164,13 +165,13 @@ def exact(x: Tensor, pooling: Pooling) -> Tensor:
     """
     axes = len(pooling.kernel_size)
     alpha = min(max(pooling.alpha, _SMALLEST_ALPHA), _FLOAT32.max)
-    maximum = torch.where(x < _ABSENT, _ABSENT, x)
-    if any(pooling.padding):
+    if any(pooling.padding):  # not MaxPool's: with dilation it may be as large as the kernel
         pairs = [pooling.padding[2 * i : 2 * i + 2] for i in reversed(range(axes))]
-        maximum = F.pad(maximum, [p for pair in pairs for p in pair], value=_ABSENT)
-    padded = pooling._replace(padding=[0] * len(pooling.padding))
+        x = F.pad(x, [p for pair in pairs for p in pair], value=-math.inf)
+        pooling = pooling._replace(padding=[0] * len(pooling.padding))
+    maximum = torch.where(x < _ABSENT, _ABSENT, x)
     sums: list[Tensor] = []
-    for stage in _stages(padded, _MOST_TAPS_EXACT):
+    for stage in _stages(pooling, _MOST_TAPS_EXACT):
         taps = _taps(maximum, stage)
         previous = list(zip(*(_taps(tensor, stage) for tensor in sums), strict=True))
         maximum = _pool("MaxPool", maximum, stage)

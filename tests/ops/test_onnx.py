@@ -109,6 +109,7 @@ INPUTS = {
     "beside 75": with_values(randn(2, 3, *SIZE) * 1e-3, (75.0, -72.0)),
     "beside -inf": with_values(randn(2, 3, *SIZE), (-math.inf, -math.inf)),
     "beside inf": with_values(randn(2, 3, *SIZE), (math.inf, 0.0)),
+    "NaN alone": with_values(randn(2, 3, *SIZE), (math.nan, 0.0)),
     "beside NaN": with_values(randn(2, 3, *SIZE), (math.nan, -math.inf)),
 }
 
@@ -179,6 +180,18 @@ def test_the_right_shape_at_every_size(example, tmp_path):
             x = randn(3, 2, *size) * scale
             for y, pool in zip(run(x), pools, strict=True):
                 torch.testing.assert_close(y, pool(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "pool"),
+    [(8, SoftPool2d(2, 3, 0, 3, ceil_mode=True)), (3, SoftPool2d(3, 1, 1, dilation=2))],
+    ids=["padding as large as the kernel", "windows larger than the map"],
+)
+def test_dilation_at_the_borders_of_the_map(tmp_path, size, pool):
+    x = randn(1, 2, size, size)
+    x[0, 0, 0, 0] = -math.inf
+    (y,) = session("onnxruntime", export(pool, tmp_path / "x.onnx", x))(x)
+    torch.testing.assert_close(y, pool(x), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.slow
