@@ -146,11 +146,15 @@ ITERATIONS = {
 class TestLoopOfIterations:
     """A pass has six batches (persistent: three); checkpoints after 5, 10 and 14 iterations."""
 
-    @pytest.mark.parametrize("sampler", ["DefaultSampler", "InfiniteSampler"])
     @pytest.mark.parametrize(
-        "loader",
-        [{}, dict(num_workers=2), dict(num_workers=2, persistent_workers=True, batch_size=4)],
-        ids=["main", "workers", "persistent"],
+        ("sampler", "loader"),
+        [
+            ("DefaultSampler", {}),
+            ("InfiniteSampler", {}),
+            ("DefaultSampler", dict(num_workers=2)),
+            ("InfiniteSampler", dict(num_workers=2)),
+            ("DefaultSampler", dict(num_workers=2, persistent_workers=True, batch_size=4)),
+        ],
     )
     def test_a_run_killed_twice_ends_in_the_same_weights(self, toy, sampler, loader):
         settings = {
