@@ -139,10 +139,11 @@ def in_processes(
                     result = receiver.recv()
                 except EOFError:
                     process.join()
-                    if process.exitcode:  # 0: it has sent the error after which it ended
-                        yield cases.pop(0), f"the process ended with status {process.exitcode}"
+                    yield cases.pop(0), f"the process ended with status {process.exitcode}"
                     break
                 yield cases.pop(0), result
+                if isinstance(result, str) and "CUDA" in result:
+                    break  # no other kernel runs in this process
         finally:
             process.terminate()
             process.join()
@@ -155,11 +156,8 @@ def _call_all(function, cases, sender):
         try:
             result = function(*case)
         except Exception as error:
-            sender.send(f"{type(error).__name__}: {str(error).splitlines()[0]}")
-            if "CUDA" in str(error):
-                return  # no other kernel runs after it
-        else:
-            sender.send(result)
+            result = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        sender.send(result)
 
 
 def measure_operator(device, shape, rounds, dtype, layout, pooling) -> list[dict]:

@@ -28,6 +28,11 @@ def colours(names: Collection[str]) -> dict[str, str]:
     return {name: found.get(name) or next(free) for name in names}
 
 
+def metric_label(metric: str) -> str:
+    """What tables and pictures call a metric: COCO's AP as papers do."""
+    return {"coco/bbox_mAP": "box AP", "coco/segm_mAP": "mask AP"}.get(metric, metric)
+
+
 def check_picture(path) -> None:
     """Checks, before the work, that a picture can be written; its suffix is the format."""
     from matplotlib.backend_bases import FigureCanvasBase  # here: the rest requires only torch

@@ -1,11 +1,11 @@
 """Robustness of trained detectors: their AP on corrupted images, over the sharpness alpha and with
 plain remedies (Michaelis et al. 2019, "Benchmarking Robustness in Object Detection")."""
 
-import importlib.util
 import itertools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import cv2
@@ -20,18 +20,10 @@ from .._openmmlab import end_workers
 from ..errors import UserError
 from ..files import write_text
 from ..ops.modules import SoftPool2d
-from ..pictures import colours, save_figure
+from ..pictures import colours, metric_label, save_figure
 from ..replace import replace_pooling
 from ..runner import load_model
-from .scores import (
-    KeptScores,
-    check_alphas,
-    check_val,
-    identify,
-    load_runner,
-    main_metric,
-    metric_label,
-)
+from .scores import KeptScores, check_alphas, check_val, identify, load_runner, main_metric
 
 #: The corruptions of the benchmark by their kind.
 KINDS = {
@@ -298,8 +290,11 @@ def evaluate_robustness(
         UserError: If an argument is out of its range, the package imagecorruptions is missing, a
             checkpoint does not fit its config, or the config lacks a part that is needed.
     """
-    if importlib.util.find_spec("imagecorruptions") is None:
-        raise UserError("robustness needs imagecorruptions: pip install imagecorruptions-imaug")
+    try:
+        version("imagecorruptions-imaug")  # imagecorruptions itself takes no seed
+    except PackageNotFoundError as error:
+        message = "robustness needs imagecorruptions: pip install imagecorruptions-imaug"
+        raise UserError(message) from error
     check_alphas(alphas)
     for name, values, allowed in (
         ("corruptions", corruptions, CORRUPTIONS),

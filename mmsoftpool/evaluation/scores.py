@@ -84,11 +84,6 @@ def load_runner(cfg: Config, checkpoint: str) -> Runner:
     return runner
 
 
-def metric_label(metric: str) -> str:
-    """What tables and pictures call a metric: COCO's AP as papers do."""
-    return {"coco/bbox_mAP": "box AP", "coco/segm_mAP": "mask AP"}.get(metric, metric)
-
-
 def main_metric(table: list[list[dict[str, float]]]) -> tuple[str, np.ndarray]:
     """The metric for a table of evaluations, and its scores, COCO's in percent.
 

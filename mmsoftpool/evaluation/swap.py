@@ -16,18 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..config import require
 from ..errors import UserError
 from ..files import write_text
-from ..pictures import save_figure
+from ..pictures import metric_label, save_figure
 from ..replace import replace_pooling
 from ..runner import explain_errors, load_model
-from .scores import (
-    KeptScores,
-    check_alphas,
-    check_val,
-    identify,
-    load_runner,
-    main_metric,
-    metric_label,
-)
+from .scores import KeptScores, check_alphas, check_val, identify, load_runner, main_metric
 
 #: The values of alpha that are tried by default.
 ALPHAS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)

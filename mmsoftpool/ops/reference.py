@@ -186,20 +186,12 @@ def _finite(alpha: float, dtype: torch.dtype) -> float:
     return min(alpha, torch.finfo(dtype).max)
 
 
-def _windows(input: Tensor, pooling: Pooling | AdaptivePooling) -> Windows | AdaptiveWindows:
-    if isinstance(pooling, AdaptivePooling):
-        return AdaptiveWindows(input.shape[2:], pooling)
-    return Windows(input.shape[2:], pooling)
-
-
 def _weigh(
     input: Tensor, pooling: Pooling | AdaptivePooling
 ) -> tuple[Windows | AdaptiveWindows, Tensor, Tensor]:
     """The windows of an input, their weights w and the derivative of the output by the taps, over
     w: 1 + alpha (x - y), or 1 (paper)."""
-    windows = _windows(input, pooling)
-    scale, alpha = _scale(pooling)
-    taps = windows.gather(input.to(compute_dtype(input.dtype)) * scale, -math.inf)
+    windows, taps, alpha, _ = _gather(input, pooling)
     w, shifted, _, mean = _softmax(taps, alpha)
     if pooling.gradient == "paper":
         return windows, w, torch.ones_like(w)
@@ -207,11 +199,23 @@ def _weigh(
     return windows, w, 1 + _finite(alpha, w.dtype) * (shifted - mean)
 
 
-def _scale(pooling: Pooling | AdaptivePooling) -> tuple[float, float]:
-    """A factor for the input, and the alpha that goes with it. Near alpha = 0 taps have weights
-    however far they lie apart: differences of the largest numbers must not overflow."""
+def _gather(
+    input: Tensor, pooling: Pooling | AdaptivePooling
+) -> tuple[Windows | AdaptiveWindows, Tensor, float, float]:
+    """The windows of an input, their taps times a scale, the alpha for these, and the scale.
+
+    Near alpha = 0 taps have weights however far they lie apart: differences of the largest numbers
+    must not overflow.
+    """
     scale = 0.25 if pooling.alpha < 1e-30 else 1.0
-    return scale, pooling.alpha / scale
+    x = input.to(compute_dtype(input.dtype))
+    windows: Windows | AdaptiveWindows
+    if isinstance(pooling, AdaptivePooling):
+        windows = AdaptiveWindows(input.shape[2:], pooling)
+    else:
+        windows = Windows(input.shape[2:], pooling)
+    taps = windows.gather(x if scale == 1 else scale * x, -math.inf)
+    return windows, taps, pooling.alpha / scale, scale
 
 
 def memory_format(input: Tensor) -> torch.memory_format:
@@ -250,9 +254,8 @@ def adaptive_soft_pool_backward(grad_output: Tensor, input: Tensor, *args: Any) 
 
 
 def _forward(input: Tensor, pooling: Pooling | AdaptivePooling) -> Tensor:
-    scale, alpha = _scale(pooling)
-    x = input.to(compute_dtype(input.dtype)) * scale
-    _, _, max, mean = _softmax(_windows(input, pooling).gather(x, -math.inf), alpha)
+    _, taps, alpha, scale = _gather(input, pooling)
+    _, _, max, mean = _softmax(taps, alpha)
     return ((max + mean) / scale).to(input.dtype).contiguous(memory_format=memory_format(input))
 
 

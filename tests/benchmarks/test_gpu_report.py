@@ -19,8 +19,8 @@ def report(tmp_path):
 
 def half(number):
     """A case for another process: it fails, or ends the process."""
-    if number == 13:
-        os._exit(3)
+    if number in (13, 17):
+        os._exit({13: 3, 17: 0}[number])
     if number == 15:
         raise RuntimeError("CUDA error: an illegal memory access")
     if number % 2:
@@ -29,11 +29,12 @@ def half(number):
 
 
 def test_a_process_that_ends_costs_one_case():
-    cases = [(4,), (13,), (7,), (15,), (6,)]
+    cases = [(4,), (13,), (7,), (15,), (17,), (6,)]
     results = dict(gpu_report.in_processes(half, cases, time.monotonic() + 60))
     assert list(results) == cases
     assert results[4,] == [2] and results[6,] == [3]
     assert results[13,] == "the process ended with status 3"
+    assert results[17,] == "the process ended with status 0"
     assert results[7,] == "ValueError: 7 is odd"
     assert results[15,] == "RuntimeError: CUDA error: an illegal memory access"
 

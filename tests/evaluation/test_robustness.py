@@ -213,6 +213,12 @@ def test_wrong_arguments_are_named(detectors, evaluations, tmp_path, arguments, 
     assert not evaluations
 
 
+def test_the_package_with_the_corruptions_is_named(detectors, monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.metadata.Distribution.discover", lambda **_: iter(()))
+    with pytest.raises(UserError, match="pip install imagecorruptions-imaug"):
+        evaluate_robustness(detectors, tmp_path / "out")
+
+
 def test_a_detector_without_pools_is_found_before_the_work(detectors, evaluations, tmp_path):
     with pytest.raises(ValueError, match=r"AvgPool2d"):
         evaluate_robustness(detectors, tmp_path / "out", alphas=[1.0], include="torch.nn.AvgPool2d")
