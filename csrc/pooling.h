@@ -5,12 +5,6 @@
 #include <cstdint>
 #include <numeric>
 
-#ifdef __CUDACC__
-#define MMSOFTPOOL_HOST_DEVICE __host__ __device__
-#else
-#define MMSOFTPOOL_HOST_DEVICE
-#endif
-
 namespace mmsoftpool {
 
 // One spatial axis. Output o covers the inputs first_input(o) + k * dilation, k in [0, taps(o));
@@ -27,14 +21,12 @@ struct Axis {
   // 1, 0 and 1.
   bool adaptive = false;
 
-  MMSOFTPOOL_HOST_DEVICE int64_t first_input(int64_t o) const {
-    return adaptive ? o * in / out : o * stride - padding;
-  }
-  MMSOFTPOOL_HOST_DEVICE int64_t taps(int64_t o) const {
+  int64_t first_input(int64_t o) const { return adaptive ? o * in / out : o * stride - padding; }
+  int64_t taps(int64_t o) const {
     return adaptive ? ((o + 1) * in + out - 1) / out - first_input(o) : kernel_size;
   }
 
-  MMSOFTPOOL_HOST_DEVICE int64_t span() const { return (kernel_size - 1) * dilation + 1; }
+  int64_t span() const { return (kernel_size - 1) * dilation + 1; }
 };
 
 // Order of the axes in memory: (batch, channels, depth, height, width), or channels last.
@@ -54,15 +46,13 @@ struct Pooling {
   double alpha = 1;  // the weights are softmax(alpha x); finite, at least 0
   Gradient gradient = Gradient::exact;
 
-  MMSOFTPOOL_HOST_DEVICE int64_t planes() const { return batch * channels; }
-  MMSOFTPOOL_HOST_DEVICE int64_t in_plane() const { return depth.in * height.in * width.in; }
-  MMSOFTPOOL_HOST_DEVICE int64_t out_plane() const { return depth.out * height.out * width.out; }
-  MMSOFTPOOL_HOST_DEVICE int64_t taps() const {  // of the largest window
+  int64_t planes() const { return batch * channels; }
+  int64_t in_plane() const { return depth.in * height.in * width.in; }
+  int64_t out_plane() const { return depth.out * height.out * width.out; }
+  int64_t taps() const {  // of the largest window
     return depth.kernel_size * height.kernel_size * width.kernel_size;
   }
-  MMSOFTPOOL_HOST_DEVICE bool is_adaptive() const {
-    return depth.adaptive || height.adaptive || width.adaptive;
-  }
+  bool is_adaptive() const { return depth.adaptive || height.adaptive || width.adaptive; }
 };
 
 // Output size of an axis as torch's own pools have it; less than 1 is an error. In ceil_mode a

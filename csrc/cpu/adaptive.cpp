@@ -159,17 +159,7 @@ MMSOFTPOOL_INLINE void from_lanes(
     const int64_t number = std::min(S::lanes, planes.number - p);
     if (planes.position != 1) {
       for (int64_t i = 0; i < size; ++i) {
-        T* const y = first + i * planes.position;
-        const Vec v = S::load(from + i * block + p);
-        if (number == S::lanes) {
-          S::store(v, y);
-        } else {
-          T buffer[S::lanes];
-          S::store(v, buffer);
-          for (int64_t j = 0; j < number; ++j) {
-            y[j] = buffer[j];
-          }
-        }
+        S::store(S::load(from + i * block + p), first + i * planes.position, number);
       }
       continue;
     }

@@ -430,7 +430,9 @@ struct Ring {
     const float per_sum = reciprocal(sum);
     const float scale = grad_output * per_sum, slope = a.slope * scale;
     const float first = scale - slope * (mean * per_sum);
-    return {is_in_range(sum) ? first : nan, slope};
+    // A number below the normal ones lacks digits that a large power would show.
+    const bool has_digits = (fabsf(scale) >= 0x1p-118f) | (grad_output == 0);
+    return {is_in_range(sum) & has_digits ? first : nan, slope};
   }
   static MMSOFTPOOL_BODY float gradient(
       const Reference& reference, float x, float first, float second) {

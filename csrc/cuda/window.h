@@ -79,7 +79,6 @@ MMSOFTPOOL_BODY float reciprocal(float x) {
   return 1 / x;
 #endif
 }
-MMSOFTPOOL_BODY double reciprocal(double x) { return 1 / x; }
 
 // Whether two numbers are at most 8 units in the last place apart.
 MMSOFTPOOL_BODY bool are_close(float x, float y) {

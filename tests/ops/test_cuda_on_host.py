@@ -413,11 +413,14 @@ LARGE = [
 ]
 
 
-def check_rings(library, x, pooling, *, alpha=1.0, gradient="exact", rows=6):
-    """Holds value and gradient of the rings against the operator's in float64."""
+def check_rings(library, x, pooling, *, alpha=1.0, gradient="exact", rows=6, size=1.0):
+    """Holds value and gradient of the rings against the operator's in float64.
+
+    ``size`` is that of the gradients."""
     pooling = Pooling.check(2, *pooling, alpha=alpha, gradient=gradient)
     y = torch.ops.mmsoftpool.soft_pool(x.double(), *pooling)
-    g = randn(*y.shape, seed=1).to(x.dtype).contiguous(memory_format=reference.memory_format(x))
+    g = (size * randn(*y.shape, seed=1)).to(x.dtype)
+    g = g.contiguous(memory_format=reference.memory_format(x))
     grad = torch.ops.mmsoftpool.soft_pool_backward(g.double(), x.double(), *pooling)
     value, grad_input, kind = run_on_host(library, x, pooling, g, rows=rows)
     assert kind == "rings"
@@ -429,6 +432,15 @@ def check_rings(library, x, pooling, *, alpha=1.0, gradient="exact", rows=6):
         torch.testing.assert_close(
             result.double(), expected, rtol=rtol, atol=largest * error, equal_nan=True
         )
+
+
+@pytest.mark.parametrize("size", [1e-28, 1e-36])
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("pooling", LARGE)
+def test_small_gradients_keep_their_digits(host_library, pooling, format, size):
+    x = randn(1, 4, 20, 16).contiguous(memory_format=format)
+    x[:, :, 3:8] += 16  # far from the reference
+    check_rings(host_library, x, pooling, size=size)
 
 
 @pytest.mark.parametrize("gradient", ["exact", "paper"])
