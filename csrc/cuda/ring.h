@@ -3,8 +3,8 @@
 //
 // The weights of a window are powers 2^(c x - reference), c = alpha log2 e. The reference, from one
 // input of the plane, cancels in every window; it only sets the range. Where that does not suffice
-// (a window far from the reference, NaN, infinity), the result is not finite at first, and the
-// thread computes it again in the way of generic.h.
+// (a window far from the reference, a tiny gradient, NaN, infinity), the result is not finite at
+// first, and the thread computes it again in the way of generic.h.
 //
 // A thread has four or eight columns (see cols) and walks down some rows of a plane. It sums each
 // row over K columns, and then over the last K rows.

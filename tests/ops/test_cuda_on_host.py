@@ -416,7 +416,8 @@ LARGE = [
 def check_rings(library, x, pooling, *, alpha=1.0, gradient="exact", rows=6, size=1.0):
     """Holds value and gradient of the rings against the operator's in float64.
 
-    ``size`` is that of the gradients."""
+    ``size`` is that of the gradients.
+    """
     pooling = Pooling.check(2, *pooling, alpha=alpha, gradient=gradient)
     y = torch.ops.mmsoftpool.soft_pool(x.double(), *pooling)
     g = (size * randn(*y.shape, seed=1)).to(x.dtype)
