@@ -122,7 +122,8 @@ sanitize: env
 
 # What nvcc makes of all CUDA kernels, run on the CPU; a test has some of them.
 test-ptx: env
-	MMSOFTPOOL_PTX="8.0 9.0" $(PYTEST) -q --dist loadgroup tests/ops/test_ptx.py
+	echo 8.0 9.0 | xargs -n 1 -P $(JOBS) sh -c \
+	  'MMSOFTPOOL_PTX=$$0 OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/ops/test_ptx.py'
 
 aarch64: env
 	command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64 || { \

@@ -98,11 +98,7 @@ def link(library, objects, *flags):
     return loaded
 
 
-# An architecture is built by one worker of pytest-xdist.
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(a, marks=pytest.mark.xdist_group(a)) for a in ARCHITECTURES or ["8.0"]],
-)
+@pytest.fixture(scope="module", params=ARCHITECTURES or ["8.0"])
 def library(request, tmp_path_factory):
     library = build(tmp_path_factory.mktemp("ptx"), request.param, bool(ARCHITECTURES))
     library.arch = request.param
